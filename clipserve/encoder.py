@@ -1,0 +1,185 @@
+"""Loads a traced encoder, proves that it is the right one, and runs it."""
+
+from __future__ import annotations
+
+import base64
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clipserve.encoder_spec import (
+    TOKENIZER_FILE,
+    EncoderSpec,
+    FloatArray,
+    decode_vector,
+    read_extra_file,
+    read_spec,
+    torchscript_sha256,
+)
+from clipserve.errors import SpecError
+from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
+from clipserve.tokens import TokenArray, Tokenizer
+
+# A worker may run on another CPU or GPU model than the export did, whose kernels add in another order.
+GOLDEN_MIN_COSINE = 0.999
+
+# The golden picture is made by clipserve itself and tiny; no caller's limits apply to it.
+GOLDEN_LIMITS = ImageLimits()
+
+
+def load_torchscript(path: Path, device: torch.device) -> torch.jit.ScriptModule:
+    """`torch.jit.load` without its deprecation warning."""
+    with warnings.catch_warnings():
+        # torch.jit is past its end of maintenance, which the README says once for all its calls.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
+        return torch.jit.load(str(path), map_location=device)
+
+
+class _TracedEncoder:
+    """What image and text encoders share: verified loading, and running without gradients."""
+
+    def __init__(self, path: Path, device: torch.device):
+        self.path = path
+        self.spec = read_spec(path)
+        self.device = device
+        if self.spec.device != device.type:
+            raise SpecError(
+                f"{path}: traced for {self.spec.device}, asked to run on {device.type}; "
+                f"run 'make export DEVICE={device.type}'"
+            )
+        found = torchscript_sha256(path)
+        if found != self.spec.torchscript_sha256:
+            raise SpecError(
+                f"{path}: SHA-256 {found[:12]}… of code and weights, the spec says "
+                f"{self.spec.torchscript_sha256[:12]}…: the file was changed after its export; "
+                "run 'make export' again"
+            )
+        self._module = load_torchscript(path, device)
+
+    def _run(self, *inputs: torch.Tensor) -> FloatArray:
+        with torch.inference_mode():
+            embeddings: torch.Tensor = self._module(*(i.to(self.device) for i in inputs))
+            return embeddings.cpu().numpy()
+
+    def _check_golden(self, embedding: FloatArray) -> None:
+        expected = decode_vector(self.spec.certificate.golden.embedding)
+        norms = float(np.linalg.norm(embedding) * np.linalg.norm(expected))
+        cosine = float(np.dot(embedding, expected)) / norms if norms > 0 else 0.0
+        if not cosine >= GOLDEN_MIN_COSINE:
+            raise SpecError(
+                f"{self.path}: the golden input's embedding has cosine {cosine:.6f} with the "
+                f"certificate's, allowed is >= {GOLDEN_MIN_COSINE}; run 'make export' on this machine"
+            )
+
+
+class TracedImageEncoder(_TracedEncoder):
+    """A traced image encoder that has reproduced its golden embedding.
+
+    Args:
+        path: the encoder file.
+        device: where to run; must be the device it was traced for.
+
+    Raises:
+        SpecError: wrong modality, device, hash or golden embedding.
+    """
+
+    def __init__(self, path: Path, device: torch.device):
+        super().__init__(path, device)
+        if self.spec.image is None:
+            raise SpecError(f"{path}: a {self.spec.modality} encoder, should be an image encoder")
+        self.preprocessing = self.spec.image
+        self.check_golden()
+
+    def embed(self, pixel_values: Sequence[PixelArray]) -> FloatArray:
+        """Embeds uint8 `[3, H, W]` pictures in one batch: float32 `[N, embedding_dim]`."""
+        return self._run(torch.from_numpy(np.stack(pixel_values)))
+
+    def check_golden(self) -> None:
+        """Embeds the golden picture.
+
+        Raises:
+            SpecError: its embedding is not the certificate's.
+        """
+        png = base64.b64decode(self.spec.certificate.golden.input)
+        pixels = preprocess(decode_image(png, GOLDEN_LIMITS), self.preprocessing, GOLDEN_LIMITS)
+        self._check_golden(self.embed([pixels])[0])
+
+
+class TracedTextEncoder(_TracedEncoder):
+    """A traced text encoder, with its tokenizer, that has reproduced its golden embedding.
+
+    Args:
+        path: the encoder file.
+        device: where to run; must be the device it was traced for.
+
+    Raises:
+        SpecError: wrong modality, device, hash, tokenizer or golden embedding.
+    """
+
+    def __init__(self, path: Path, device: torch.device):
+        super().__init__(path, device)
+        if self.spec.text is None:
+            raise SpecError(f"{path}: an {self.spec.modality} encoder, should be a text encoder")
+        definition = read_extra_file(path, TOKENIZER_FILE).decode("utf-8")
+        self.tokenizer = Tokenizer(definition, self.spec.text)
+        self.check_golden()
+
+    def embed(self, input_ids: TokenArray, attention_mask: TokenArray) -> FloatArray:
+        """Embeds int64 `[N, L]` token ids in one batch: float32 `[N, embedding_dim]`."""
+        return self._run(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+
+    def check_golden(self) -> None:
+        """Embeds the golden sentence.
+
+        Raises:
+            SpecError: its embedding is not the certificate's.
+        """
+        tokens = self.tokenizer.tokenize(self.spec.certificate.golden.input)
+        self._check_golden(self.embed(*self.tokenizer.pad([tokens.ids]))[0])
+
+
+def check_pair(image: EncoderSpec, text: EncoderSpec) -> None:
+    """Checks that two encoders share one embedding space.
+
+    Raises:
+        SpecError: they do not.
+    """
+    if (image.space_id, image.embedding_dim) != (text.space_id, text.embedding_dim):
+        raise SpecError(
+            f"{image.stem} (space {image.space_id}, {image.embedding_dim}-d) and {text.stem} "
+            f"(space {text.space_id}, {text.embedding_dim}-d) are not of one embedding space; "
+            "export both in one 'make export'"
+        )
+
+
+def cpu_has_native_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); emulated bf16 is slow."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_variant(folder: Path, modality: str, device: torch.device) -> Path:
+    """The encoder file in `folder` that a worker on `device` should run.
+
+    Half precision goes first where the hardware multiplies it natively.
+
+    Raises:
+        SpecError: none for this modality and device.
+    """
+    specs = {path: read_spec(path) for path in sorted(folder.glob("*.pt"))}
+    native = {"fp16", "fp32"} if device.type == "cuda" or not cpu_has_native_bf16() else {"bf16"}
+    fitting = [
+        (spec.precision not in native, spec.precision != "fp16", path)
+        for path, spec in specs.items()
+        if spec.modality == modality and spec.device == device.type
+    ]
+    if not fitting:
+        found = ", ".join(sorted(spec.stem for spec in specs.values())) or "no encoder at all"
+        raise SpecError(
+            f"no {modality} encoder for {device.type} here, only {found}; run "
+            f"'make export DEVICE={device.type}' and 'make archive', or set deviceType to the other "
+            "device in the archive's YAML"
+        )
+    return min(fitting)[2]

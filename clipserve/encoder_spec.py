@@ -1,0 +1,322 @@
+"""What a traced encoder is, in a form that travels with it.
+
+An `EncoderSpec` stands as `STEM.json` beside `STEM.pt`, and inside `STEM.pt` as the TorchScript extra
+file `spec.json`, so that the one `.pt` is enough. Nothing else in the project knows an image size, a mean,
+a context length or a logit scale.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import types
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+
+from clipserve.errors import SpecError
+
+SCHEMA_VERSION = 1
+
+SPEC_FILE = "spec.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+Modality = Literal["image", "text"]
+Device = Literal["cpu", "cuda"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ImagePreprocessing:
+    """How pixels are made from a picture; rescaling and mean/std are inside the graph.
+
+    Attributes:
+        shortest_edge: the picture is resized so that its shorter side has this many pixels.
+        crop_height, crop_width: centre crop after resizing, pixels.
+        resample: name of a `PIL.Image.Resampling` member in lower case.
+        mean, std: per RGB channel, of pixels scaled to [0, 1]; recorded, already applied by the graph.
+    """
+
+    shortest_edge: int
+    crop_height: int
+    crop_width: int
+    resample: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TextPreprocessing:
+    """How tokens are made from a text.
+
+    Attributes:
+        context_length: the most tokens an input may have, special tokens included.
+        pad_token_id: fills `input_ids` where `attention_mask` is 0.
+        tokenizer_sha256: of the `tokenizer.json` inside the encoder file.
+    """
+
+    context_length: int
+    pad_token_id: int
+    tokenizer_sha256: str
+
+
+@dataclass(frozen=True)
+class ParityCase:
+    """One comparison of the traced encoder with its eager original.
+
+    Attributes:
+        name: what was compared, such as `random tokens, batch 3 x 17, padded`.
+        max_abs_diff: largest absolute difference of any component.
+        min_cosine: smallest cosine similarity of any row.
+    """
+
+    name: str
+    max_abs_diff: float
+    min_cosine: float
+
+
+@dataclass(frozen=True)
+class ParityBound:
+    """What a variant must keep to; None where it is not bound."""
+
+    max_abs_diff: float | None
+    min_cosine: float | None
+
+    def holds(self, max_abs_diff: float, min_cosine: float) -> bool:
+        """Whether both measured numbers are within the bound."""
+        return (self.max_abs_diff is None or max_abs_diff <= self.max_abs_diff) and (
+            self.min_cosine is None or min_cosine >= self.min_cosine
+        )
+
+    def __str__(self) -> str:
+        parts = []
+        if self.max_abs_diff is not None:
+            parts.append(f"max-abs <= {self.max_abs_diff:g}")
+        if self.min_cosine is not None:
+            parts.append(f"cosine >= {self.min_cosine:g}")
+        return " and ".join(parts)
+
+
+# fp32 differs from its original by the order of float additions only; half precisions round weights.
+PARITY_BOUNDS: dict[Precision, ParityBound] = {
+    "fp32": ParityBound(max_abs_diff=1e-5, min_cosine=None),
+    "bf16": ParityBound(max_abs_diff=None, min_cosine=0.999),
+    "fp16": ParityBound(max_abs_diff=None, min_cosine=0.999),
+}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """An input and the embedding that the eager original gives for it.
+
+    Attributes:
+        input: a sentence, or a PNG file in base64.
+        embedding: float32 little-endian in base64, `[embedding_dim]`.
+    """
+
+    input: str
+    embedding: str
+
+
+@dataclass(frozen=True)
+class ParityCertificate:
+    """The measured difference between a traced encoder and its eager original."""
+
+    bound: ParityBound
+    max_abs_diff: float
+    min_cosine: float
+    cases: tuple[ParityCase, ...]
+    golden: Golden
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """The spec of one traced encoder.
+
+    Attributes:
+        model_id: name of the pair, as in the endpoint's `model` field and the file's stem.
+        checkpoint: name or folder name of the checkpoint this encoder came from.
+        embedding_dim: length of an embedding.
+        normalized: whether the graph L2-normalises its output.
+        precision: of weights and arithmetic; the output is float32 always.
+        logit_scale: multiplies cosines before softmax; exponentiated, about 100 for CLIP.
+        checkpoint_sha256: of the eager encoder's weights (names, shapes and values), so that it does not
+            depend on how the checkpoint's files are laid out.
+        torchscript_sha256: of the encoder file's code and weights, see `torchscript_sha256`.
+        space_id: both encoders' weights and preprocessing hashed; embeddings may be compared only where
+            theirs are equal. Independent of device and precision.
+        versions: of the libraries that made the file.
+    """
+
+    schema_version: int
+    model_id: str
+    checkpoint: str
+    modality: Modality
+    embedding_dim: int
+    normalized: bool
+    device: Device
+    precision: Precision
+    image: ImagePreprocessing | None
+    text: TextPreprocessing | None
+    logit_scale: float
+    checkpoint_sha256: str
+    torchscript_sha256: str
+    space_id: str
+    versions: dict[str, str]
+    certificate: ParityCertificate
+
+    @property
+    def stem(self) -> str:
+        """File name without ending, such as `clip-ViT-B-32-image-cpu-bf16`."""
+        return f"{self.model_id}-{self.modality}-{self.device}-{self.precision}"
+
+    def to_json(self) -> str:
+        """The spec as indented JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> EncoderSpec:
+        """Reads a spec back, strictly.
+
+        Args:
+            text: what `to_json` wrote.
+            source: names the file in error messages.
+
+        Raises:
+            SpecError: not JSON, another schema version, or a field missing, unknown or of another type.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise SpecError(f"{source}: not a spec ({error}); run 'make export' again") from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise SpecError(
+                f"{source}: schema_version {version!r}, this clipserve reads {SCHEMA_VERSION}; "
+                "run 'make export' again"
+            )
+        spec = _build(cls, data, source)
+        wanted = "image" if spec.modality == "image" else "text"
+        if getattr(spec, wanted) is None:
+            raise SpecError(f"{source}: modality {spec.modality!r} without its {wanted!r} section")
+        return spec
+
+
+def encode_vector(vector: FloatArray) -> str:
+    """Base64 of little-endian float32."""
+    return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
+
+
+def decode_vector(text: str) -> FloatArray:
+    """The float32 array `[D]` behind `encode_vector`'s text."""
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4").astype(np.float32)
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def torchscript_sha256(path: Path) -> str:
+    """SHA-256 over the names and contents of an encoder file's records.
+
+    Left out are the extra files, which hold the spec and so this very hash (the tokenizer has its own),
+    and PyTorch's serialization id, which is derived from all records.
+
+    Raises:
+        SpecError: no such file, or not a TorchScript file.
+    """
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                record = name.partition("/")[2]
+                if record.startswith("extra/") or record == ".data/serialization_id":
+                    continue
+                digest.update(record.encode() + b"\0")
+                with archive.open(name) as stream:
+                    while chunk := stream.read(1 << 20):
+                        digest.update(chunk)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise SpecError(f"{path}: not a readable encoder ({error}); run 'make export'") from error
+    return digest.hexdigest()
+
+
+def read_extra_file(path: Path, name: str) -> bytes:
+    """Reads one extra file of a TorchScript file without loading the weights.
+
+    Raises:
+        SpecError: no such file, or no such record in it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = [n for n in archive.namelist() if n.partition("/")[2] == f"extra/{name}"]
+            if not records:
+                raise SpecError(
+                    f"{path}: carries no {name}, so it was not written by clipserve; "
+                    "run 'make export'"
+                )
+            return archive.read(records[0])
+    except (OSError, zipfile.BadZipFile) as error:
+        raise SpecError(f"{path}: not a readable encoder ({error}); run 'make export'") from error
+
+
+def read_spec(path: Path) -> EncoderSpec:
+    """The spec inside the encoder file `path`.
+
+    Raises:
+        SpecError: the file is missing, damaged or of another version.
+    """
+    return EncoderSpec.from_json(read_extra_file(path, SPEC_FILE).decode("utf-8"), str(path))
+
+
+T = TypeVar("T")
+
+
+def _build(cls: type[T], data: Any, where: str) -> T:
+    """Makes a dataclass from parsed JSON, checking names and types all the way down."""
+    if not isinstance(data, dict):
+        raise SpecError(f"{where}: {type(data).__name__}, should be an object")
+    hints = get_type_hints(cls)
+    unknown, missing = set(data) - set(hints), set(hints) - set(data)
+    if unknown or missing:
+        raise SpecError(
+            f"{where}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}; "
+            "run 'make export' again"
+        )
+    return cls(**{key: _value(hint, data[key], f"{where}: {key}") for key, hint in hints.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, Union):
+        if value is None:
+            return None
+        return _value(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in args:
+            raise SpecError(f"{where}: {value!r}, allowed are {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise SpecError(f"{where}: {value!r}, should be a list")
+        return tuple(_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise SpecError(f"{where}: {value!r}, should be an object")
+        return {k: _value(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)  # type: ignore[arg-type]  # narrowed to an instance or a type
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise SpecError(f"{where}: {value!r}, should be {hint.__name__}")
+    return value

@@ -1,0 +1,131 @@
+"""From the bytes of a picture to `pixel_values`.
+
+Pixel for pixel what `transformers`' CLIP processor makes of the same picture with Pillow, up to and including
+the centre crop; rescaling and mean/std are inside the graph. Two decisions, made here once:
+
+* **Orientation**: the EXIF orientation is applied, so that a photograph is embedded as viewers show it.
+  (The original processor is given whatever the caller decoded, and does not look at EXIF.)
+* **Transparency**: pictures with an alpha channel or a transparent colour are laid over white, as
+  `transformers` 5 does.
+
+Of an animation the first frame counts. 16-bit grey is brought to 8 bits as the original brings it: Pillow clips at
+255, so such a picture should be scaled before it is sent.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from clipserve.encoder_spec import ImagePreprocessing
+from clipserve.errors import RequestError
+
+PixelArray = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may be; checked before its pixels are decoded.
+
+    Attributes:
+        max_bytes: of the encoded file.
+        max_pixels: width times height, of the picture and of its resized form.
+        formats: Pillow's names of the formats that are admitted; all others are never tried.
+    """
+
+    max_bytes: int = 20_000_000
+    max_pixels: int = 25_000_000
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+
+def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Decodes a picture to mode RGB, upright, transparency over white.
+
+    Raises:
+        RequestError: `image_too_large` (413), `unsupported_image_format` (415), `invalid_image` (400).
+    """
+    if not data:
+        raise RequestError("empty_image", "the image has 0 bytes")
+    if len(data) > limits.max_bytes:
+        raise RequestError(
+            "image_too_large",
+            f"the image has {len(data)} bytes, allowed are {limits.max_bytes}",
+            413,
+        )
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns about a decompression bomb up to twice its own limit.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Corrupt EXIF or palette data makes Pillow warn and go on; the pixels decide.
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            with Image.open(io.BytesIO(data), formats=limits.formats) as image:
+                _check_pixels(image.width, image.height, limits)
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except RequestError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise RequestError(
+            "unsupported_image_format",
+            f"the bytes are no picture in an allowed format ({', '.join(limits.formats)})",
+            415,
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RequestError("image_too_large", str(error), 413) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError,
+        # IndexError and more for damaged files: whatever it is, it came from this caller's bytes.
+        raise RequestError("invalid_image", f"the image cannot be decoded: {error}") from error
+
+
+def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise RequestError(
+            "image_too_large",
+            f"the image is {width} x {height} pixels, allowed are {limits.max_pixels} in all",
+            413,
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def preprocess(
+    image: Image.Image, preprocessing: ImagePreprocessing, limits: ImageLimits
+) -> PixelArray:
+    """Resizes and crops an RGB picture.
+
+    Returns:
+        uint8 `[3, crop_height, crop_width]`, RGB, 0–255.
+
+    Raises:
+        RequestError: `image_too_large` (413) for a picture so long and thin that its resized form exceeds
+            the pixel limit.
+    """
+    width, height = image.size
+    edge = preprocessing.shortest_edge
+    # The longer side is truncated, not rounded: get_resize_output_image_size of transformers.
+    if width <= height:
+        size = edge, int(edge * height / width)
+    else:
+        size = int(edge * width / height), edge
+    _check_pixels(*size, limits)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling[preprocessing.resample.upper()])
+    left = (size[0] - preprocessing.crop_width) // 2
+    top = (size[1] - preprocessing.crop_height) // 2
+    box = (left, top, left + preprocessing.crop_width, top + preprocessing.crop_height)
+    pixels = np.asarray(image.crop(box), dtype=np.uint8)  # [H, W, 3]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

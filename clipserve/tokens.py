@@ -1,0 +1,78 @@
+"""From a text to token ids, with the checkpoint's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from clipserve.encoder_spec import TextPreprocessing, sha256
+from clipserve.errors import SpecError
+
+TokenArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of one text.
+
+    Attributes:
+        ids: token ids, special tokens included, at most the context length.
+        truncated: whether the text had more tokens than the context length admits.
+        unknown: how many tokens stand for something that the vocabulary does not have.
+    """
+
+    ids: tuple[int, ...]
+    truncated: bool
+    unknown: int
+
+
+class Tokenizer:
+    """The tokenizer inside a text encoder's file.
+
+    Args:
+        definition: text of a `tokenizer.json`.
+        preprocessing: the text section of the encoder's spec.
+
+    Raises:
+        SpecError: `definition` is not the one that the spec was written for.
+    """
+
+    def __init__(self, definition: str, preprocessing: TextPreprocessing):
+        found = sha256(definition.encode("utf-8"))
+        if found != preprocessing.tokenizer_sha256:
+            raise SpecError(
+                f"tokenizer: SHA-256 {found[:12]}…, the spec says "
+                f"{preprocessing.tokenizer_sha256[:12]}…; run 'make export' again"
+            )
+        self._pad_token_id = preprocessing.pad_token_id
+        self._tokenizer = tokenizers.Tokenizer.from_str(definition)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length=preprocessing.context_length)
+        unknown_token = getattr(self._tokenizer.model, "unk_token", None)
+        self._unknown_id = (
+            None if unknown_token is None else self._tokenizer.token_to_id(unknown_token)
+        )
+
+    def tokenize(self, text: str) -> Tokens:
+        """Tokens of one text; an empty or blank text has the special tokens only."""
+        encoding = self._tokenizer.encode(text)
+        # CLIP's byte-level BPE names its end token as unknown token too: special tokens do not count.
+        unknown = sum(
+            token == self._unknown_id and not special
+            for token, special in zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        )
+        return Tokens(tuple(encoding.ids), bool(encoding.overflowing), unknown)
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[TokenArray, TokenArray]:
+        """Pads token ids to the longest row: `input_ids` and `attention_mask`, int64 `[N, L]`."""
+        length = max(len(ids) for ids in rows)
+        input_ids = np.full((len(rows), length), self._pad_token_id, dtype=np.int64)
+        attention_mask = np.zeros((len(rows), length), dtype=np.int64)
+        for row, ids in enumerate(rows):
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+        return input_ids, attention_mask

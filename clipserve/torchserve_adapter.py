@@ -1,0 +1,110 @@
+"""TorchServe's calling convention around an endpoint.
+
+TorchServe gives a worker `initialize(context)` once and `handle(rows, context)` per batch; a row is a dict of
+`body` or of multipart field names. Only `context.set_response_status(code, phrase, index)` with a body at that
+index fails one request of a batch; an exception would fail them all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant
+from clipserve.errors import SpecError
+from clipserve.handler import Endpoint, Settings
+from clipserve.protocol import Row
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerResources:
+    """What an archive gives its handler: encoder files, a device and settings."""
+
+    def __init__(self, folder: Path, device: torch.device, settings: Settings):
+        self.settings = settings
+        self._folder = folder
+        self._device = device
+
+    def image_encoder(self) -> TracedImageEncoder:
+        """The archive's image encoder for this worker's device."""
+        return TracedImageEncoder(choose_variant(self._folder, "image", self._device), self._device)
+
+    def text_encoder(self) -> TracedTextEncoder:
+        """The archive's text encoder for this worker's device."""
+        return TracedTextEncoder(choose_variant(self._folder, "text", self._device), self._device)
+
+
+class TorchServeHandler:
+    """Base of the classes in `handlers/`, which say in `build` what they serve."""
+
+    def build(self, resources: WorkerResources) -> Endpoint:
+        """Makes the endpoint that answers this archive's requests."""
+        raise NotImplementedError
+
+    def initialize(self, context: Any) -> None:
+        """Loads the encoders and proves them on their golden inputs.
+
+        Raises:
+            SpecError: nothing in the archive may run here; TorchServe then reports the worker as failed.
+        """
+        properties = context.system_properties
+        config = context.model_yaml_config or {}
+        settings = Settings.from_mapping(config.get("handler") or {})
+        torch.set_num_threads(settings.threads)
+        device = _device(properties.get("gpu_id"), config.get("deviceType"))
+        self._endpoint = self.build(WorkerResources(Path(properties["model_dir"]), device, settings))
+        for spec in self._endpoint.specs:
+            logger.info("%s ready, space %s", spec.stem, spec.space_id)
+
+    def handle(self, rows: list[dict[str, Any]], context: Any) -> list[Any]:
+        """Answers a batch: one body for each row."""
+        if context.get_request_header(0, "describe"):
+            # TorchServe sends these one at a time, for `GET /models/NAME?customized=true`.
+            specs = [json.loads(spec.to_json()) for spec in self._endpoint.specs]
+            return [json.dumps({"encoders": specs}, ensure_ascii=False)]
+        replies = self._endpoint.handle([_row(row, context, i) for i, row in enumerate(rows)])
+        for index, reply in enumerate(replies):
+            context.set_response_content_type(index, reply.content_type)
+            if reply.status != HTTPStatus.OK:
+                phrase = HTTPStatus(reply.status).phrase
+                context.set_response_status(reply.status, phrase, index)
+        for name, count in self._endpoint.take_counts().items():
+            context.metrics.add_counter(name, count)
+        return [reply.body for reply in replies]
+
+
+def _device(gpu_id: int | None, device_type: str | None) -> torch.device:
+    if gpu_id is None:
+        if device_type == "gpu":
+            raise SpecError(
+                "deviceType: gpu in the archive's YAML, but TorchServe gave this worker no GPU; run "
+                "on a machine with one, or 'make export DEVICE=cpu' and 'make archive'"
+            )
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise SpecError(
+            f"TorchServe gave this worker GPU {gpu_id}, but this PyTorch sees no CUDA device; set "
+            "deviceType: cpu in the archive's YAML, or install a CUDA build of PyTorch"
+        )
+    return torch.device("cuda", gpu_id)
+
+
+def _row(row: dict[str, Any], context: Any, index: int) -> Row:
+    headers = {k.lower(): v for k, v in context.get_all_request_header(index).items()}
+    content_type = str(headers.get("content-type", "")).partition(";")[0].strip().lower()
+    if content_type == "multipart/form-data":
+        return Row(b"", content_type, {name: _bytes(part) for name, part in row.items()})
+    return Row(_bytes(row.get("body", b"")), content_type)
+
+
+def _bytes(value: Any) -> bytes:
+    """A value as it came in: parsed already unless `decode_input_request=false` is configured."""
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    return (value if isinstance(value, str) else json.dumps(value)).encode()

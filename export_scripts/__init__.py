@@ -1,0 +1,1 @@
+"""Build time: load a checkpoint pair, wrap, trace, prove, publish, package."""

@@ -1,0 +1,373 @@
+"""Plain traceable encoders made from the weights of eager originals.
+
+They compute what the originals compute, without what keeps those from tracing well: no device constant in the
+graph, no shape baked in, pooling, projection, rescaling and normalising inside. That they do is not assumed:
+`export_scripts.tracing` compares every traced encoder with its untouched original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertModel, CLIPModel, DistilBertModel, PreTrainedModel, XLMRobertaModel
+
+from clipserve.encoder_spec import ImagePreprocessing
+from clipserve.errors import ExportError
+
+PIXEL_MAX = 255.0  # uint8 pixels; preprocessors rescale them to [0, 1]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI CLIP's approximation of GELU: x * sigmoid(1.702 x)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with query, key and value as one matrix product."""
+
+    def __init__(
+        self,
+        query: nn.Linear,
+        key: nn.Linear,
+        value: nn.Linear,
+        out: nn.Linear,
+        heads: int,
+        *,
+        causal: bool = False,
+    ):
+        super().__init__()
+        self.heads = heads
+        self.causal = causal
+        self.qkv = nn.Linear(query.in_features, 3 * query.out_features)
+        self.qkv.weight = nn.Parameter(torch.cat([query.weight, key.weight, value.weight]))
+        self.qkv.bias = nn.Parameter(torch.cat([query.bias, key.bias, value.bias]))
+        self.out = out
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`x` `[N, L, W]`; `mask` boolean `[N, 1, 1, L]`, False where a key is padding."""
+        # [N, L, 3W] -> three times [N, H, L, W/H]; unbind, since iterating would warn in a trace
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
+        attended: Tensor = self.out(y.transpose(1, 2).flatten(-2))
+        return attended
+
+
+class Mlp(nn.Module):
+    """Two linear layers around an activation."""
+
+    def __init__(self, up: nn.Linear, down: nn.Linear, activation: str):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ExportError(
+                f"activation {activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
+            )
+        self.up = up
+        self.down = down
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, L, W]` to `[N, L, W]`."""
+        y: Tensor = self.down(self.activation(self.up(x)))
+        return y
+
+
+class PreNormLayer(nn.Module):
+    """A transformer layer as CLIP has it: normalised before attention and before the MLP."""
+
+    def __init__(self, attention: SelfAttention, mlp: Mlp, norm1: nn.LayerNorm, norm2: nn.LayerNorm):
+        super().__init__()
+        self.attention, self.mlp, self.norm1, self.norm2 = attention, mlp, norm1, norm2
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`[N, L, W]` to `[N, L, W]`."""
+        x = x + self.attention(self.norm1(x), mask)
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]  # torch modules are Any
+
+
+class PostNormLayer(nn.Module):
+    """A transformer layer as BERT has it: normalised after attention and after the MLP."""
+
+    def __init__(self, attention: SelfAttention, mlp: Mlp, norm1: nn.LayerNorm, norm2: nn.LayerNorm):
+        super().__init__()
+        self.attention, self.mlp, self.norm1, self.norm2 = attention, mlp, norm1, norm2
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`[N, L, W]` to `[N, L, W]`."""
+        x = self.norm1(x + self.attention(x, mask))
+        normed: Tensor = self.norm2(x + self.mlp(x))
+        return normed
+
+
+class Unnormalized(nn.Module):
+    """Float32 embeddings as the projection gives them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, D]` of any float type to float32 `[N, D]`."""
+        return x.float()
+
+
+class L2Normalized(nn.Module):
+    """Float32 embeddings of length 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, D]` of any float type to float32 `[N, D]`."""
+        return F.normalize(x.float(), dim=-1)
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's vision transformer with its projection.
+
+    Rescaling to [0, 1] and mean/std are affine, and so is the patch projection that follows: they are folded
+    into it. Patches do not overlap, so that cutting them out is a reshape.
+
+    Args:
+        clip: the original; float32.
+        preprocessing: its mean and std.
+        output: last stage, `L2Normalized` or `Unnormalized`.
+    """
+
+    def __init__(self, clip: CLIPModel, preprocessing: ImagePreprocessing, output: nn.Module):
+        super().__init__()
+        config = clip.config.vision_config
+        vision = clip.vision_model
+        self.patch = config.patch_size
+        std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
+        weight = vision.embeddings.patch_embedding.weight.detach().double()  # [W, 3, P, P]
+        positions = vision.embeddings.position_embedding.weight.detach().double()  # [1 + patches, W]
+        self.patch_projection = nn.Linear(weight[0].numel(), weight.shape[0], bias=False)
+        self.patch_projection.weight = nn.Parameter((weight / (PIXEL_MAX * std)).flatten(1).float())
+        offset = -(weight * mean / std).flatten(1).sum(1)  # [W], what the mean takes away
+        self.class_token = nn.Parameter(
+            (vision.embeddings.class_embedding.detach().double() + positions[0]).float()[None, None]
+        )
+        self.patch_positions = nn.Parameter((positions[1:] + offset).float()[None])
+        self.norm_before = vision.pre_layrnorm
+        self.layers = nn.ModuleList(
+            _clip_layer(layer, config, causal=False) for layer in vision.encoder.layers
+        )
+        self.norm_after = vision.post_layernorm
+        self.projection = clip.visual_projection
+        self.output = output
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Embeds pictures.
+
+        Args:
+            pixel_values: uint8 `[N, 3, H, W]`, RGB, 0–255, resized and cropped.
+
+        Returns:
+            float32 `[N, D]`.
+        """
+        x = pixel_values.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # [N,3,h,P,w,P]
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, hw, 3PP]
+        x = self.patch_projection(x.to(self.patch_projection.weight.dtype)) + self.patch_positions
+        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)  # [N, 1 + hw, W]
+        x = self.norm_before(x)
+        for layer in self.layers:
+            x = layer(x, None)
+        embedding: Tensor = self.output(self.projection(self.norm_after(x[:, 0])))
+        return embedding
+
+
+class ClipTextEncoder(nn.Module):
+    """CLIP's own text transformer with its projection, pooled at the end token."""
+
+    def __init__(self, clip: CLIPModel, output: nn.Module):
+        super().__init__()
+        config = clip.config.text_config
+        text = clip.text_model
+        self.tokens = text.embeddings.token_embedding
+        self.positions = nn.Parameter(text.embeddings.position_embedding.weight.detach()[None])
+        self.layers = nn.ModuleList(
+            _clip_layer(layer, config, causal=True) for layer in text.encoder.layers
+        )
+        self.norm_after = text.final_layer_norm
+        self.projection = clip.text_projection
+        self.pool: nn.Module
+        # The published configurations name 2 as end token, which it is not; transformers then pools at the
+        # highest token id, which the end token has in CLIP's vocabulary.
+        if config.eos_token_id == 2:
+            self.pool = _PoolAtHighestToken()
+        else:
+            self.pool = _PoolAtFirst(config.eos_token_id)
+        self.output = output
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embeds texts.
+
+        Args:
+            input_ids: int64 `[N, L]`, padded on the right.
+            attention_mask: int64 `[N, L]`, 0 where padded. Nothing looks at it: attention is causal, so that
+                no token up to the end token sees the padding after it.
+
+        Returns:
+            float32 `[N, D]`.
+        """
+        x = self.tokens(input_ids) + self.positions[:, : input_ids.shape[1]]
+        for layer in self.layers:
+            x = layer(x, None)
+        embedding: Tensor = self.output(self.projection(self.norm_after(self.pool(x, input_ids))))
+        return embedding
+
+
+class _PoolAtHighestToken(nn.Module):
+    def forward(self, x: Tensor, input_ids: Tensor) -> Tensor:
+        return _take(x, input_ids.argmax(1))
+
+
+class _PoolAtFirst(nn.Module):
+    def __init__(self, token: int):
+        super().__init__()
+        self.token = token
+
+    def forward(self, x: Tensor, input_ids: Tensor) -> Tensor:
+        return _take(x, (input_ids == self.token).int().argmax(1))
+
+
+def _take(x: Tensor, positions: Tensor) -> Tensor:
+    """Row `positions[n]` of each `x[n]`: `[N, L, W]` to `[N, W]`. Indexing would need a device constant."""
+    return x.gather(1, positions[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
+
+
+class AbsolutePositions(nn.Module):
+    """Learned positions counted from 0, as in BERT."""
+
+    def __init__(self, embedding: nn.Embedding, token_types: nn.Embedding | None):
+        super().__init__()
+        weight = embedding.weight.detach()
+        if token_types is not None:
+            weight = weight + token_types.weight.detach()[0]
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """`[N, L]` to `[L, W]`."""
+        return self.weight[: input_ids.shape[1]]
+
+
+class PaddingAwarePositions(nn.Module):
+    """Learned positions counted over the tokens that are not padding, as in RoBERTa."""
+
+    def __init__(self, embedding: nn.Embedding, token_types: nn.Embedding, padding_id: int):
+        super().__init__()
+        self.padding_id = padding_id
+        self.weight = nn.Parameter(embedding.weight.detach() + token_types.weight.detach()[0])
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """`[N, L]` to `[N, L, W]`."""
+        real = (input_ids != self.padding_id).long()
+        return F.embedding(real.cumsum(1) * real + self.padding_id, self.weight)
+
+
+class MeanPooledTextEncoder(nn.Module):
+    """A BERT-like transformer, mean over the tokens that are not padding, and a linear projection.
+
+    Args:
+        transformer: the original DistilBERT, BERT or XLM-RoBERTa; float32.
+        projection: the linear head.
+        output: last stage, `L2Normalized` or `Unnormalized`.
+
+    Raises:
+        ExportError: another architecture.
+    """
+
+    def __init__(self, transformer: PreTrainedModel, projection: nn.Linear, output: nn.Module):
+        super().__init__()
+        embeddings = transformer.embeddings
+        self.tokens = embeddings.word_embeddings
+        self.norm = embeddings.LayerNorm
+        config = transformer.config
+        self.positions: nn.Module
+        if isinstance(transformer, DistilBertModel):
+            self.positions = AbsolutePositions(embeddings.position_embeddings, None)
+            layers = [_distilbert_layer(layer, config) for layer in transformer.transformer.layer]
+        elif isinstance(transformer, XLMRobertaModel):
+            self.positions = PaddingAwarePositions(
+                embeddings.position_embeddings, embeddings.token_type_embeddings, config.pad_token_id
+            )
+            layers = [_bert_layer(layer, config) for layer in transformer.encoder.layer]
+        elif isinstance(transformer, BertModel):
+            self.positions = AbsolutePositions(
+                embeddings.position_embeddings, embeddings.token_type_embeddings
+            )
+            layers = [_bert_layer(layer, config) for layer in transformer.encoder.layer]
+        else:
+            raise ExportError(
+                f"text transformer {type(transformer).__name__} is not supported; supported are "
+                "CLIPModel, DistilBertModel, BertModel and XLMRobertaModel"
+            )
+        self.layers = nn.ModuleList(layers)
+        self.projection = projection
+        self.output = output
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embeds texts.
+
+        Args:
+            input_ids: int64 `[N, L]`.
+            attention_mask: int64 `[N, L]`, 0 where padded.
+
+        Returns:
+            float32 `[N, D]`.
+        """
+        x = self.norm(self.tokens(input_ids) + self.positions(input_ids))
+        mask = (attention_mask > 0)[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, mask)
+        weights = attention_mask[:, :, None].float()
+        # In float32: a sum of many half-precision tokens loses digits.
+        pooled = (x.float() * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+        embedding: Tensor = self.output(self.projection(pooled.to(x.dtype)))
+        return embedding
+
+
+def _clip_layer(layer: Any, config: Any, *, causal: bool) -> PreNormLayer:
+    attention = layer.self_attn
+    return PreNormLayer(
+        SelfAttention(
+            attention.q_proj,
+            attention.k_proj,
+            attention.v_proj,
+            attention.out_proj,
+            config.num_attention_heads,
+            causal=causal,
+        ),
+        Mlp(layer.mlp.fc1, layer.mlp.fc2, config.hidden_act),
+        layer.layer_norm1,
+        layer.layer_norm2,
+    )
+
+
+def _bert_layer(layer: Any, config: Any) -> PostNormLayer:
+    attention, output = layer.attention, layer.output
+    return PostNormLayer(
+        SelfAttention(
+            attention.self.query,
+            attention.self.key,
+            attention.self.value,
+            attention.output.dense,
+            config.num_attention_heads,
+        ),
+        Mlp(layer.intermediate.dense, output.dense, config.hidden_act),
+        attention.output.LayerNorm,
+        output.LayerNorm,
+    )
+
+
+def _distilbert_layer(layer: Any, config: Any) -> PostNormLayer:
+    attention = layer.attention
+    return PostNormLayer(
+        SelfAttention(
+            attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, config.n_heads
+        ),
+        Mlp(layer.ffn.lin1, layer.ffn.lin2, config.activation),
+        layer.sa_layer_norm,
+        layer.output_layer_norm,
+    )

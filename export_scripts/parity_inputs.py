@@ -1,0 +1,96 @@
+"""Inputs for parity checks: seeded, and unlike those that a trace is made with."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import tokenizers
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipserve.encoder_spec import ImagePreprocessing
+from clipserve.tokens import Tokenizer
+
+# One sentence a script, and what breaks tokenizers: combining marks, right-to-left, emoji, blank, over-long.
+SENTENCES = (
+    "Two dogs in the snow",
+    "A cat on a table",
+    "A picture of London at night",
+    "Két kutya a hóban",
+    "Две собаки на снегу",
+    "Δύο σκυλιά στο χιόνι",
+    "雪地里的两只狗",
+    "雪の中の二匹の犬",
+    "눈 속의 개 두 마리",
+    "كلبان في الثلج",
+    "برف میں دو کتے",
+    "बर्फ़ में दो कुत्ते",
+    "বরফে দুটি কুকুর",
+    "สุนัขสองตัวในหิมะ",
+    "ორი ძაღლი თოვლში",
+    "ሁለት ውሾች በበረዶ ውስጥ",
+    "e\u0301te\u0301 / été, ŝ ð ß",
+    "🐶🐶❄️ dogs, snow!?",
+    "",
+    "   ",
+    "snow " * 400,
+)
+
+GOLDEN_SENTENCE = "Two dogs in the snow / 雪の中の二匹の犬 / كلبان في الثلج"
+
+
+def photograph_like(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """A random RGB picture with the 1/f spectrum of photographs, so that resizing has work to do."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    amplitude = 1 / np.maximum(frequency, 1 / max(width, height))
+    channels = []
+    for _ in range(3):
+        phase = np.exp(2j * np.pi * rng.random((height, width)))
+        field = np.fft.ifft2(amplitude * phase).real
+        field = (field - field.mean()) / field.std()
+        channels.append(np.clip(127 + 55 * field, 0, 255))
+    return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+def pictures(seed: int) -> list[Image.Image]:
+    """Photograph-like pictures of odd sizes: landscape, portrait, smaller than the crop, square."""
+    rng = np.random.default_rng(seed)
+    return [photograph_like(rng, w, h) for w, h in ((640, 427), (301, 500), (97, 61), (224, 224))]
+
+
+def cropped_noise(seed: int, count: int, preprocessing: ImagePreprocessing) -> list[Image.Image]:
+    """Uniform noise that already has the crop's size: the hardest case for rounding."""
+    rng = np.random.default_rng(seed)
+    shape = (preprocessing.crop_height, preprocessing.crop_width, 3)
+    return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(count)]
+
+
+def golden_png() -> bytes:
+    """The golden picture, about 10 kB."""
+    buffer = io.BytesIO()
+    photograph_like(np.random.default_rng(7), 72, 56).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def random_tokens(
+    tokenizer: Tokenizer, definition: str, seed: int, lengths: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Random ordinary tokens between the tokenizer's own special ones, padded to the longest.
+
+    Args:
+        definition: text of its `tokenizer.json`.
+        lengths: tokens of each row, special ones included.
+
+    Returns:
+        `input_ids`, `attention_mask`, int64 `[len(lengths), max(lengths)]`.
+    """
+    backend = tokenizers.Tokenizer.from_str(definition)
+    special = backend.get_added_tokens_decoder().keys()
+    ordinary = np.setdiff1d(np.arange(backend.get_vocab_size()), np.array(sorted(special)))
+    rng = np.random.default_rng(seed)
+    first, last = tokenizer.tokenize("").ids
+    rows = [(first, *rng.choice(ordinary, n - 2).tolist(), last) for n in lengths]
+    input_ids, attention_mask = tokenizer.pad(rows)
+    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)

@@ -1,0 +1,413 @@
+"""Trace, reload, compare with the eager original, publish; in that order, and only if every step holds."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from clipserve.encoder import cpu_has_native_bf16, load_torchscript
+from clipserve.encoder_spec import (
+    PARITY_BOUNDS,
+    SCHEMA_VERSION,
+    SPEC_FILE,
+    TOKENIZER_FILE,
+    Device,
+    EncoderSpec,
+    FloatArray,
+    Golden,
+    Modality,
+    ParityCase,
+    ParityCertificate,
+    Precision,
+    encode_vector,
+    torchscript_sha256,
+)
+from clipserve.errors import ExportError, ParityError
+from clipserve.images import ImageLimits, decode_image, preprocess
+from clipserve.tokens import Tokenizer
+from export_scripts.checkpoints import CheckpointPair, ImageCheckpoint, TextCheckpoint
+from export_scripts.parity_inputs import (
+    GOLDEN_SENTENCE,
+    SENTENCES,
+    cropped_noise,
+    golden_png,
+    pictures,
+    random_tokens,
+)
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+PRECISIONS: dict[Device, tuple[Precision, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16")}
+
+# Batch and length of the trace. Parity is checked at others, so that a baked-in shape shows.
+TRACE_BATCH = 2
+TRACE_LENGTH = 9
+
+TIMED_BATCH = 8
+TIMED_RUNS = 7
+
+RECORDED_LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "pillow", "numpy")
+
+Run = Callable[..., FloatArray]
+Comparison = tuple[str, Callable[[Run], FloatArray], Callable[[], FloatArray]]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One encoder to be traced, whatever its modality.
+
+    Attributes:
+        build: makes the traceable encoder, float32.
+        example: inputs of the trace.
+        comparisons: a name, the traced encoder's answer given a way to run it, the original's answer.
+        golden: see `Golden.input`.
+        extra_files: put into the `.pt` beside the spec.
+    """
+
+    modality: Modality
+    checkpoint: ImageCheckpoint | TextCheckpoint
+    build: Callable[[bool], nn.Module]
+    example: tuple[Tensor, ...]
+    comparisons: list[Comparison]
+    golden_input: str
+    golden_tensors: tuple[Tensor, ...]
+    golden_reference: Callable[[], FloatArray]
+    extra_files: dict[str, str]
+
+
+def export_encoder(
+    pair: CheckpointPair,
+    modality: Modality,
+    device: Device,
+    precision: Precision | None,
+    folder: Path,
+    *,
+    normalized: bool = True,
+) -> EncoderSpec:
+    """Traces one encoder of a pair and publishes `STEM.pt` and `STEM.json` in `folder`.
+
+    Args:
+        precision: None times every precision of this device that the hardware supports natively, and takes
+            the fastest that keeps its parity bound.
+
+    Returns:
+        The published spec.
+
+    Raises:
+        ExportError: the device or precision is not to be had here, or the trace is bound to its device.
+        ParityError: beyond the bound; nothing is published.
+    """
+    check_device(device, precision)
+    subject = _image_subject(pair.image) if modality == "image" else _text_subject(pair.text)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as work:
+        if precision is not None:
+            spec = _make(pair, subject, device, precision, normalized, Path(work))
+        else:
+            spec = _make_fastest(pair, subject, device, normalized, Path(work))
+        made = Path(work) / f"{spec.stem}.pt"
+        made.with_suffix(".json").write_text(spec.to_json(), encoding="utf-8")
+        # The old description goes before the new file comes: never a spec beside a file it is not of.
+        (folder / f"{spec.stem}.json").unlink(missing_ok=True)
+        os.replace(made, folder / made.name)
+        os.replace(made.with_suffix(".json"), folder / f"{spec.stem}.json")
+    return spec
+
+
+def check_device(device: Device, precision: Precision | None) -> None:
+    """Checks that this machine can trace for `device` in `precision`.
+
+    Raises:
+        ExportError: it cannot.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ExportError(
+            "DEVICE=cuda: this PyTorch sees no CUDA device; run 'make export DEVICE=cpu', or run it on "
+            "a machine with a GPU and a CUDA build of PyTorch"
+        )
+    if precision is not None and precision not in PRECISIONS[device]:
+        raise ExportError(
+            f"PRECISION={precision}: DEVICE={device} takes auto, {', '.join(PRECISIONS[device])}"
+        )
+
+
+def recheck(pair: CheckpointPair, path: Path, spec: EncoderSpec) -> ParityCertificate:
+    """Recomputes the certificate of a published encoder against its checkpoint.
+
+    Raises:
+        ExportError: the encoder was made from other weights than `pair` has.
+    """
+    subject = _image_subject(pair.image) if spec.modality == "image" else _text_subject(pair.text)
+    if subject.checkpoint.weights_sha256 != spec.checkpoint_sha256:
+        raise ExportError(
+            f"{path}: made from a checkpoint with weights {spec.checkpoint_sha256[:12]}…, MODEL has "
+            f"{subject.checkpoint.weights_sha256[:12]}…; run 'make export' again"
+        )
+    module = load_torchscript(path, torch.device(spec.device))
+    return _certify(subject, module, spec.device, spec.precision, spec.normalized)
+
+
+def _make_fastest(
+    pair: CheckpointPair, subject: _Subject, device: Device, normalized: bool, work: Path
+) -> EncoderSpec:
+    candidates: list[Precision] = ["fp32"]
+    if device == "cuda":
+        candidates.append("fp16")
+    elif cpu_has_native_bf16():
+        candidates.append("bf16")
+    timed: list[tuple[float, EncoderSpec]] = []
+    for precision in candidates:
+        try:
+            spec = _make(pair, subject, device, precision, normalized, work)
+        except ParityError:
+            # A half precision that costs this checkpoint too much is no candidate; float32 must hold.
+            if precision == "fp32":
+                raise
+            continue
+        timed.append((_seconds(work / f"{spec.stem}.pt", subject, device), spec))
+    return min(timed, key=lambda pair: pair[0])[1]
+
+
+def _seconds(path: Path, subject: _Subject, device: Device) -> float:
+    """Median time of a batch of `TIMED_BATCH`, in seconds."""
+    module = load_torchscript(path, torch.device(device))
+    inputs = [i[:1].expand(TIMED_BATCH, *i.shape[1:]).contiguous() for i in subject.example]
+    times = []
+    for _ in range(TIMED_RUNS + 2):
+        start = time.perf_counter()
+        _run(module, device, *inputs)
+        times.append(time.perf_counter() - start)
+    # The first two runs are the profiling executor's.
+    return statistics.median(times[2:])
+
+
+def _make(
+    pair: CheckpointPair,
+    subject: _Subject,
+    device: Device,
+    precision: Precision,
+    normalized: bool,
+    work: Path,
+) -> EncoderSpec:
+    """Traces into `work`, reloads, compares; returns the spec that the file carries."""
+    encoder = subject.build(normalized)
+    # state_dict tensors may be shared with the original, which must stay as it is.
+    with _quiet_tracing(), torch.inference_mode(False), torch.no_grad():
+        traceable = _copy(encoder).to(device=device, dtype=DTYPES[precision]).eval()
+        traced = torch.jit.trace(
+            traceable, tuple(i.to(device) for i in subject.example), check_trace=False
+        )
+        bare = work / "bare.pt"
+        torch.jit.save(traced, bare)
+    module = load_torchscript(bare, torch.device(device))
+    constants = device_constants(module)
+    if constants:
+        raise ExportError(
+            f"{subject.modality} encoder: the graph holds device constants ({', '.join(constants)}), "
+            "which would bind it to one device"
+        )
+    certificate = _certify(subject, module, device, precision, normalized)
+    if not certificate.bound.holds(certificate.max_abs_diff, certificate.min_cosine):
+        worst = min(certificate.cases, key=lambda case: (case.min_cosine, -case.max_abs_diff))
+        raise ParityError(
+            f"{subject.modality} encoder in {precision} on {device}: max-abs "
+            f"{certificate.max_abs_diff:.3g}, min cosine {certificate.min_cosine:.6f} "
+            f"(worst: {worst.name}), the bound is {certificate.bound}; nothing was published"
+        )
+    checkpoint = subject.checkpoint
+    spec = EncoderSpec(
+        schema_version=SCHEMA_VERSION,
+        model_id=pair.model_id,
+        checkpoint=checkpoint.name,
+        modality=subject.modality,
+        embedding_dim=checkpoint.embedding_dim,
+        normalized=normalized,
+        device=device,
+        precision=precision,
+        image=checkpoint.preprocessing if isinstance(checkpoint, ImageCheckpoint) else None,
+        text=checkpoint.preprocessing if isinstance(checkpoint, TextCheckpoint) else None,
+        logit_scale=pair.image.logit_scale,
+        checkpoint_sha256=checkpoint.weights_sha256,
+        torchscript_sha256=torchscript_sha256(bare),
+        space_id=pair.space_id,
+        versions={name: metadata.version(name) for name in RECORDED_LIBRARIES}
+        | {"python": platform.python_version()},
+        certificate=certificate,
+    )
+    path = work / f"{spec.stem}.pt"
+    with _quiet_tracing():
+        torch.jit.save(
+            module, path, _extra_files={SPEC_FILE: spec.to_json(), **subject.extra_files}
+        )
+    # Saving a loaded module writes other records than saving a traced one (the traced inputs are gone, and
+    # the archive is named after the file), so the hash is of the file that is published.
+    spec = replace(spec, torchscript_sha256=torchscript_sha256(path))
+    with _quiet_tracing():
+        torch.jit.save(
+            module, path, _extra_files={SPEC_FILE: spec.to_json(), **subject.extra_files}
+        )
+    if torchscript_sha256(path) != spec.torchscript_sha256:
+        raise ExportError(f"{path.name}: saving it twice gave two different files")
+    bare.unlink()
+    return spec
+
+
+def _copy(encoder: nn.Module) -> nn.Module:
+    buffer = io.BytesIO()
+    torch.save(encoder, buffer)
+    buffer.seek(0)
+    # Our own module, written a line above: nothing foreign is unpickled.
+    copy: nn.Module = torch.load(buffer, weights_only=False)
+    return copy
+
+
+def device_constants(module: torch.jit.ScriptModule) -> list[str]:
+    """Device constants in the frozen graph; a graph that has one runs on that device only."""
+    with _quiet_tracing():
+        graph = torch.jit.freeze(module.eval()).inlined_graph
+    return [
+        node.output().toIValue()
+        for node in graph.findAllNodes("prim::Constant")
+        if str(node.output().type()) == "Device"
+    ]
+
+
+@contextmanager
+def _quiet_tracing() -> Iterator[None]:
+    """Silences what is known and accepted of `torch.jit`; any other warning passes."""
+    with warnings.catch_warnings():
+        # torch.jit is past its end of maintenance, which the README says once for all its calls.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
+        yield
+
+
+def _run(module: nn.Module, device: Device, *inputs: Tensor) -> FloatArray:
+    with torch.inference_mode():
+        output: Tensor = module(*(i.to(device) for i in inputs))
+    return output.cpu().numpy()
+
+
+def _certify(
+    subject: _Subject, module: nn.Module, device: Device, precision: Precision, normalized: bool
+) -> ParityCertificate:
+    def run(*inputs: Tensor) -> FloatArray:
+        return _run(module, device, *inputs)
+
+    cases = [
+        _compare(name, traced(run), _as(normalized, original()))
+        for name, traced, original in subject.comparisons
+    ]
+    golden = _as(normalized, subject.golden_reference())
+    cases.append(_compare("golden input", run(*subject.golden_tensors), golden))
+    return ParityCertificate(
+        bound=PARITY_BOUNDS[precision],
+        max_abs_diff=max(case.max_abs_diff for case in cases),
+        min_cosine=min(case.min_cosine for case in cases),
+        cases=tuple(cases),
+        golden=Golden(subject.golden_input, encode_vector(golden[0])),
+    )
+
+
+def _as(normalized: bool, embeddings: FloatArray) -> FloatArray:
+    if not normalized:
+        return embeddings
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+
+def _compare(name: str, traced: FloatArray, original: FloatArray) -> ParityCase:
+    if traced.shape != original.shape:
+        raise ParityError(f"{name}: the trace gives {traced.shape}, the original {original.shape}")
+    a, b = traced.astype(np.float64), original.astype(np.float64)
+    cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    # NaN compares false with everything; it must not pass for parity.
+    if not np.isfinite(cosines).all():
+        return ParityCase(name, float("inf"), -1.0)
+    return ParityCase(name, float(np.abs(a - b).max()), float(cosines.min()))
+
+
+def _image_subject(checkpoint: ImageCheckpoint) -> _Subject:
+    limits = ImageLimits()
+
+    def pixels(images: list[Image.Image]) -> Tensor:
+        arrays = [preprocess(image, checkpoint.preprocessing, limits) for image in images]
+        return torch.from_numpy(np.stack(arrays))
+
+    def comparison(name: str, images: list[Image.Image]) -> Comparison:
+        return name, lambda run: run(pixels(images)), lambda: checkpoint.reference(images)
+
+    noise = cropped_noise(2, 8, checkpoint.preprocessing)
+    png = golden_png()
+    golden = decode_image(png, limits)
+    return _Subject(
+        modality="image",
+        checkpoint=checkpoint,
+        build=checkpoint.build,
+        example=(pixels(cropped_noise(1, TRACE_BATCH, checkpoint.preprocessing)),),
+        comparisons=[
+            comparison("noise, batch 1", noise[:1]),
+            comparison("noise, batch 3", noise[1:4]),
+            comparison("noise, batch 8", noise),
+            comparison("photograph-like pictures of 4 sizes", pictures(3)),
+        ],
+        golden_input=base64.b64encode(png).decode("ascii"),
+        golden_tensors=(pixels([golden]),),
+        golden_reference=lambda: checkpoint.reference([golden]),
+        extra_files={},
+    )
+
+
+def _text_subject(checkpoint: TextCheckpoint) -> _Subject:
+    tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.preprocessing)
+    longest = checkpoint.preprocessing.context_length
+
+    def tokens(seed: int, lengths: list[int]) -> tuple[Tensor, Tensor]:
+        return random_tokens(tokenizer, checkpoint.tokenizer, seed, lengths)
+
+    def comparison(name: str, seed: int, lengths: list[int]) -> Comparison:
+        inputs = tokens(seed, lengths)
+        return name, lambda run: run(*inputs), lambda: checkpoint.reference(*inputs)
+
+    def tensors(texts: list[str]) -> tuple[Tensor, ...]:
+        padded = tokenizer.pad([tokenizer.tokenize(text).ids for text in texts])
+        return tuple(torch.from_numpy(array) for array in padded)
+
+    return _Subject(
+        modality="text",
+        checkpoint=checkpoint,
+        build=checkpoint.build,
+        example=tokens(1, [TRACE_LENGTH - 2, TRACE_LENGTH]),
+        comparisons=[
+            comparison("random tokens, 1 x 5", 2, [5]),
+            comparison("random tokens, 3 x 17, padded", 3, [17, 4, 11]),
+            comparison("random tokens, 8 x 12", 4, [12] * 8),
+            comparison(f"random tokens, 2 x {longest}, padded", 5, [longest, 3]),
+            (
+                "sentences in many scripts, in one batch",
+                lambda run: run(*tensors(list(SENTENCES))),
+                lambda: checkpoint.reference_encode(SENTENCES),
+            ),
+        ],
+        golden_input=GOLDEN_SENTENCE,
+        golden_tensors=tensors([GOLDEN_SENTENCE]),
+        golden_reference=lambda: checkpoint.reference_encode([GOLDEN_SENTENCE]),
+        extra_files={TOKENIZER_FILE: checkpoint.tokenizer},
+    )
