@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from clipserve.archive_files import verify_archive_files
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant
 from clipserve.errors import SpecError
 from clipserve.handler import Endpoint, Settings
@@ -58,7 +59,9 @@ class TorchServeHandler:
         settings = Settings.from_mapping(config.get("handler") or {})
         torch.set_num_threads(settings.threads)
         device = _device(properties.get("gpu_id"), config.get("deviceType"))
-        self._endpoint = self.build(WorkerResources(Path(properties["model_dir"]), device, settings))
+        folder = Path(properties["model_dir"])
+        verify_archive_files(folder)
+        self._endpoint = self.build(WorkerResources(folder, device, settings))
         for spec in self._endpoint.specs:
             logger.info("%s ready, space %s", spec.stem, spec.space_id)
 

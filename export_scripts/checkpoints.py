@@ -135,34 +135,37 @@ def load_pair(model: str, text_model: str | None = None) -> CheckpointPair:
     Raises:
         ExportError: a checkpoint cannot be had, is of no supported layout, or the two do not pair.
     """
-    if model == DEMO:
-        image_folder, text_folder = DEMO_IMAGE, DEMO_TEXT
-        if text_model is not None:
-            text_folder = _folder(text_model)
-    else:
-        image_folder = _folder(model)
-        chosen = text_model or DEFAULT_TEXT_MODELS.get(model)
-        text_folder = image_folder if chosen is None else _folder(chosen)
-    model_id = re.sub(r"[^\w.-]+", "-", Path(model).resolve().name if Path(model).is_dir() else model)
-    image = load_image_checkpoint(image_folder, model)
-    text = load_text_checkpoint(text_folder, text_model or model)
+    text_model = text_model or DEFAULT_TEXT_MODELS.get(model, model)
+    image = load_image_checkpoint(_folder(model, DEMO_IMAGE), _name(model))
+    text = load_text_checkpoint(_folder(text_model, DEMO_TEXT), _name(text_model))
     if image.embedding_dim != text.embedding_dim:
         raise ExportError(
             f"{model} gives {image.embedding_dim}-d embeddings and {text.name} {text.embedding_dim}-d "
             "ones: they are no pair; name a TEXT_MODEL trained for this image encoder"
         )
-    return CheckpointPair(model_id, image, text)
+    # Letters, digits, dots and dashes: it becomes part of file names.
+    return CheckpointPair(re.sub(r"[^\w.-]+", "-", image.name), image, text)
 
 
-def _folder(name: str) -> Path:
+def _name(given: str) -> str:
+    """What a spec calls a checkpoint: its name on the hub, or a folder's last part and no path."""
+    return Path(given).resolve().name if Path(given).is_dir() else given
+
+
+def _folder(name: str, demo: Path) -> Path:
     """The local folder of a checkpoint, through the hub's cache where `name` is not a folder."""
+    if name == DEMO:
+        return demo
     if Path(name).is_dir():
         return Path(name)
     if name.startswith((".", "/", "~")):
         raise ExportError(f"checkpoint folder {name!r} does not exist; give a folder or a hub name")
-    repository = name if "/" in name else f"sentence-transformers/{name}"
+    return _hub_folder(name if "/" in name else f"sentence-transformers/{name}")
+
+
+def _hub_folder(name: str) -> Path:
     try:
-        return Path(snapshot_download(repository, ignore_patterns=UNUSED_FILES))
+        return Path(snapshot_download(name, ignore_patterns=UNUSED_FILES))
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         # One sentence: the library's own messages are paragraphs about its cache.
         reason = type(error).__name__
@@ -196,7 +199,7 @@ def load_image_checkpoint(folder: Path, name: str) -> ImageCheckpoint:
         )
 
     return ImageCheckpoint(
-        name=Path(name).name,
+        name=name,
         embedding_dim=clip.config.projection_dim,
         logit_scale=float(clip.logit_scale.detach().double().exp()),
         weights_sha256=_weights_sha256(clip.vision_model, clip.visual_projection),
@@ -294,7 +297,7 @@ def _load_sentence_transformers_text(folder: Path, name: str) -> TextCheckpoint:
 
     tokenizer, preprocessing = _tokenizer(model.tokenizer, context_length, folder)
     return TextCheckpoint(
-        Path(name).name, dim, weights, preprocessing, tokenizer, reference, reference_encode, build
+        name, dim, weights, preprocessing, tokenizer, reference, reference_encode, build
     )
 
 
@@ -365,7 +368,7 @@ def _load_m_clip_xlm_roberta(folder: Path, name: str, config: dict[str, Any]) ->
 
 def _folder_of_base(name: str) -> Path:
     repository = name if "/" in name else f"FacebookAI/{name}"
-    return _folder(repository)
+    return _hub_folder(repository)
 
 
 def _mean_pooled(
@@ -396,7 +399,7 @@ def _mean_pooled(
         return reference(tokens["input_ids"], tokens["attention_mask"])
 
     return TextCheckpoint(
-        name=Path(name).name,
+        name=name,
         embedding_dim=head.out_features,
         weights_sha256=_weights_sha256(transformer, head),
         preprocessing=preprocessing,

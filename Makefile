@@ -1,0 +1,115 @@
+# `make` alone shows what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+MODEL ?= clip-ViT-B-32
+TEXT_MODEL ?=
+DEVICE ?= cpu
+PRECISION ?= auto
+IMAGE ?=
+TEXTS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+# Without a value on the command line (or in the environment) the programs' own defaults hold.
+GIVEN = $(if $(filter-out file default undefined,$(origin $(1))),$(2) "$($(1))")
+
+DEMO_STORE := model_store/demo
+DEMO_FILES := $(wildcard demo/checkpoint/*/* demo/checkpoint/*/*/*)
+EXPORT_CODE := $(wildcard clipserve/*.py export_scripts/*.py)
+
+.PHONY: help
+help: ## show this page
+	@awk 'BEGIN {FS = ":.*## "; printf "clipserve: a CLIP checkpoint pair to TorchScript, and over HTTP\n\n"} \
+		/^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ first
+
+.PHONY: demo
+demo: $(DEMO_STORE)/clip_similarity.mar ## set up, export the bundled checkpoint, serve it, run the example, stop
+	@$(RUN) -m serving demo --store $(DEMO_STORE)
+
+##@ export and serve
+
+.PHONY: export
+export: setup ## MODEL=demo|hub name|folder TEXT_MODEL=… DEVICE=cpu|cuda PRECISION=auto|fp32|bf16|fp16
+	@$(RUN) -m export_scripts.export --model "$(MODEL)" --device "$(DEVICE)" --precision "$(PRECISION)" \
+		$(call GIVEN,TEXT_MODEL,--text-model)
+
+.PHONY: verify
+verify: setup ## compare what lies in model_store/ with its checkpoints again
+	@$(RUN) -m export_scripts.verify $(call GIVEN,MODEL,--model) $(call GIVEN,TEXT_MODEL,--text-model)
+
+.PHONY: archive
+archive: setup ## package the encoders of model_store/ into .mar archives (MODEL=… where it holds several)
+	@$(RUN) -m export_scripts.archive $(call GIVEN,MODEL,--model)
+
+.PHONY: serve
+serve: setup ## start TorchServe on the archives; prints URL, token and three curl lines
+	@$(RUN) -m serving serve
+
+.PHONY: ready
+ready: setup ## is every worker up, and does every golden input get its certified embedding?
+	@$(RUN) -m serving ready
+
+.PHONY: example
+example: setup ## IMAGE=photo.jpg TEXTS="Two dogs in the snow|A cat on a table" against the running server
+	@$(RUN) -m serving example $(call GIVEN,IMAGE,--image) $(call GIVEN,TEXTS,--texts)
+
+.PHONY: stop
+stop: setup ## stop TorchServe and its workers
+	@$(RUN) -m serving stop
+
+##@ work on it
+
+.PHONY: setup
+setup: $(VENV)/.run-stamp ## create .venv with pinned versions, and a Java where there is none
+
+.PHONY: test
+test: $(VENV)/.dev-stamp ## every test that needs no GPU, a real TorchServe included
+	@$(RUN) -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: $(VENV)/.dev-stamp ## formatting, lint and types
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
+
+.PHONY: lock
+lock: $(VENV)/.dev-stamp ## resolve the pinned versions anew
+	@$(RUN) requirements/lock.py
+
+.PHONY: clean
+clean: ## remove what was built (not .venv, not the exported encoders)
+	@rm -rf $(DEMO_STORE) .mypy_cache .ruff_cache .pytest_cache .hypothesis logs
+
+# Everything but torch is pinned by hash. torch is pinned by version: its CPU and CUDA builds have other hashes.
+define INSTALL
+	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(1)
+endef
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else f"Python {v[0]}.{v[1]}: clipserve needs 3.10 to 3.13; name one: make PYTHON=python3.12 …")'
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.run-stamp: requirements/run.lock requirements/java.lock | $(VENV)/bin/python
+	@echo "installing pinned packages (torch is large: minutes)"
+	@$(call INSTALL,requirements/run.lock)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check $$(cat requirements/torch.txt)
+	@$(RUN) -m serving.java >/dev/null 2>&1 || { echo "no Java 17 or later on PATH: installing one into $(VENV)"; $(call INSTALL,requirements/java.lock); }
+	@touch $@
+
+$(VENV)/.dev-stamp: requirements/dev.lock $(VENV)/.run-stamp
+	@echo "installing the tests' packages"
+	@$(call INSTALL,requirements/dev.lock)
+	@touch $@
+
+$(DEMO_STORE)/clip_similarity.mar: $(DEMO_FILES) $(EXPORT_CODE) $(wildcard handlers/*) | $(VENV)/.run-stamp
+	@rm -rf $(DEMO_STORE)
+	@$(RUN) -m export_scripts.export --model demo --precision fp32 --store $(DEMO_STORE)
+	@$(RUN) -m export_scripts.archive --store $(DEMO_STORE)

@@ -1,0 +1,422 @@
+"""A client of the HTTP endpoints: NumPy in and out, tokens renewed, retries only where safe.
+
+```python
+from clipserve.client import Client
+
+with Client() as client:
+    client.wait_ready()
+    images = client.embed_images(["photo.jpg"])                       # float32 [1, 512]
+    texts = client.embed_texts(["két kutya a hóban", "雪の中の二匹の犬"])  # float32 [2, 512]
+    answer = client.similarity(["photo.jpg"], ["two dogs in the snow", "a cat on a table"])
+    answer.probabilities                                              # float64 [1, 2]
+```
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import tenacity
+
+from clipserve.encoder_spec import FloatArray, decode_vector
+from clipserve.errors import ClipServeError, RequestError, ServerError
+
+INFERENCE_URL = "http://127.0.0.1:8080"
+MANAGEMENT_URL = "http://127.0.0.1:8081"
+KEY_FILE = Path("key_file.json")
+
+ENDPOINTS = ("clip_image", "clip_text", "clip_similarity")
+
+# Below the server's defaults of items per request and of bytes per request (32 MiB, base64 included).
+ITEMS_PER_REQUEST = 64
+BYTES_PER_REQUEST = 16_000_000
+
+# 503 is a full queue or no worker; "Worker died." is a 500. An embedding has no side effect, so that asking
+# again is safe. 4xx are the caller's, 507 is out of memory.
+RETRIED_STATUS = frozenset({500, 503})
+RETRIES_SECONDS = 20.0
+
+ImageInput = bytes | str | Path
+Matrix = npt.NDArray[np.float64]
+
+
+class KeyFile:
+    """TorchServe's token file: read when needed, renewed through the management address on expiry.
+
+    Args:
+        path: `key_file.json`, which TorchServe writes into the folder it was started from.
+        management_url: where tokens are renewed.
+    """
+
+    def __init__(self, path: Path = KEY_FILE, management_url: str = MANAGEMENT_URL):
+        self._path = path
+        self._management_url = management_url
+
+    def token(self, kind: str) -> str:
+        """The current token of a kind: `inference`, `management` or `API`.
+
+        Raises:
+            ServerError: no such file, or not TorchServe's.
+        """
+        try:
+            key = json.loads(self._path.read_text(encoding="utf-8"))[kind]["key"]
+        except FileNotFoundError as error:
+            raise ServerError(
+                f"{self._path}: no token file; start the server with 'make serve', or name its "
+                "key_file.json"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ServerError(f"{self._path}: not TorchServe's token file ({error!r})") from error
+        return str(key)
+
+    def renew(self, kind: str, stale: str) -> str:
+        """A token other than `stale`: another process may have renewed it, else the server is asked.
+
+        Raises:
+            ServerError: the server cannot be reached or refuses.
+        """
+        current = self.token(kind)
+        if current != stale:
+            return current
+        try:
+            response = httpx.get(
+                f"{self._management_url}/token",
+                params={"type": kind},
+                headers={"Authorization": f"Bearer {self.token('API')}"},
+                timeout=10.0,
+            )
+        except httpx.HTTPError as error:
+            raise ServerError(f"{self._management_url}: tokens cannot be renewed: {error}") from error
+        if response.status_code != httpx.codes.OK:
+            raise ServerError(
+                f"{self._management_url}: renewing the {kind} token was refused with status "
+                f"{response.status_code}; is {self._path} of this server?"
+            )
+        return self.token(kind)
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Pictures against texts.
+
+    Attributes:
+        cosine_similarity: float64 `[images, texts]` in [-1, 1].
+        probabilities: softmax over the texts of `logit_scale` times the cosine; rows sum to 1.
+        logit_scale: exponentiated.
+        space_id: of the embedding space that was compared in.
+    """
+
+    cosine_similarity: Matrix
+    probabilities: Matrix
+    logit_scale: float
+    space_id: str
+
+
+@dataclass(frozen=True)
+class TextUsage:
+    """What texts cost: tokens, texts truncated at the context length, tokens not in the vocabulary."""
+
+    prompt_tokens: int
+    truncated: int
+    unknown_tokens: int
+
+
+class Client:
+    """Talks to the three endpoints.
+
+    Args:
+        url: inference address.
+        management_url: management address, for `wait_ready` and for renewing tokens.
+        tokens: a key file, a fixed inference token, or None for a server that asks for none.
+        timeout: seconds that one request may take.
+
+    A client is safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        url: str = INFERENCE_URL,
+        management_url: str = MANAGEMENT_URL,
+        tokens: KeyFile | str | None = None,
+        timeout: float = 60.0,
+    ):
+        self._url = url.rstrip("/")
+        self._management_url = management_url.rstrip("/")
+        self._tokens = tokens if tokens is not None else KeyFile(KEY_FILE, self._management_url)
+        self._http = httpx.Client(timeout=timeout)
+        self._cached: dict[str, str] = {}
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def embed_images(self, images: Sequence[ImageInput]) -> FloatArray:
+        """Embeds pictures, given as encoded bytes or as paths of files: float32 `[N, D]`.
+
+        Raises:
+            RequestError: a picture is wrong; `index` says which.
+            ServerError: the server cannot be reached or fails.
+            OSError: a file cannot be read.
+        """
+        encoded = [_encoded(image) for image in images]
+        vectors: list[FloatArray] = []
+        for start, batch in _batches(encoded):
+            items = [{"image": image} for image in batch]
+            body = {"input": items, "encoding_format": "base64"}
+            vectors += self._vectors("clip_image", body, start)
+        return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
+
+    def embed_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Embeds texts: float32 `[N, D]`.
+
+        Raises:
+            RequestError: a text is wrong; `index` says which.
+            ServerError: the server cannot be reached or fails.
+        """
+        return self.embed_texts_with_usage(texts)[0]
+
+    def embed_texts_with_usage(self, texts: Sequence[str]) -> tuple[FloatArray, TextUsage]:
+        """Embeds texts and says what they cost; otherwise as `embed_texts`."""
+        vectors: list[FloatArray] = []
+        totals = {"prompt_tokens": 0, "truncated": 0, "unknown_tokens": 0}
+        for start, batch in _batches(texts):
+            answer = self._predict("clip_text", {"input": batch, "encoding_format": "base64"}, start)
+            vectors += _items(answer, len(batch), start)
+            for name in totals:
+                totals[name] += answer["usage"][name]
+        embeddings = np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
+        return embeddings, TextUsage(**totals)
+
+    def similarity(
+        self,
+        images: Sequence[ImageInput],
+        texts: Sequence[str] | None = None,
+        *,
+        labels: Sequence[str] | None = None,
+        template: str | None = None,
+    ) -> Similarity:
+        """Compares pictures with texts, or with labels put into a template such as `a photo of {}`.
+
+        Raises:
+            RequestError: an item or the request is wrong.
+            ServerError: the server cannot be reached or fails.
+            OSError: a file cannot be read.
+        """
+        body: dict[str, Any] = {"images": [_encoded(image) for image in images]}
+        given = {"texts": texts, "labels": labels, "template": template}
+        body |= {
+            name: value if isinstance(value, str) else list(value)
+            for name, value in given.items()
+            if value is not None
+        }
+        answer = self._predict("clip_similarity", body, 0)
+        if answer["errors"]:
+            raise _request_error(answer["errors"][0]["error"], 400, 0)
+        return Similarity(
+            np.asarray(answer["cosine_similarity"], np.float64),
+            np.asarray(answer["probabilities"], np.float64),
+            float(answer["logit_scale"]),
+            str(answer["space_id"]),
+        )
+
+    def specs(self, endpoint: str) -> list[dict[str, Any]]:
+        """The encoder specs of an endpoint, as JSON objects, told by one of its workers.
+
+        Raises:
+            ServerError: the server cannot be reached, or has no such endpoint.
+        """
+        answer = self._management(f"/models/{endpoint}", {"customized": "true"})
+        metadata = answer[0].get("customizedMetadata")
+        encoders: list[dict[str, Any]] = metadata.get("encoders", []) if isinstance(metadata, dict) else []
+        if not encoders:
+            raise ServerError(f"{endpoint}: its worker does not say what it serves")
+        return encoders
+
+    def check_ready(self, endpoints: Sequence[str] = ENDPOINTS) -> None:
+        """Checks that every endpoint has all its workers, and answers its golden input as certified.
+
+        Raises:
+            ServerError: one is not ready; the message says which and why.
+        """
+        for endpoint in endpoints:
+            workers = self._management(f"/models/{endpoint}")[0]
+            ready = [w for w in workers["workers"] if w["status"] == "READY"]
+            if len(ready) < max(1, workers["minWorkers"]):
+                states = ", ".join(w["status"] for w in workers["workers"]) or "none"
+                raise ServerError(
+                    f"{endpoint}: {len(ready)} of {workers['minWorkers']} workers are ready ({states}); "
+                    "logs/model_log.log says why"
+                )
+            for spec in self.specs(endpoint):
+                self._check_golden(endpoint, spec)
+
+    def _check_golden(self, endpoint: str, spec: Mapping[str, Any]) -> None:
+        if endpoint == "clip_similarity":
+            # Its workers compared both golden embeddings before they called themselves ready; over HTTP it
+            # gives no embeddings.
+            return
+        golden = spec["certificate"]["golden"]
+        if spec["modality"] == "image":
+            found = self.embed_images([base64.b64decode(golden["input"])])[0]
+        else:
+            found = self.embed_texts([golden["input"]])[0]
+        expected = decode_vector(golden["embedding"])
+        cosine = float(found @ expected / (np.linalg.norm(found) * np.linalg.norm(expected)))
+        if not cosine >= 0.999:
+            raise ServerError(f"{endpoint}: the golden input's embedding has cosine {cosine:.6f}, not >= 0.999")
+
+    def wait_ready(self, timeout: float = 120.0, endpoints: Sequence[str] = ENDPOINTS) -> None:
+        """Waits until `check_ready` holds.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            ServerError: not ready in time; the message is the last reason.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                self.check_ready(endpoints)
+            except ClipServeError as error:
+                if time.monotonic() > deadline:
+                    raise ServerError(f"not ready after {timeout:g} s: {error}") from error
+                time.sleep(0.25)
+            else:
+                return
+
+    def _vectors(self, endpoint: str, body: Mapping[str, Any], start: int) -> list[FloatArray]:
+        return _items(self._predict(endpoint, body, start), len(body["input"]), start)
+
+    def _predict(self, endpoint: str, body: Mapping[str, Any], start: int) -> dict[str, Any]:
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        response = self._send(
+            "inference",
+            httpx.Request(
+                "POST",
+                f"{self._url}/predictions/{endpoint}",
+                content=content,
+                headers={"Content-Type": "application/json"},
+            ),
+        )
+        answer = _json_object(response, endpoint)
+        if response.status_code == httpx.codes.OK:
+            return answer
+        error = answer.get("error")
+        if isinstance(error, dict):
+            raise _request_error(error, response.status_code, start)
+        raise ServerError(f"{endpoint}: status {response.status_code}: {answer.get('message', answer)}")
+
+    def _management(self, path: str, params: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+        request = httpx.Request("GET", f"{self._management_url}{path}", params=params)
+        response = self._send("management", request)
+        if response.status_code != httpx.codes.OK:
+            raise ServerError(
+                f"{request.url}: status {response.status_code}: {response.text.strip()[:200]}"
+            )
+        answer: list[dict[str, Any]] = response.json()
+        return answer
+
+    def _send(self, kind: str, request: httpx.Request) -> httpx.Response:
+        @tenacity.retry(
+            retry=tenacity.retry_if_result(lambda response: response.status_code in RETRIED_STATUS)
+            | tenacity.retry_if_exception_type((httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError)),
+            stop=tenacity.stop_after_delay(RETRIES_SECONDS if kind == "inference" else 0.0),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
+            # Out of patience: the last answer or exception speaks for itself.
+            retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+        )
+        def attempt() -> httpx.Response:
+            return self._send_with_token(kind, request)
+
+        try:
+            return attempt()
+        except httpx.TimeoutException as error:
+            raise ServerError(f"{request.url}: no answer in time ({type(error).__name__})") from error
+        except httpx.HTTPError as error:
+            raise ServerError(f"{request.url}: cannot be reached ({error}); is it running? 'make serve'") from error
+
+    def _send_with_token(self, kind: str, request: httpx.Request) -> httpx.Response:
+        if isinstance(self._tokens, str):
+            request.headers["Authorization"] = f"Bearer {self._tokens}"
+            return self._http.send(request)
+        token = self._cached.get(kind) or self._tokens.token(kind)
+        for _ in range(2):
+            request.headers["Authorization"] = f"Bearer {token}"
+            response = self._http.send(request)
+            # TorchServe answers 400, not 401, to a token that is missing, wrong or expired.
+            if response.status_code != 400 or b"InvalidKeyException" not in response.content:
+                break
+            token = self._tokens.renew(kind, token)
+        self._cached[kind] = token
+        return response
+
+
+def _encoded(image: ImageInput) -> str:
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    return base64.b64encode(data).decode("ascii")
+
+
+def _batches(items: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Cuts items into requests that the server's limits admit: the first item's position, and the items."""
+    batch: list[str] = []
+    size = start = 0
+    for item in items:
+        if batch and (len(batch) == ITEMS_PER_REQUEST or size + len(item) > BYTES_PER_REQUEST):
+            yield start, batch
+            start, batch, size = start + len(batch), [], 0
+        batch.append(item)
+        size += len(item)
+    if batch:
+        yield start, batch
+
+
+def _items(answer: Mapping[str, Any], count: int, start: int) -> list[FloatArray]:
+    vectors = []
+    for item in answer["data"]:
+        if item["object"] == "error":
+            raise _request_error(item["error"], 400, start)
+        vectors.append(decode_vector(item["embedding"]))
+    if len(vectors) != count:
+        raise ServerError(f"asked for {count} embeddings, got {len(vectors)}")
+    return vectors
+
+
+def _request_error(error: Mapping[str, Any], status: int, start: int) -> RequestError:
+    index = error.get("index")
+    return RequestError(
+        str(error.get("code")), str(error.get("message")), status, None if index is None else start + index
+    )
+
+
+def _json_object(response: httpx.Response, endpoint: str) -> dict[str, Any]:
+    try:
+        answer = response.json()
+    except ValueError as error:
+        raise ServerError(
+            f"{endpoint}: status {response.status_code} with a body that is not JSON"
+        ) from error
+    if not isinstance(answer, dict):
+        raise ServerError(f"{endpoint}: status {response.status_code} with {type(answer).__name__}")
+    return answer

@@ -1,0 +1,197 @@
+"""Packages traced encoders with their handlers into TorchServe archives: `make archive`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from clipserve import __version__
+from clipserve.archive_files import SUMS_FILE, file_sha256
+from clipserve.encoder import check_pair
+from clipserve.encoder_spec import PARITY_BOUNDS, EncoderSpec, read_spec, torchscript_sha256
+from clipserve.errors import ClipServeError, ExportError, SpecError
+
+ROOT = Path(__file__).parents[1]
+
+# Archive and endpoint name -> what its workers load.
+ARCHIVES: dict[str, tuple[str, ...]] = {
+    "clip_image": ("image",),
+    "clip_text": ("text",),
+    "clip_similarity": ("image", "text"),
+}
+
+# Earliest time that a zip entry can have: equal inputs give equal archives.
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def build_archives(store: Path, model_id: str | None, precision: str | None) -> list[Path]:
+    """Builds the three archives from the encoders in `store`.
+
+    Args:
+        model_id: which model; None where the store holds one only.
+        precision: take variants of this precision only; None takes all there are.
+
+    Returns:
+        The archives' paths, in `store`.
+
+    Raises:
+        ClipServeError: nothing to package, ambiguous, stale or of different embedding spaces.
+    """
+    specs = _select(store, model_id, precision)
+    with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as work:
+        made = []
+        for name, modalities in ARCHIVES.items():
+            chosen = {path: spec for path, spec in specs.items() if spec.modality in modalities}
+            print(f"packaging {name}.mar: {', '.join(sorted(s.stem for s in chosen.values()))}", flush=True)
+            made.append(_build(name, chosen, Path(work)))
+        # All or none: an image archive of one export beside a text archive of another would not pair.
+        return [Path(shutil.move(path, store / path.name)) for path in made]
+
+
+def _select(store: Path, model_id: str | None, precision: str | None) -> dict[Path, EncoderSpec]:
+    specs = {path: read_spec(path) for path in sorted(store.glob("*.pt"))}
+    models = sorted({spec.model_id for spec in specs.values()})
+    if not models:
+        raise ExportError(f"{store} holds no encoder; run 'make export' (or 'make export MODEL=demo') first")
+    if model_id is None and len(models) > 1:
+        raise ExportError(
+            f"{store} holds {len(models)} models ({', '.join(models)}); say which: "
+            f"'make archive MODEL={models[0]}'"
+        )
+    wanted = model_id or models[0]
+    specs = {
+        path: spec
+        for path, spec in specs.items()
+        if spec.model_id == wanted and precision in (None, spec.precision)
+    }
+    modalities = {spec.modality for spec in specs.values()}
+    if modalities != {"image", "text"}:
+        raise ExportError(
+            f"{store} holds no image and text encoder of {wanted!r}"
+            f"{f' in {precision}' if precision else ''}; it has {', '.join(models)}; run 'make export'"
+        )
+    for path, spec in specs.items():
+        _check_published(path, spec)
+    image = next(spec for spec in specs.values() if spec.modality == "image")
+    for spec in specs.values():
+        check_pair(image, spec)
+    return specs
+
+
+def _check_published(path: Path, spec: EncoderSpec) -> None:
+    beside = path.with_suffix(".json")
+    if not beside.is_file() or EncoderSpec.from_json(beside.read_text("utf-8"), str(beside)) != spec:
+        raise SpecError(f"{beside}: missing, or not the spec inside {path.name}; run 'make export' again")
+    if torchscript_sha256(path) != spec.torchscript_sha256:
+        raise SpecError(f"{path}: changed since its export; run 'make export' again")
+    certificate = spec.certificate
+    if certificate.bound != PARITY_BOUNDS[spec.precision] or not certificate.bound.holds(
+        certificate.max_abs_diff, certificate.min_cosine
+    ):
+        raise SpecError(f"{path}: its certificate is beyond the bound; run 'make export' again")
+
+
+def _build(name: str, specs: dict[Path, EncoderSpec], work: Path) -> Path:
+    stage = work / f"{name}-files"
+    package = stage / "clipserve"
+    package.mkdir(parents=True)
+    for source in sorted((ROOT / "clipserve").glob("*.py")):
+        shutil.copyfile(source, package / source.name)
+    for path in specs:
+        os.link(path, stage / path.name)
+    config = work / f"{name}.yaml"
+    config.write_text(_config(name, specs.values()), encoding="utf-8")
+    handler = ROOT / "handlers" / f"{name}.py"
+    _write_sums(stage, [handler, config])
+    private = work / "tmp"
+    private.mkdir(exist_ok=True)
+    result = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("torch-model-archiver")),
+            *("--model-name", name),
+            *("--version", __version__),
+            *("--handler", str(handler)),
+            *("--extra-files", str(stage)),
+            *("--config-file", str(config)),
+            *("--archive-format", "zip-store"),
+            *("--export-path", str(work)),
+        ],
+        # It stages in $TMPDIR/<model name> and deletes that first: its own folder.
+        env={**os.environ, "TMPDIR": str(private), "TEMP": str(private)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    made = work / f"{name}.mar"
+    if result.returncode != 0 or not made.is_file():
+        raise ExportError(f"torch-model-archiver failed for {name}: {result.stderr.strip()[-500:]}")
+    _make_reproducible(made)
+    shutil.rmtree(stage)
+    return made
+
+
+def _config(name: str, specs: Iterable[EncoderSpec]) -> str:
+    """The handler's YAML, bound to the CPU where the archive has nothing for a GPU."""
+    text = (ROOT / "handlers" / f"{name}.yaml").read_text(encoding="utf-8")
+    devices = {spec.device for spec in specs}
+    if devices == {"cpu"}:
+        text += "\n# The archive carries CPU variants only.\ndeviceType: cpu\n"
+    elif devices == {"cuda"}:
+        text += "\n# The archive carries GPU variants only.\ndeviceType: gpu\n"
+    return text
+
+
+def _write_sums(stage: Path, beside: Sequence[Path]) -> None:
+    """Lists the SHA-256 of every file of the archive, in the format of `sha256sum`."""
+    files = {path.relative_to(stage).as_posix(): path for path in stage.rglob("*") if path.is_file()}
+    files |= {path.name: path for path in beside}
+    lines = [f"{file_sha256(path)}  {name}" for name, path in sorted(files.items())]
+    (stage / SUMS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _make_reproducible(archive: Path) -> None:
+    """Rewrites the archive with sorted entries and no times, so that equal inputs give equal bytes."""
+    plain = archive.with_suffix(".plain")
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(plain, "w", zipfile.ZIP_STORED) as target:
+        for name in sorted(source.namelist()):
+            if name.endswith("/"):
+                continue
+            entry = zipfile.ZipInfo(name, ZIP_EPOCH)
+            entry.external_attr = 0o644 << 16
+            if name == "MAR-INF/MANIFEST.json":
+                manifest = json.loads(source.read(name))
+                manifest["createdOn"] = "01/01/1980 00:00:00"
+                target.writestr(entry, json.dumps(manifest, indent=2, sort_keys=True))
+                continue
+            entry.file_size = source.getinfo(name).file_size
+            with source.open(name) as reader, target.open(entry, "w") as writer:
+                shutil.copyfileobj(reader, writer, 1 << 20)
+    plain.replace(archive)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    parser = argparse.ArgumentParser(prog="python -m export_scripts.archive", description=__doc__)
+    parser.add_argument("--store", type=Path, default=ROOT / "model_store")
+    parser.add_argument("--model", help="model id, where the store holds several")
+    parser.add_argument("--precision", choices=list(PARITY_BOUNDS), help="take this precision only")
+    arguments = parser.parse_args(argv)
+    try:
+        for path in build_archives(arguments.store, arguments.model, arguments.precision):
+            print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
+    except ClipServeError as error:
+        print(f"archive: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Recomputes the certificates of what lies in the model store: `make verify`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import transformers
+
+from clipserve.encoder_spec import EncoderSpec, read_spec, torchscript_sha256
+from clipserve.errors import ClipServeError, ExportError, ParityError, SpecError
+from export_scripts.checkpoints import CheckpointPair, load_pair
+from export_scripts.export import STORE
+from export_scripts.tracing import recheck
+
+
+def verify_store(store: Path, model: str | None, text_model: str | None) -> None:
+    """Compares every encoder in `store` with its checkpoint and prints a table.
+
+    Args:
+        model, text_model: where the checkpoints are; None takes the names in the specs.
+
+    Raises:
+        ClipServeError: the store is empty, a file is not what its spec says, or beyond its bound.
+    """
+    specs = {path: read_spec(path) for path in sorted(store.glob("*.pt"))}
+    if not specs:
+        raise ExportError(f"{store} holds no encoder; run 'make export' first")
+    stems = [spec.stem for spec in specs.values()]
+    width = max(len(stem) for stem in stems)
+    print(f"{'variant':<{width}}  {'MB':>7}  {'max-abs':>9}  {'min cosine':>10}  {'s':>5}")
+    pairs: dict[tuple[str, str], CheckpointPair] = {}
+    for path, spec in specs.items():
+        if torchscript_sha256(path) != spec.torchscript_sha256:
+            raise SpecError(f"{path}: changed since its export; run 'make export' again")
+        names = _checkpoints(specs.values(), spec, model, text_model)
+        if names not in pairs:
+            pairs[names] = load_pair(*names)
+        start = time.monotonic()
+        certificate = recheck(pairs[names], path, spec)
+        print(
+            f"{spec.stem:<{width}}  {path.stat().st_size / 1e6:7.1f}  {certificate.max_abs_diff:9.2g}  "
+            f"{certificate.min_cosine:10.6f}  {time.monotonic() - start:5.1f}",
+            flush=True,
+        )
+        if not certificate.bound.holds(certificate.max_abs_diff, certificate.min_cosine):
+            raise ParityError(
+                f"{path}: max-abs {certificate.max_abs_diff:.3g}, min cosine "
+                f"{certificate.min_cosine:.6f}, the bound is {certificate.bound}; run 'make export' again"
+            )
+
+
+def _checkpoints(
+    specs: Iterable[EncoderSpec], spec: EncoderSpec, model: str | None, text_model: str | None
+) -> tuple[str, str]:
+    """Names of the image and the text checkpoint of the pair that `spec` belongs to."""
+    siblings = {s.modality: s.checkpoint for s in specs if s.space_id == spec.space_id}
+    if set(siblings) != {"image", "text"}:
+        raise SpecError(f"{spec.stem}: the other encoder of its pair is missing; run 'make export' again")
+    return model or siblings["image"], text_model or siblings["text"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; 0 all within bounds, 1 a known error in one line on stderr, 2 usage."""
+    parser = argparse.ArgumentParser(prog="python -m export_scripts.verify", description=__doc__)
+    parser.add_argument("--store", type=Path, default=STORE)
+    parser.add_argument("--model", help="where the image checkpoint is, if it was a local folder")
+    parser.add_argument("--text-model", help="where the text checkpoint is, if it was a local folder")
+    arguments = parser.parse_args(argv)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        verify_store(arguments.store, arguments.model, arguments.text_model)
+    except ClipServeError as error:
+        print(f"verify: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

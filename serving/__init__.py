@@ -1,0 +1,1 @@
+"""Runs TorchServe on this machine: start, wait until truly ready, example, stop."""

@@ -1,0 +1,128 @@
+"""`python -m serving`: starts, stops and shows the server; what the Makefile calls."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from clipserve.client import KeyFile
+from clipserve.errors import ClipServeError
+from serving.example import run_example
+from serving.server import ROOT, Server, private_server, project_server
+
+PICTURES = ROOT / "demo" / "pictures"
+EXAMPLE_IMAGE = PICTURES / "two-dogs-in-the-snow.jpg"
+EXAMPLE_TEXTS = ("Two dogs in the snow", "A cat on a table", "A picture of London at night")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Starts the project's server and shows how to talk to it."""
+    server = project_server()
+    print("starting TorchServe", flush=True)
+    server.start()
+    try:
+        server.wait_ready(arguments.timeout)
+    except (ClipServeError, KeyboardInterrupt):
+        server.stop()
+        raise
+    print(_how_to_call(server))
+
+
+def stop(arguments: argparse.Namespace) -> None:
+    """Stops the project's server."""
+    print("stopped" if project_server().stop() else "TorchServe is not running")
+
+
+def ready(arguments: argparse.Namespace) -> None:
+    """Checks that the project's server answers its golden inputs."""
+    with project_server().client() as client:
+        client.check_ready()
+    print("ready: every worker answers, and every golden input has its certified embedding")
+
+
+def example(arguments: argparse.Namespace) -> None:
+    """Runs the running example against the project's server."""
+    texts = [text.strip() for text in arguments.texts.split("|") if text.strip()]
+    with project_server().client() as client:
+        run_example(client, arguments.image, texts)
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Runs the running example on a server of its own, and stops it."""
+    with tempfile.TemporaryDirectory(prefix="clipserve-demo-") as folder:
+        server = private_server(arguments.store, Path(folder))
+        print("starting TorchServe on free ports", flush=True)
+        try:
+            server.start()
+            server.wait_ready(arguments.timeout)
+            print(f"ready at {server.properties['inference_address']}\n", flush=True)
+            with server.client() as client:
+                for picture in sorted(PICTURES.glob("*.jpg")):
+                    run_example(client, picture, EXAMPLE_TEXTS)
+                    print()
+        finally:
+            server.stop()
+    print("stopped. Next:")
+    print("  make export MODEL=demo archive serve      serve this demo checkpoint from model_store/")
+    print("  make export MODEL=clip-ViT-B-32           export a real checkpoint pair (needs the model hub)")
+    print("  make help                                 everything else")
+
+
+def _how_to_call(server: Server) -> str:
+    url = server.properties["inference_address"]
+    token = KeyFile(server.folder / "key_file.json").token("inference")
+    predictions = f"{url}/predictions"
+    auth = f"-H 'Authorization: Bearer {token}'"
+    image = shlex.quote(str(EXAMPLE_IMAGE.relative_to(ROOT)))
+    return f"""
+ready at {url}
+inference token (60 minutes; the client renews it): {token}
+
+# image -> vector
+curl -s {auth} -H 'Content-Type: image/jpeg' --data-binary @{image} {predictions}/clip_image
+
+# text -> vector, in any of 40 languages
+curl -s {auth} -H 'Content-Type: application/json' -d '{{"input": ["雪の中の二匹の犬", "كلبان في الثلج"]}}' {predictions}/clip_text
+
+# one picture against three labels
+curl -s {auth} -F image=@{image} -F 'texts=["Two dogs in the snow", "A cat on a table", "London at night"]' {predictions}/clip_similarity
+
+'make example' runs the example, 'make stop' stops the server."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        added = commands.add_parser(run.__name__, help=run.__doc__)
+        added.set_defaults(run=run)
+        return added
+
+    for run in (serve, demo):
+        command(run).add_argument("--timeout", type=float, default=120.0, help="seconds to wait")
+    commands.choices["demo"].add_argument("--store", type=Path, required=True, help="folder of the archives")
+    for run in (stop, ready):
+        command(run)
+    of_example = command(example)
+    of_example.add_argument("--image", type=Path, default=EXAMPLE_IMAGE)
+    of_example.add_argument("--texts", default="|".join(EXAMPLE_TEXTS), help="texts, separated by |")
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ClipServeError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the server was stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""One TorchServe on this machine: how it is started, found ready, and stopped."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from clipserve.client import Client, KeyFile
+from clipserve.errors import ServerError
+from serving.java import java_home
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "config.properties"
+
+ADDRESSES = ("inference_address", "management_address", "metrics_address")
+GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
+
+# TorchServe's own worker ports start here unless `initial_worker_port` says otherwise.
+FIRST_WORKER_PORT = 9000
+
+STOP_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A TorchServe instance, running or not.
+
+    Attributes:
+        folder: where it is started from: `logs/` and `key_file.json` appear there.
+        config: its properties file.
+        store: its model store.
+        temporary: its temp dir, which holds its pid file and the unpacked archives; None is the system's.
+    """
+
+    folder: Path
+    config: Path
+    store: Path
+    temporary: Path | None = None
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """The properties file, read."""
+        return read_properties(self.config)
+
+    def client(self) -> Client:
+        """A client of this server, with its key file."""
+        properties = self.properties
+        management = properties["management_address"]
+        return Client(
+            properties["inference_address"], management, KeyFile(self.folder / "key_file.json", management)
+        )
+
+    def running_pid(self) -> int | None:
+        """Process id of the Java server, None where it is not running."""
+        pid_file = (self.temporary or Path(tempfile.gettempdir())) / ".model_server.pid"
+        try:
+            pid = int(pid_file.read_text())
+            process = psutil.Process(pid)
+            return pid if "org.pytorch.serve.ModelServer" in process.cmdline() else None
+        except (OSError, ValueError, psutil.Error):
+            return None
+
+    def start(self) -> None:
+        """Starts TorchServe in the background; `Client.wait_ready` says when it serves.
+
+        Raises:
+            ServerError: no archive, no Java, a port taken, already running, or it ended at once.
+        """
+        self._check_startable()
+        environment = self._environment()
+        result = subprocess.run(
+            [
+                _torchserve(),
+                "--start",
+                "--ncs",
+                *("--model-store", str(self.store)),
+                *("--ts-config", str(self.config)),
+            ],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        if result.returncode != 0:
+            raise ServerError(f"torchserve --start ended with {result.returncode}; logs/ says why")
+
+    def wait_ready(self, timeout: float = 120.0) -> None:
+        """Waits until every endpoint answers its golden input; gives up at once if the server dies.
+
+        Raises:
+            ServerError: not ready within `timeout` seconds, or ended.
+        """
+        deadline = time.monotonic() + timeout
+        with self.client() as client:
+            while True:
+                if self.running_pid() is None:
+                    raise ServerError(f"TorchServe has ended; {self.folder / 'logs/ts_log.log'} says why")
+                try:
+                    client.check_ready()
+                except ServerError as error:
+                    self._give_up_on_crash_loop()
+                    if time.monotonic() > deadline:
+                        raise ServerError(f"not ready after {timeout:g} s: {error}") from error
+                    time.sleep(0.25)
+                else:
+                    return
+
+    def stop(self) -> bool:
+        """Stops the server and waits until it and its workers are gone.
+
+        Returns:
+            Whether one was running.
+
+        Raises:
+            ServerError: it does not end.
+        """
+        pid = self.running_pid()
+        if pid is None:
+            return False
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        subprocess.run(
+            [_torchserve(), "--stop"],
+            cwd=self.folder,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+        for left in alive:
+            left.kill()
+        _, alive = psutil.wait_procs(alive, timeout=5)
+        if alive:
+            raise ServerError(f"processes {[p.pid for p in alive]} do not end")
+        return True
+
+    def _check_startable(self) -> None:
+        pid = self.running_pid()
+        if pid is not None:
+            raise ServerError(f"TorchServe is running already (process {pid}); 'make stop' stops it")
+        properties = self.properties
+        for model in properties["load_models"].split(","):
+            archive = self.store / model.partition("=")[2]
+            if not archive.is_file():
+                raise ServerError(
+                    f"{archive} is missing; run 'make export' (or 'make export MODEL=demo') and 'make archive'"
+                )
+        ports = [urlsplit(properties[name]).port for name in ADDRESSES]
+        ports += [int(properties[name]) for name in GRPC_PORTS]
+        for port in ports:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port or 0))
+                except OSError as error:
+                    raise ServerError(
+                        f"port {port} is taken by another program; stop that, or change {self.config.name}"
+                    ) from error
+
+    def _give_up_on_crash_loop(self) -> None:
+        """TorchServe restarts a failing worker for ever; our handlers' refusals do not heal by that."""
+        log = self.folder / "logs" / "model_log.log"
+        if not log.is_file():
+            return
+        refusals = re.findall(r"SpecError: (.*)", log.read_text(encoding="utf-8", errors="replace"))
+        if len(refusals) >= 2:
+            raise ServerError(f"a worker refuses to start: {refusals[-1]}")
+
+    def _environment(self) -> dict[str, str]:
+        environment = dict(os.environ)
+        home = java_home()
+        if home is None:
+            environment.pop("JAVA_HOME", None)
+        else:
+            environment["JAVA_HOME"] = str(home)
+        if self.temporary is not None:
+            # TorchServe's Java side reads TEMP, its Python side TMPDIR.
+            environment["TEMP"] = environment["TMPDIR"] = str(self.temporary)
+        return environment
+
+
+def private_server(store: Path, folder: Path, *, overrides: Mapping[str, str] | None = None) -> Server:
+    """A server on free ports with everything of its own in `folder`; the settings are those of the project.
+
+    Args:
+        overrides: properties that differ from the project's.
+    """
+    temporary = folder / "tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    ports = free_ports(len(ADDRESSES) + len(GRPC_PORTS))
+    properties = read_properties(CONFIG)
+    properties |= {name: f"http://127.0.0.1:{port}" for name, port in zip(ADDRESSES, ports, strict=False)}
+    properties |= {
+        name: str(port) for name, port in zip(GRPC_PORTS, ports[len(ADDRESSES) :], strict=True)
+    }
+    properties["metrics_config"] = str(ROOT / properties["metrics_config"])
+    properties |= overrides or {}
+    config = folder / "config.properties"
+    config.write_text("".join(f"{k}={v}\n" for k, v in properties.items()), encoding="utf-8")
+    return Server(folder, config, store.resolve(), temporary)
+
+
+def project_server() -> Server:
+    """The server that `make serve` and the README's `torchserve --start` run."""
+    return Server(ROOT, CONFIG, ROOT / "model_store")
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Reads a properties file of plain `name=value` lines."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    pairs = [line.partition("=") for line in lines if line.strip() and not line.startswith("#")]
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on just now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+def _torchserve() -> str:
+    return str(Path(sys.executable).with_name("torchserve"))
