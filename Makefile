@@ -64,6 +64,20 @@ example: setup ## IMAGE=photo.jpg TEXTS="Two dogs in the snow|A cat on a table" 
 stop: setup ## stop TorchServe and its workers
 	@$(RUN) -m serving stop
 
+##@ the demo checkpoint
+
+.PHONY: languages
+languages: setup ## is the running server good in all 40 languages? a table, the weak ones, a heat map
+	@$(RUN) -m demo.languages
+
+.PHONY: train-demo
+train-demo: setup ## train demo/checkpoint/ anew (about an hour; goes on where it was stopped)
+	@$(RUN) -m demo.train
+
+.PHONY: demo-results
+demo-results: setup ## measure demo/checkpoint/ over HTTP and write demo/RESULTS.md
+	@$(RUN) -m demo.results
+
 ##@ work on it
 
 .PHONY: setup

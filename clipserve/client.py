@@ -29,7 +29,7 @@ import numpy.typing as npt
 import tenacity
 
 from clipserve.encoder_spec import FloatArray, decode_vector
-from clipserve.errors import ClipServeError, RequestError, ServerError
+from clipserve.errors import ClipServeError, RequestError, ServerError, SpaceError
 
 INFERENCE_URL = "http://127.0.0.1:8080"
 MANAGEMENT_URL = "http://127.0.0.1:8081"
@@ -41,9 +41,10 @@ ENDPOINTS = ("clip_image", "clip_text", "clip_similarity")
 ITEMS_PER_REQUEST = 64
 BYTES_PER_REQUEST = 16_000_000
 
-# 503 is a full queue or no worker; "Worker died." is a 500. An embedding has no side effect, so that asking
-# again is safe. 4xx are the caller's, 507 is out of memory.
-RETRIED_STATUS = frozenset({500, 503})
+# 503 is a full queue or no worker. A worker that died is a 500, and a 507 where SIGKILL ended it: TorchServe
+# takes that for the kernel's out-of-memory killer. An embedding has no side effect, so that asking again is safe.
+# 4xx are the caller's.
+RETRIED_STATUS = frozenset({500, 503, 507})
 RETRIES_SECONDS = 20.0
 
 ImageInput = bytes | str | Path
@@ -72,8 +73,7 @@ class KeyFile:
             key = json.loads(self._path.read_text(encoding="utf-8"))[kind]["key"]
         except FileNotFoundError as error:
             raise ServerError(
-                f"{self._path}: no token file; start the server with 'make serve', or name its "
-                "key_file.json"
+                f"{self._path}: no token file; start the server with 'make serve', or name its key_file.json"
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ServerError(f"{self._path}: not TorchServe's token file ({error!r})") from error
@@ -155,6 +155,7 @@ class Client:
         self._tokens = tokens if tokens is not None else KeyFile(KEY_FILE, self._management_url)
         self._http = httpx.Client(timeout=timeout)
         self._cached: dict[str, str] = {}
+        self._space_id: str | None = None
 
     def __enter__(self) -> Client:
         return self
@@ -170,6 +171,10 @@ class Client:
     def close(self) -> None:
         """Closes the connections."""
         self._http.close()
+
+    def require_space(self, space_id: str) -> None:
+        """From now on, an answer in another embedding space raises `SpaceError`."""
+        self._space_id = space_id
 
     def embed_images(self, images: Sequence[ImageInput]) -> FloatArray:
         """Embeds pictures, given as encoded bytes or as paths of files: float32 `[N, D]`.
@@ -284,7 +289,9 @@ class Client:
         expected = decode_vector(golden["embedding"])
         cosine = float(found @ expected / (np.linalg.norm(found) * np.linalg.norm(expected)))
         if not cosine >= 0.999:
-            raise ServerError(f"{endpoint}: the golden input's embedding has cosine {cosine:.6f}, not >= 0.999")
+            raise ServerError(
+                f"{endpoint}: the golden input's embedding has cosine {cosine:.6f}, not >= 0.999"
+            )
 
     def wait_ready(self, timeout: float = 120.0, endpoints: Sequence[str] = ENDPOINTS) -> None:
         """Waits until `check_ready` holds.
@@ -322,6 +329,11 @@ class Client:
         )
         answer = _json_object(response, endpoint)
         if response.status_code == httpx.codes.OK:
+            found = str(answer.get("space_id"))
+            if self._space_id not in (None, found):
+                raise SpaceError(
+                    f"{endpoint} answers in embedding space {found}, wanted is {self._space_id}", found
+                )
             return answer
         error = answer.get("error")
         if isinstance(error, dict):
@@ -332,16 +344,16 @@ class Client:
         request = httpx.Request("GET", f"{self._management_url}{path}", params=params)
         response = self._send("management", request)
         if response.status_code != httpx.codes.OK:
-            raise ServerError(
-                f"{request.url}: status {response.status_code}: {response.text.strip()[:200]}"
-            )
+            raise ServerError(f"{request.url}: status {response.status_code}: {response.text.strip()[:200]}")
         answer: list[dict[str, Any]] = response.json()
         return answer
 
     def _send(self, kind: str, request: httpx.Request) -> httpx.Response:
         @tenacity.retry(
             retry=tenacity.retry_if_result(lambda response: response.status_code in RETRIED_STATUS)
-            | tenacity.retry_if_exception_type((httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError)),
+            | tenacity.retry_if_exception_type(
+                (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError)
+            ),
             stop=tenacity.stop_after_delay(RETRIES_SECONDS if kind == "inference" else 0.0),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
             # Out of patience: the last answer or exception speaks for itself.
@@ -355,7 +367,9 @@ class Client:
         except httpx.TimeoutException as error:
             raise ServerError(f"{request.url}: no answer in time ({type(error).__name__})") from error
         except httpx.HTTPError as error:
-            raise ServerError(f"{request.url}: cannot be reached ({error}); is it running? 'make serve'") from error
+            raise ServerError(
+                f"{request.url}: cannot be reached ({error}); is it running? 'make serve'"
+            ) from error
 
     def _send_with_token(self, kind: str, request: httpx.Request) -> httpx.Response:
         if isinstance(self._tokens, str):

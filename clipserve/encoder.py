@@ -35,7 +35,8 @@ def load_torchscript(path: Path, device: torch.device) -> torch.jit.ScriptModule
     with warnings.catch_warnings():
         # torch.jit is past its end of maintenance, which the README says once for all its calls.
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
-        return torch.jit.load(str(path), map_location=device)
+        module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)
+    return module
 
 
 class _TracedEncoder:

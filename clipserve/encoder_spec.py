@@ -261,8 +261,7 @@ def read_extra_file(path: Path, name: str) -> bytes:
             records = [n for n in archive.namelist() if n.partition("/")[2] == f"extra/{name}"]
             if not records:
                 raise SpecError(
-                    f"{path}: carries no {name}, so it was not written by clipserve; "
-                    "run 'make export'"
+                    f"{path}: carries no {name}, so it was not written by clipserve; run 'make export'"
                 )
             return archive.read(records[0])
     except (OSError, zipfile.BadZipFile) as error:

@@ -7,6 +7,7 @@ ClipServeError
 │   └── ParityError  a traced encoder differs from its original by more than its bound
 ├── RequestError     one caller's input is wrong: has a code, an HTTP status and, in a list, an index
 └── ServerError      the server cannot be reached, refuses, or answers what it should not
+    └── SpaceError   the server answers in another embedding space than was asked for
 ```
 """
 
@@ -62,3 +63,16 @@ class RequestError(ClipServeError):
 
 class ServerError(ClipServeError):
     """The server cannot be reached, refuses, or answers what it should not."""
+
+
+class SpaceError(ServerError):
+    """The server answers in another embedding space than was asked for.
+
+    Args:
+        message: one sentence.
+        space_id: of the server's answer.
+    """
+
+    def __init__(self, message: str, space_id: str):
+        super().__init__(message)
+        self.space_id = space_id

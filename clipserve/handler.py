@@ -1,17 +1,16 @@
 """Batch mechanics: rows in, as many replies out, one bad item never hurting a neighbour.
 
-Three endpoints on one mechanism. A batch of rows is parsed, all its items are converted and embedded together,
-and each row gets its own reply; an item that fails is carried along as its `RequestError`. Which server the
-rows come from is not known here.
+Three endpoints on one mechanism. A batch of rows is parsed, all its items are converted and embedded
+together, and each row gets its own reply; an item that fails is carried along as its `RequestError`. Which
+server the rows come from is not known here.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
-
 
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, check_pair
 from clipserve.encoder_spec import EncoderSpec
@@ -23,7 +22,6 @@ from clipserve.protocol import (
     Reply,
     RequestLimits,
     Row,
-    SimilarityRequest,
     Usage,
     embedding_reply,
     error_reply,
@@ -53,8 +51,8 @@ class Settings:
     threads: int = 1
     max_batch: int = 32
     cached_texts: int = 10_000
-    images: ImageLimits = ImageLimits()
-    requests: RequestLimits = RequestLimits()
+    images: ImageLimits = field(default_factory=ImageLimits)
+    requests: RequestLimits = field(default_factory=RequestLimits)
 
     @classmethod
     def from_mapping(cls, section: Mapping[str, Any]) -> Settings:
@@ -71,9 +69,7 @@ class Settings:
         }
         for key, value in section.items():
             if key not in places:
-                raise SpecError(
-                    f"handler setting {key!r} is unknown; allowed are {', '.join(places)}"
-                )
+                raise SpecError(f"handler setting {key!r} is unknown; allowed are {', '.join(places)}")
             if key == "formats":
                 value = tuple(value)
             elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -203,9 +199,7 @@ class EmbeddingEndpoint(Generic[ItemT]):
         return [
             error_reply(request)
             if isinstance(request, RequestError)
-            else embedding_reply(
-                self._spec, [next(results) for _ in request.items], request.encoding_format
-            )
+            else embedding_reply(self._spec, [next(results) for _ in request.items], request.encoding_format)
             for request in requests
         ]
 
@@ -217,13 +211,13 @@ class EmbeddingEndpoint(Generic[ItemT]):
 class SimilarityEndpoint:
     """`clip_similarity`: pictures against texts, both encoders in one worker."""
 
-    def __init__(self, image_encoder: TracedImageEncoder, text_encoder: TracedTextEncoder, settings: Settings):
+    def __init__(
+        self, image_encoder: TracedImageEncoder, text_encoder: TracedTextEncoder, settings: Settings
+    ):
         check_pair(image_encoder.spec, text_encoder.spec)
         self.specs = [image_encoder.spec, text_encoder.spec]
         self._embed_images = ImageEmbedder(image_encoder, settings)
-        self._embed_texts = CachedTextEmbedder(
-            TextEmbedder(text_encoder, settings), settings.cached_texts
-        )
+        self._embed_texts = CachedTextEmbedder(TextEmbedder(text_encoder, settings), settings.cached_texts)
         self._limits = settings.requests
 
     def handle(self, rows: Sequence[Row]) -> list[Reply]:
@@ -253,16 +247,12 @@ class SimilarityEndpoint:
 
 def image_endpoint(encoder: TracedImageEncoder, settings: Settings) -> Endpoint:
     """The `clip_image` endpoint."""
-    return EmbeddingEndpoint(
-        encoder.spec, parse_image_request, ImageEmbedder(encoder, settings), settings
-    )
+    return EmbeddingEndpoint(encoder.spec, parse_image_request, ImageEmbedder(encoder, settings), settings)
 
 
 def text_endpoint(encoder: TracedTextEncoder, settings: Settings) -> Endpoint:
     """The `clip_text` endpoint."""
-    return EmbeddingEndpoint(
-        encoder.spec, parse_text_request, TextEmbedder(encoder, settings), settings
-    )
+    return EmbeddingEndpoint(encoder.spec, parse_text_request, TextEmbedder(encoder, settings), settings)
 
 
 def _parse_rows(

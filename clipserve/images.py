@@ -1,15 +1,15 @@
 """From the bytes of a picture to `pixel_values`.
 
-Pixel for pixel what `transformers`' CLIP processor makes of the same picture with Pillow, up to and including
-the centre crop; rescaling and mean/std are inside the graph. Two decisions, made here once:
+Pixel for pixel what `transformers`' CLIP processor makes of the same picture with Pillow, up to and
+including the centre crop; rescaling and mean/std are inside the graph. Two decisions, made here once:
 
 * **Orientation**: the EXIF orientation is applied, so that a photograph is embedded as viewers show it.
   (The original processor is given whatever the caller decoded, and does not look at EXIF.)
 * **Transparency**: pictures with an alpha channel or a transparent colour are laid over white, as
   `transformers` 5 does.
 
-Of an animation the first frame counts. 16-bit grey is brought to 8 bits as the original brings it: Pillow clips at
-255, so such a picture should be scaled before it is sent.
+Of an animation the first frame counts. 16-bit grey is brought to 8 bits as the original brings it: Pillow
+clips at 255, so such a picture should be scaled before it is sent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clipserve.encoder_spec import ImagePreprocessing
 from clipserve.errors import RequestError
@@ -69,7 +69,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
                 return _to_rgb(ImageOps.exif_transpose(image))
     except RequestError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise RequestError(
             "unsupported_image_format",
             f"the bytes are no picture in an allowed format ({', '.join(limits.formats)})",
@@ -102,9 +102,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def preprocess(
-    image: Image.Image, preprocessing: ImagePreprocessing, limits: ImageLimits
-) -> PixelArray:
+def preprocess(image: Image.Image, preprocessing: ImagePreprocessing, limits: ImageLimits) -> PixelArray:
     """Resizes and crops an RGB picture.
 
     Returns:
@@ -117,10 +115,7 @@ def preprocess(
     width, height = image.size
     edge = preprocessing.shortest_edge
     # The longer side is truncated, not rounded: get_resize_output_image_size of transformers.
-    if width <= height:
-        size = edge, int(edge * height / width)
-    else:
-        size = int(edge * width / height), edge
+    size = (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
     _check_pixels(*size, limits)
     if size != image.size:
         image = image.resize(size, Image.Resampling[preprocessing.resample.upper()])

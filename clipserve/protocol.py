@@ -4,7 +4,7 @@ Requests (`input`, `encoding_format` and the response's `data` are those of the 
 
 ```
 text        {"input": "text" | ["…", …], "encoding_format": "float" | "base64"}      or text/plain
-image       {"input": [{"image": "<base64 or data: URI>"} | "<base64 …>", …]}         or raw bytes, or multipart
+image       {"input": [{"image": "<base64 or data: URI>"} | "<base64 …>", …]}    or raw bytes, or multipart
 similarity  {"images": […], "texts": […]} or {"images": […], "labels": […], "template": "a photo of {}"}
             or multipart: any number of files, and a field `texts` or `labels` (JSON list), `template`
 ```
@@ -124,6 +124,8 @@ def parse_text_request(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]
     """
     if row.content_type != JSON:
         _refuse_form(row)
+        if not row.body:
+            raise RequestError("empty_request", "the request has no body; send a text")
         return EmbeddingRequest([_text_item(_utf8(row.body), limits)], "float")
     body = _json_object(row.body, {"input", "encoding_format", "model"})
     items = _item_list(body, "input", str, limits.max_items)
@@ -176,8 +178,7 @@ def parse_similarity_request(row: Row, limits: RequestLimits) -> SimilarityReque
         _refuse_form(row)
         raise RequestError(
             "unsupported_media_type",
-            f"content type {row.content_type or 'none'!r}; send application/json or "
-            "multipart/form-data",
+            f"content type {row.content_type or 'none'!r}; send application/json or multipart/form-data",
             415,
         )
     template = body.get("template")
@@ -267,9 +268,7 @@ def _json_object(data: bytes, allowed: set[str]) -> dict[str, Any]:
         raise RequestError("empty_request", "the request has no body")
     body = _json(data, "the body")
     if not isinstance(body, dict):
-        raise RequestError(
-            "invalid_request", f"the body is {_shown(body)}, should be a JSON object"
-        )
+        raise RequestError("invalid_request", f"the body is {_shown(body)}, should be a JSON object")
     unknown = sorted(set(body) - allowed)
     if unknown:
         raise RequestError(
@@ -279,9 +278,7 @@ def _json_object(data: bytes, allowed: set[str]) -> dict[str, Any]:
     return body
 
 
-def _item_list(
-    body: Mapping[str, Any], key: str, kinds: type | tuple[type, ...], limit: int
-) -> list[Any]:
+def _item_list(body: Mapping[str, Any], key: str, kinds: type | tuple[type, ...], limit: int) -> list[Any]:
     """The list under `key`; a single item stands for a list of one, a wrong item becomes its error."""
     if key not in body:
         raise RequestError("invalid_request", f"the field {key!r} is missing")
@@ -324,9 +321,7 @@ def _image_item(item: str | dict[str, Any] | RequestError) -> bytes | RequestErr
         return item
     if isinstance(item, dict):
         if set(item) != {"image"} or not isinstance(item["image"], str):
-            return RequestError(
-                "invalid_item", 'an image item should be {"image": "<base64 or data: URI>"}'
-            )
+            return RequestError("invalid_item", 'an image item should be {"image": "<base64 or data: URI>"}')
         item = item["image"]
     if item.startswith(("http://", "https://", "file://", "ftp://")):
         return RequestError(

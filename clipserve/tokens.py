@@ -53,9 +53,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=preprocessing.context_length)
         unknown_token = getattr(self._tokenizer.model, "unk_token", None)
-        self._unknown_id = (
-            None if unknown_token is None else self._tokenizer.token_to_id(unknown_token)
-        )
+        self._unknown_id = None if unknown_token is None else self._tokenizer.token_to_id(unknown_token)
 
     def tokenize(self, text: str) -> Tokens:
         """Tokens of one text; an empty or blank text has the special tokens only."""

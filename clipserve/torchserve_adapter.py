@@ -1,8 +1,8 @@
 """TorchServe's calling convention around an endpoint.
 
-TorchServe gives a worker `initialize(context)` once and `handle(rows, context)` per batch; a row is a dict of
-`body` or of multipart field names. Only `context.set_response_status(code, phrase, index)` with a body at that
-index fails one request of a batch; an exception would fail them all.
+TorchServe gives a worker `initialize(context)` once and `handle(rows, context)` per batch; a row is a dict
+of `body` or of multipart field names. Only `context.set_response_status(code, phrase, index)` with a body at
+that index fails one request of a batch; an exception would fail them all.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ class TorchServeHandler:
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[Any]:
         """Answers a batch: one body for each row."""
-        if context.get_request_header(0, "describe"):
-            # TorchServe sends these one at a time, for `GET /models/NAME?customized=true`.
+        if rows == [{}] and context.get_request_header(0, "describe"):
+            # `GET /models/NAME?customized=true` arrives so: alone, without a body, with this header. The header
+            # alone proves nothing: any caller may send it, and would fail the whole batch that he is in.
             specs = [json.loads(spec.to_json()) for spec in self._endpoint.specs]
             return [json.dumps({"encoders": specs}, ensure_ascii=False)]
         replies = self._endpoint.handle([_row(row, context, i) for i, row in enumerate(rows)])

@@ -121,8 +121,7 @@ class Vocabulary:
             foreign = {
                 char
                 for char in phrase.replace("{subject}", "").replace("{where}", "")
-                if unicodedata.category(char)[0] == "L"
-                and unicodedata.name(char).split()[0] not in letters
+                if unicodedata.category(char)[0] == "L" and unicodedata.name(char).split()[0] not in letters
             }
             if foreign:
                 yield f"{self.code}: phrase {phrase!r} has letters outside {self.script}: {foreign}"

@@ -34,9 +34,7 @@ class Scene:
         if self.thing is None and self.count != 0:
             raise ValueError(f"count {self.count}: a scene without a thing has count 0")
         if self.thing is not None and (self.thing not in THINGS or self.count not in COUNTS):
-            raise ValueError(
-                f"{self.count} of {self.thing!r}: allowed are {COUNTS} of {', '.join(THINGS)}"
-            )
+            raise ValueError(f"{self.count} of {self.thing!r}: allowed are {COUNTS} of {', '.join(THINGS)}")
 
     @property
     def name(self) -> str:

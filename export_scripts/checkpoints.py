@@ -185,8 +185,11 @@ def load_image_checkpoint(folder: Path, name: str) -> ImageCheckpoint:
     clip = _clip(model)
     if clip is None:
         raise ExportError(f"{folder}: not a CLIP checkpoint, so it has no image encoder")
-    preprocessing = _image_preprocessing(model[0].processor.image_processor, folder)
-    edge = clip.config.vision_config.image_size
+    # transformers types its configurations and submodules too loosely to check.
+    config: Any = clip.config
+    inner: Any = model[0]
+    preprocessing = _image_preprocessing(inner.processor.image_processor, folder)
+    edge = config.vision_config.image_size
     if (preprocessing.crop_height, preprocessing.crop_width) != (edge, edge):
         raise ExportError(
             f"{folder}: the processor crops to {preprocessing.crop_height} x "
@@ -200,7 +203,7 @@ def load_image_checkpoint(folder: Path, name: str) -> ImageCheckpoint:
 
     return ImageCheckpoint(
         name=name,
-        embedding_dim=clip.config.projection_dim,
+        embedding_dim=config.projection_dim,
         logit_scale=float(clip.logit_scale.detach().double().exp()),
         weights_sha256=_weights_sha256(clip.vision_model, clip.visual_projection),
         preprocessing=preprocessing,
@@ -279,8 +282,9 @@ def _load_sentence_transformers_text(folder: Path, name: str) -> TextCheckpoint:
     clip = _clip(model)
     build: Callable[[bool], nn.Module]
     if clip is not None:
-        dim = clip.config.projection_dim
-        context_length = clip.config.text_config.max_position_embeddings
+        config: Any = clip.config
+        dim: int = config.projection_dim
+        context_length: int = config.text_config.max_position_embeddings
         weights = _weights_sha256(clip.text_model, clip.text_projection)
         original = clip
 
@@ -296,15 +300,13 @@ def _load_sentence_transformers_text(folder: Path, name: str) -> TextCheckpoint:
             return MeanPooledTextEncoder(transformer, dense.linear, _output(normalized))
 
     tokenizer, preprocessing = _tokenizer(model.tokenizer, context_length, folder)
-    return TextCheckpoint(
-        name, dim, weights, preprocessing, tokenizer, reference, reference_encode, build
-    )
+    return TextCheckpoint(name, dim, weights, preprocessing, tokenizer, reference, reference_encode, build)
 
 
 def _transformer_and_dense(
     model: SentenceTransformer, folder: Path
 ) -> tuple[transformers.PreTrainedModel, Dense]:
-    modules = list(model)
+    modules: list[Any] = list(model)
     kinds = [type(module) for module in modules]
     if kinds != [Transformer, Pooling, Dense]:
         names = ", ".join(kind.__name__ for kind in kinds)
@@ -378,12 +380,13 @@ def _mean_pooled(
     head.eval()
     original = _MeanPoolingOriginal(transformer, head)
     auto = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    context_length = min(int(auto.model_max_length), transformer.config.max_position_embeddings)
+    config: Any = transformer.config
+    context_length = min(int(auto.model_max_length), config.max_position_embeddings)
     if isinstance(transformer, transformers.XLMRobertaModel):
         # RoBERTa's positions start behind the padding id.
         context_length = min(
             context_length,
-            transformer.config.max_position_embeddings - transformer.config.pad_token_id - 1,
+            config.max_position_embeddings - config.pad_token_id - 1,
         )
     tokenizer, preprocessing = _tokenizer(auto, context_length, folder)
 

@@ -135,8 +135,9 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, clip: CLIPModel, preprocessing: ImagePreprocessing, output: nn.Module):
         super().__init__()
-        config = clip.config.vision_config
-        vision = clip.vision_model
+        # transformers types its configurations and submodules too loosely to check.
+        config: Any = clip.config.vision_config
+        vision: Any = clip.vision_model
         self.patch = config.patch_size
         std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
@@ -182,13 +183,11 @@ class ClipTextEncoder(nn.Module):
 
     def __init__(self, clip: CLIPModel, output: nn.Module):
         super().__init__()
-        config = clip.config.text_config
-        text = clip.text_model
+        config: Any = clip.config.text_config
+        text: Any = clip.text_model
         self.tokens = text.embeddings.token_embedding
         self.positions = nn.Parameter(text.embeddings.position_embedding.weight.detach()[None])
-        self.layers = nn.ModuleList(
-            _clip_layer(layer, config, causal=True) for layer in text.encoder.layers
-        )
+        self.layers = nn.ModuleList(_clip_layer(layer, config, causal=True) for layer in text.encoder.layers)
         self.norm_after = text.final_layer_norm
         self.projection = clip.text_projection
         self.pool: nn.Module
@@ -280,24 +279,25 @@ class MeanPooledTextEncoder(nn.Module):
 
     def __init__(self, transformer: PreTrainedModel, projection: nn.Linear, output: nn.Module):
         super().__init__()
-        embeddings = transformer.embeddings
+        embeddings: Any = transformer.embeddings
         self.tokens = embeddings.word_embeddings
         self.norm = embeddings.LayerNorm
+        stack: Any = transformer
         config = transformer.config
         self.positions: nn.Module
         if isinstance(transformer, DistilBertModel):
             self.positions = AbsolutePositions(embeddings.position_embeddings, None)
-            layers = [_distilbert_layer(layer, config) for layer in transformer.transformer.layer]
+            layers = [_distilbert_layer(layer, config) for layer in stack.transformer.layer]
         elif isinstance(transformer, XLMRobertaModel):
             self.positions = PaddingAwarePositions(
                 embeddings.position_embeddings, embeddings.token_type_embeddings, config.pad_token_id
             )
-            layers = [_bert_layer(layer, config) for layer in transformer.encoder.layer]
+            layers = [_bert_layer(layer, config) for layer in stack.encoder.layer]
         elif isinstance(transformer, BertModel):
             self.positions = AbsolutePositions(
                 embeddings.position_embeddings, embeddings.token_type_embeddings
             )
-            layers = [_bert_layer(layer, config) for layer in transformer.encoder.layer]
+            layers = [_bert_layer(layer, config) for layer in stack.encoder.layer]
         else:
             raise ExportError(
                 f"text transformer {type(transformer).__name__} is not supported; supported are "
@@ -364,9 +364,7 @@ def _bert_layer(layer: Any, config: Any) -> PostNormLayer:
 def _distilbert_layer(layer: Any, config: Any) -> PostNormLayer:
     attention = layer.attention
     return PostNormLayer(
-        SelfAttention(
-            attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, config.n_heads
-        ),
+        SelfAttention(attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, config.n_heads),
         Mlp(layer.ffn.lin1, layer.ffn.lin2, config.activation),
         layer.sa_layer_norm,
         layer.output_layer_norm,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import platform
 import statistics
 import tempfile
@@ -128,8 +127,8 @@ def export_encoder(
         made.with_suffix(".json").write_text(spec.to_json(), encoding="utf-8")
         # The old description goes before the new file comes: never a spec beside a file it is not of.
         (folder / f"{spec.stem}.json").unlink(missing_ok=True)
-        os.replace(made, folder / made.name)
-        os.replace(made.with_suffix(".json"), folder / f"{spec.stem}.json")
+        made.replace(folder / made.name)
+        made.with_suffix(".json").replace(folder / f"{spec.stem}.json")
     return spec
 
 
@@ -213,9 +212,7 @@ def _make(
     # state_dict tensors may be shared with the original, which must stay as it is.
     with _quiet_tracing(), torch.inference_mode(False), torch.no_grad():
         traceable = _copy(encoder).to(device=device, dtype=DTYPES[precision]).eval()
-        traced = torch.jit.trace(
-            traceable, tuple(i.to(device) for i in subject.example), check_trace=False
-        )
+        traced = torch.jit.trace(traceable, tuple(i.to(device) for i in subject.example), check_trace=False)
         bare = work / "bare.pt"
         torch.jit.save(traced, bare)
     module = load_torchscript(bare, torch.device(device))
@@ -255,16 +252,12 @@ def _make(
     )
     path = work / f"{spec.stem}.pt"
     with _quiet_tracing():
-        torch.jit.save(
-            module, path, _extra_files={SPEC_FILE: spec.to_json(), **subject.extra_files}
-        )
+        torch.jit.save(module, path, _extra_files={SPEC_FILE: spec.to_json(), **subject.extra_files})
     # Saving a loaded module writes other records than saving a traced one (the traced inputs are gone, and
     # the archive is named after the file), so the hash is of the file that is published.
     spec = replace(spec, torchscript_sha256=torchscript_sha256(path))
     with _quiet_tracing():
-        torch.jit.save(
-            module, path, _extra_files={SPEC_FILE: spec.to_json(), **subject.extra_files}
-        )
+        torch.jit.save(module, path, _extra_files={SPEC_FILE: spec.to_json(), **subject.extra_files})
     if torchscript_sha256(path) != spec.torchscript_sha256:
         raise ExportError(f"{path.name}: saving it twice gave two different files")
     bare.unlink()
@@ -303,7 +296,8 @@ def _quiet_tracing() -> Iterator[None]:
 def _run(module: nn.Module, device: Device, *inputs: Tensor) -> FloatArray:
     with torch.inference_mode():
         output: Tensor = module(*(i.to(device) for i in inputs))
-    return output.cpu().numpy()
+    array: FloatArray = output.cpu().numpy()
+    return array
 
 
 def _certify(
@@ -330,7 +324,8 @@ def _certify(
 def _as(normalized: bool, embeddings: FloatArray) -> FloatArray:
     if not normalized:
         return embeddings
-    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    unit: FloatArray = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return unit
 
 
 def _compare(name: str, traced: FloatArray, original: FloatArray) -> ParityCase:

@@ -9,6 +9,4 @@ class ClipSimilarityHandler(TorchServeHandler):
 
     def build(self, resources: WorkerResources) -> Endpoint:
         """Both encoders in one worker."""
-        return SimilarityEndpoint(
-            resources.image_encoder(), resources.text_encoder(), resources.settings
-        )
+        return SimilarityEndpoint(resources.image_encoder(), resources.text_encoder(), resources.settings)

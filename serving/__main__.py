@@ -78,6 +78,8 @@ def _how_to_call(server: Server) -> str:
     predictions = f"{url}/predictions"
     auth = f"-H 'Authorization: Bearer {token}'"
     image = shlex.quote(str(EXAMPLE_IMAGE.relative_to(ROOT)))
+    texts = '{"input": ["雪の中の二匹の犬", "كلبان في الثلج"]}'
+    labels = '["Two dogs in the snow", "A cat on a table", "London at night"]'
     return f"""
 ready at {url}
 inference token (60 minutes; the client renews it): {token}
@@ -86,10 +88,10 @@ inference token (60 minutes; the client renews it): {token}
 curl -s {auth} -H 'Content-Type: image/jpeg' --data-binary @{image} {predictions}/clip_image
 
 # text -> vector, in any of 40 languages
-curl -s {auth} -H 'Content-Type: application/json' -d '{{"input": ["雪の中の二匹の犬", "كلبان في الثلج"]}}' {predictions}/clip_text
+curl -s {auth} -H 'Content-Type: application/json' -d '{texts}' {predictions}/clip_text
 
 # one picture against three labels
-curl -s {auth} -F image=@{image} -F 'texts=["Two dogs in the snow", "A cat on a table", "London at night"]' {predictions}/clip_similarity
+curl -s {auth} -F image=@{image} -F 'texts={labels}' {predictions}/clip_similarity
 
 'make example' runs the example, 'make stop' stops the server."""
 

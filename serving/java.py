@@ -13,6 +13,7 @@ from clipserve.errors import ServerError
 
 MINIMUM_JAVA = 17
 
+
 def java_home() -> Path | None:
     """A Java of version 17 or later for JAVA_HOME; None where the one on PATH will do.
 

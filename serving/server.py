@@ -157,7 +157,7 @@ class Server:
             archive = self.store / model.partition("=")[2]
             if not archive.is_file():
                 raise ServerError(
-                    f"{archive} is missing; run 'make export' (or 'make export MODEL=demo') and 'make archive'"
+                    f"{archive} is missing; run 'make export' (or 'make export MODEL=demo'), 'make archive'"
                 )
         ports = [urlsplit(properties[name]).port for name in ADDRESSES]
         ports += [int(properties[name]) for name in GRPC_PORTS]
@@ -204,9 +204,7 @@ def private_server(store: Path, folder: Path, *, overrides: Mapping[str, str] | 
     ports = free_ports(len(ADDRESSES) + len(GRPC_PORTS))
     properties = read_properties(CONFIG)
     properties |= {name: f"http://127.0.0.1:{port}" for name, port in zip(ADDRESSES, ports, strict=False)}
-    properties |= {
-        name: str(port) for name, port in zip(GRPC_PORTS, ports[len(ADDRESSES) :], strict=True)
-    }
+    properties |= {name: str(port) for name, port in zip(GRPC_PORTS, ports[len(ADDRESSES) :], strict=True)}
     properties["metrics_config"] = str(ROOT / properties["metrics_config"])
     properties |= overrides or {}
     config = folder / "config.properties"

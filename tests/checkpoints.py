@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from demo.captions import load_vocabularies
@@ -77,7 +76,13 @@ def write_clip(folder: Path, shape: ClipShape = TINY_CLIP, seed: int = 0) -> Pat
     )
     _json(
         folder / "config_sentence_transformers.json",
-        {"__version__": {"sentence_transformers": "2.0.0", "transformers": "4.7.0", "pytorch": "1.9.0+cu102"}},
+        {
+            "__version__": {
+                "sentence_transformers": "2.0.0",
+                "transformers": "4.7.0",
+                "pytorch": "1.9.0+cu102",
+            }
+        },
     )
     return folder
 
@@ -244,7 +249,9 @@ def _write_clip_model(folder: Path, shape: ClipShape, seed: int) -> None:
 
 def _write_clip_tokenizer(folder: Path, shape: ClipShape) -> dict[str, int]:
     """`vocab.json` and `merges.txt` as CLIP has them: a small BPE filled up to the wanted size."""
-    bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    bpe = Tokenizer(
+        models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token="<|endoftext|>")
+    )
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.train_from_iterator(
@@ -274,9 +281,22 @@ def _write_clip_tokenizer(folder: Path, shape: ClipShape) -> dict[str, int]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
     _json(folder / "special_tokens_map.json", special)
-    _json(folder / "tokenizer_config.json", {**special, "model_max_length": shape.context_length, "tokenizer_class": "CLIPTokenizer", "do_lower_case": True})
+    _json(
+        folder / "tokenizer_config.json",
+        {
+            **special,
+            "model_max_length": shape.context_length,
+            "tokenizer_class": "CLIPTokenizer",
+            "do_lower_case": True,
+        },
+    )
     return vocabulary
 
 
@@ -302,7 +322,11 @@ def _write_wordpiece(folder: Path, size: int, *, with_fast_file: bool) -> None:
             "tokenize_chinese_chars": True,
             "model_max_length": 512,
             "tokenizer_class": "BertTokenizer" if not with_fast_file else "DistilBertTokenizer",
-            "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
+            "unk_token": "[UNK]",
+            "sep_token": "[SEP]",
+            "pad_token": "[PAD]",
+            "cls_token": "[CLS]",
+            "mask_token": "[MASK]",
         },
     )
     if with_fast_file:
@@ -328,7 +352,9 @@ def _write_unigram(folder: Path, size: int) -> None:
     unigram.decoder = decoders.Metaspace()
     unigram.train_from_iterator(
         corpus(),
-        trainers.UnigramTrainer(vocab_size=min(size, 2000), special_tokens=special, unk_token="<unk>", show_progress=False),
+        trainers.UnigramTrainer(
+            vocab_size=min(size, 2000), special_tokens=special, unk_token="<unk>", show_progress=False
+        ),
     )
     vocabulary = unigram.get_vocab()
     unigram.post_processor = processors.TemplateProcessing(
@@ -337,5 +363,16 @@ def _write_unigram(folder: Path, size: int) -> None:
         special_tokens=[("<s>", vocabulary["<s>"]), ("</s>", vocabulary["</s>"])],
     )
     unigram.save(str(folder / "tokenizer.json"))
-    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>", "mask_token": "<mask>"}
-    _json(folder / "tokenizer_config.json", {**names, "model_max_length": 512, "tokenizer_class": "XLMRobertaTokenizer"})
+    names = {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "cls_token": "<s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    _json(
+        folder / "tokenizer_config.json",
+        {**names, "model_max_length": 512, "tokenizer_class": "XLMRobertaTokenizer"},
+    )

@@ -1,0 +1,119 @@
+"""The whole flow with full-size checkpoints in the hub's exact layouts: `make test-full`.
+
+The hub is out of reach where tests run, so the weights are seeded random; loaders, graphs, archives, server
+and client are those of the real thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+from PIL import Image
+
+from clipserve.client import Client
+from clipserve.encoder_spec import FloatArray, Precision
+from demo.captions import load_vocabularies
+from demo.world import RUNNING_EXAMPLE
+from export_scripts.archive import build_archives
+from export_scripts.checkpoints import CheckpointPair, load_pair
+from export_scripts.export import export_pair
+from serving.server import private_server
+from tests.checkpoints import (
+    DISTILBERT_MULTILINGUAL,
+    M_BERT_BASE,
+    VIT_B_32,
+    write_clip,
+    write_m_clip_bert,
+    write_multilingual,
+)
+
+pytestmark = [pytest.mark.full, pytest.mark.server]
+
+PHOTOGRAPHS = ("astronaut.png", "coffee.png", "chelsea.png", "camera.png", "rocket.jpg", "page.png")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("full-size")
+    return {
+        "clip": write_clip(root / "clip-ViT-B-32", VIT_B_32),
+        "distilbert": write_multilingual(root / "clip-ViT-B-32-multilingual-v1", DISTILBERT_MULTILINGUAL),
+        "m-bert": write_m_clip_bert(root / "M-BERT-Base-ViT-B", M_BERT_BASE),
+    }
+
+
+@pytest.fixture(scope="module", params=[("distilbert", "fp32"), ("distilbert", "bf16"), ("m-bert", "fp32")])
+def served(
+    request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Client, CheckpointPair, Precision]]:
+    text, precision = request.param
+    store = tmp_path_factory.mktemp("store")
+    clip, text_folder = str(folders["clip"]), str(folders[text])
+    export_pair(clip, text_folder, "cpu", precision, store)
+    build_archives(store, None, None)
+    server = private_server(store, tmp_path_factory.mktemp("server"))
+    try:
+        server.start()
+        server.wait_ready(300)
+        with server.client() as client:
+            yield client, load_pair(clip, text_folder), precision
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[str]:
+    return [
+        caption
+        for vocabulary in load_vocabularies().values()
+        for caption in (*vocabulary.example, *(vocabulary.captions(s)[0] for s in RUNNING_EXAMPLE))
+    ]
+
+
+def test_photographs_over_http_equal_sentence_transformers(
+    served: tuple[Client, CheckpointPair, Precision],
+) -> None:
+    client, pair, precision = served
+    folder = Path(skimage.__file__).parent / "data"
+    paths = [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()]
+    assert len(paths) >= 4
+    expected = pair.image.reference([Image.open(path) for path in paths])
+    _assert_within_bound(client.embed_images(paths), expected, precision)
+
+
+def test_forty_languages_over_http_equal_sentence_transformers(
+    served: tuple[Client, CheckpointPair, Precision], sentences: list[str]
+) -> None:
+    client, pair, precision = served
+    _assert_within_bound(client.embed_texts(sentences), pair.text.reference_encode(sentences), precision)
+
+
+def test_similarity_over_http_is_the_cosine_of_the_originals(
+    served: tuple[Client, CheckpointPair, Precision], sentences: list[str]
+) -> None:
+    client, pair, precision = served
+    path = Path(skimage.__file__).parent / "data" / "astronaut.png"
+    answer = client.similarity([path], sentences)
+    image = _unit(pair.image.reference([Image.open(path)]))
+    texts = _unit(pair.text.reference_encode(sentences))
+    tolerance = 2e-5 if precision == "fp32" else 0.05
+    np.testing.assert_allclose(answer.cosine_similarity, image @ texts.T, atol=tolerance)
+    assert answer.probabilities.sum() == pytest.approx(1.0)
+
+
+def _assert_within_bound(found: FloatArray, original: FloatArray, precision: Precision) -> None:
+    expected = _unit(original)
+    assert found.shape == expected.shape
+    if precision == "fp32":
+        assert np.abs(found - expected).max() <= 1e-5
+    else:
+        assert (found * expected).sum(1).min() >= 0.999
+
+
+def _unit(embeddings: FloatArray) -> FloatArray:
+    unit: FloatArray = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return unit

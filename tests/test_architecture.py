@@ -1,0 +1,68 @@
+"""Imports point one way: export_scripts -> clipserve <- handlers; every other room uses clipserve."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What each room may import of the project's own rooms.
+ALLOWED = {
+    "clipserve": {"clipserve"},
+    "handlers": {"clipserve"},
+    "export_scripts": {"clipserve", "export_scripts"},
+    "serving": {"clipserve", "serving"},
+    "search": {"clipserve", "search", "serving", "demo"},
+    "demo": {"clipserve", "demo", "serving", "export_scripts"},
+}
+ROOMS = set(ALLOWED) | {"scale", "benchmarks", "tests"}
+
+# What a worker needs; the client is for callers and has two more.
+CORE_PACKAGES = {"clipserve", "torch", "numpy", "PIL", "tokenizers"}
+CLIENT_PACKAGES = CORE_PACKAGES | {"httpx", "tenacity"}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(str(node.module).partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_rooms_import_what_they_may(room: str) -> None:
+    files = list((ROOT / room).rglob("*.py"))
+    assert files or room == "search", room
+    for path in files:
+        own = imported(path) & ROOMS
+        assert own <= ALLOWED[room], f"{path.relative_to(ROOT)} imports {sorted(own - ALLOWED[room])}"
+
+
+def test_the_core_needs_four_packages() -> None:
+    import sys
+
+    for path in (ROOT / "clipserve").glob("*.py"):
+        foreign = imported(path) - set(sys.stdlib_module_names)
+        allowed = CLIENT_PACKAGES if path.name == "client.py" else CORE_PACKAGES
+        assert foreign <= allowed, f"{path.name} imports {sorted(foreign - allowed)}"
+
+
+def test_the_core_reads_no_environment() -> None:
+    for path in (ROOT / "clipserve").glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert "os.environ" not in source, path.name
+        assert "getenv" not in source, path.name
+
+
+def test_handlers_do_not_import_each_other() -> None:
+    handlers = {path.stem for path in (ROOT / "handlers").glob("*.py")}
+    assert len(handlers) == 3
+    for path in (ROOT / "handlers").glob("*.py"):
+        assert not imported(path) & handlers, path.name

@@ -1,0 +1,183 @@
+"""The commands tried wrong: one clear sentence, a non-zero exit, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipserve.encoder_spec import SPEC_FILE, EncoderSpec, read_spec
+from export_scripts import archive, export, verify
+from export_scripts.export import export_pair
+from tests.checkpoints import TINY_CLIP, write_clip, write_multilingual
+
+Main = Callable[[Sequence[str]], int]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny pair (`clip`, `multilingual`) and its export (`store`)."""
+    root = tmp_path_factory.mktemp("made")
+    write_clip(root / "clip", TINY_CLIP)
+    write_multilingual(root / "multilingual")
+    export_pair(str(root / "clip"), str(root / "multilingual"), "cpu", "fp32", root / "store")
+    return root
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "store", tmp_path / "store"))
+
+
+def run(main: Main, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit status and stderr of a command."""
+    capsys.readouterr()
+    status = main(arguments)
+    return status, capsys.readouterr().err
+
+
+def assert_one_sentence(status: int, message: str, *wanted: str) -> None:
+    assert status == 1
+    assert message.count("\n") == 1, message
+    assert "Traceback" not in message
+    for words in wanted:
+        assert words in message
+
+
+def test_folder_that_does_not_exist(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, message = run(export.main, capsys, "--model", "/no/such/folder", "--store", str(tmp_path))
+    assert_one_sentence(status, message, "/no/such/folder", "does not exist")
+    assert not list(tmp_path.iterdir())
+
+
+def test_hub_out_of_reach(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, message = run(export.main, capsys, "--model", "clip-ViT-B-16", "--store", str(tmp_path))
+    assert_one_sentence(status, message, "clip-ViT-B-16", "MODEL=demo", "local folder")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_no_cuda(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, message = run(export.main, capsys, "--device", "cuda", "--store", str(tmp_path))
+    assert_one_sentence(status, message, "DEVICE=cuda", "DEVICE=cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_precision_that_the_device_does_not_take(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, message = run(export.main, capsys, "--precision", "fp16", "--store", str(tmp_path))
+    assert_one_sentence(status, message, "PRECISION=fp16", "bf16")
+
+
+def test_unknown_option_is_a_usage_error() -> None:
+    with pytest.raises(SystemExit) as ended:
+        export.main(["--device", "gpu"])
+    assert ended.value.code == 2
+
+
+def test_pair_of_different_sizes(capsys: pytest.CaptureFixture[str], made: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    wide = write_clip(tmp_path / "wide", replace(TINY_CLIP, projection_dim=48))
+    status, message = run(
+        export.main, capsys, "--model", str(wide), "--text-model", str(made / "multilingual"),
+        "--store", str(tmp_path / "store"),
+    )  # fmt: skip
+    assert_one_sentence(status, message, "48-d", "32-d", "no pair")
+    assert not (tmp_path / "store").exists()
+
+
+def test_archive_of_an_empty_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, message = run(archive.main, capsys, "--store", str(tmp_path))
+    assert_one_sentence(status, message, "no encoder", "make export")
+
+
+def test_archive_of_a_tampered_encoder(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+    path = next(store.glob("*-image-*.pt"))
+    content = bytearray(path.read_bytes())
+    # A byte of the largest record, which is a weight's.
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    status, message = run(archive.main, capsys, "--store", str(store))
+    assert status == 1
+    assert "make export" in message
+    assert not list(store.glob("*.mar"))
+
+
+def test_archive_of_a_spec_from_another_version(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+    beside = next(store.glob("*-text-*.json"))
+    spec = json.loads(beside.read_text())
+    beside.write_text(json.dumps({**spec, "schema_version": 99}))
+    status, message = run(archive.main, capsys, "--store", str(store))
+    assert_one_sentence(status, message, "schema_version 99", "make export")
+    assert not list(store.glob("*.mar"))
+
+
+def test_archive_of_a_stale_spec(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+    beside = next(store.glob("*-text-*.json"))
+    spec = json.loads(beside.read_text())
+    beside.write_text(json.dumps({**spec, "space_id": "0" * 16}))
+    status, message = run(archive.main, capsys, "--store", str(store))
+    assert_one_sentence(status, message, "not the spec inside", "make export")
+
+
+def test_archive_of_two_models(
+    capsys: pytest.CaptureFixture[str], store: Path, made: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(made / "clip", tmp_path / "other"))
+    export_pair(str(other), str(made / "multilingual"), "cpu", "fp32", store)
+    status, message = run(archive.main, capsys, "--store", str(store))
+    assert_one_sentence(status, message, "clip, other", "make archive MODEL=")
+    status, _ = run(archive.main, capsys, "--store", str(store), "--model", "other")
+    assert status == 0
+
+
+def test_archive_of_encoders_of_two_spaces(
+    capsys: pytest.CaptureFixture[str], store: Path, made: Path, tmp_path: Path
+) -> None:
+    other = write_multilingual(tmp_path / "multilingual", seed=99)
+    export_pair(str(made / "clip"), str(other), "cpu", "bf16", store)
+    status, message = run(archive.main, capsys, "--store", str(store))
+    assert_one_sentence(status, message, "not of one embedding space", "make export")
+    assert not list(store.glob("*.mar"))
+
+
+def test_archives_are_reproducible(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+    archives = []
+    for _ in range(2):
+        assert run(archive.main, capsys, "--store", str(store))[0] == 0
+        archives.append({path.name: path.read_bytes() for path in store.glob("*.mar")})
+    assert set(archives[0]) == {"clip_image.mar", "clip_text.mar", "clip_similarity.mar"}
+    assert archives[0] == archives[1]
+
+
+def test_verify_measures_what_export_certified(
+    capsys: pytest.CaptureFixture[str], store: Path, made: Path
+) -> None:
+    assert verify.main(
+        ["--store", str(store), "--model", str(made / "clip"), "--text-model", str(made / "multilingual")]
+    ) == 0  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["variant", "clip-image-cpu-fp32", "clip-text-cpu-fp32"]
+
+
+def test_verify_against_another_checkpoint(
+    capsys: pytest.CaptureFixture[str], store: Path, made: Path, tmp_path: Path
+) -> None:
+    other = write_clip(tmp_path / "clip", TINY_CLIP, seed=5)
+    status, message = run(
+        verify.main, capsys, "--store", str(store), "--model", str(other),
+        "--text-model", str(made / "multilingual"),
+    )  # fmt: skip
+    assert_one_sentence(status, message, "checkpoint with weights", "make export")
+
+
+def test_exported_spec_stands_inside_and_beside(store: Path) -> None:
+    paths = sorted(store.glob("*.pt"))
+    assert len(paths) == 2
+    for path in paths:
+        beside = path.with_suffix(".json")
+        assert EncoderSpec.from_json(beside.read_text(), SPEC_FILE) == read_spec(path)
