@@ -85,7 +85,11 @@ setup: $(VENV)/.run-stamp ## create .venv with pinned versions, and a Java where
 
 .PHONY: test
 test: $(VENV)/.dev-stamp ## every test that needs no GPU, a real TorchServe included
-	@$(RUN) -m pytest $(PYTEST_ARGS)
+	@$(RUN) -m pytest -m "not full" $(PYTEST_ARGS)
+
+.PHONY: test-full
+test-full: $(VENV)/.dev-stamp ## the whole flow with full-size checkpoints (random weights): minutes, 6 GB
+	@$(RUN) -m pytest tests/full $(PYTEST_ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev-stamp ## formatting, lint and types
