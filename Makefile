@@ -91,6 +91,10 @@ test: $(VENV)/.dev-stamp ## every test that needs no GPU, a real TorchServe incl
 test-full: $(VENV)/.dev-stamp ## the whole flow with full-size checkpoints (random weights): minutes, 6 GB
 	@$(RUN) -m pytest tests/full $(PYTEST_ARGS)
 
+.PHONY: bench
+bench: $(VENV)/.dev-stamp ## our server beside sentence-transformers, same inputs and cores: minutes
+	@$(RUN) -m benchmarks.compare
+
 .PHONY: check
 check: $(VENV)/.dev-stamp ## formatting, lint and types
 	@$(RUN) -m ruff format --check .
