@@ -305,7 +305,9 @@ def fit(
 def train_teacher(work: Path, steps: int, seed: int) -> tuple[CLIPModel, CLIPTokenizer]:
     """The CLIP and its tokenizer, whose files stay in `work`/english."""
     torch.manual_seed(seed)
-    train_english_tokenizer(work / "english")
+    # Training a tokenizer breaks ties anew each time: a resumed run must keep the one it began with.
+    if not (work / "english/tokenizer_config.json").exists():
+        train_english_tokenizer(work / "english")
     tokenizer = CLIPTokenizer.from_pretrained(work / "english")
     model = new_teacher(tokenizer)
     mean = 255 * torch.tensor(OPENAI_CLIP_MEAN)[:, None, None]
@@ -347,7 +349,8 @@ def scene_targets(model: CLIPModel, tokenizer: CLIPTokenizer) -> Tensor:
 def train_student(work: Path, targets: Tensor, steps: int, seed: int) -> Student:
     """The multilingual encoder, whose tokenizer's files stay in `work`/multilingual."""
     torch.manual_seed(seed)
-    train_multilingual_tokenizer(work / "multilingual")
+    if not (work / "multilingual/tokenizer_config.json").exists():
+        train_multilingual_tokenizer(work / "multilingual")
     tokenizer = DistilBertTokenizer.from_pretrained(work / "multilingual")
     model = Student(len(tokenizer))
 
@@ -449,7 +452,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "checkpoint", help="where to write")
     parser.add_argument("--work", type=Path, default=ROOT.parent / ".train", help="checkpoints")
-    parser.add_argument("--teacher-steps", type=int, default=2500)
+    parser.add_argument("--teacher-steps", type=int, default=3400)
     parser.add_argument("--student-steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
