@@ -78,6 +78,90 @@ train-demo: setup ## train demo/checkpoint/ anew (about an hour; goes on where i
 demo-results: setup ## measure demo/checkpoint/ over HTTP and write demo/RESULTS.md
 	@$(RUN) -m demo.results
 
+##@ reliability
+
+STORE ?= model_store
+MINUTES ?= 30
+REQUESTS ?=
+# RUNNING=1: the server that 'make serve' started, instead of one of its own on free ports.
+TARGET = $(if $(RUNNING),--running,--store "$(STORE)")
+
+.PHONY: chaos
+chaos: setup ## STORE=… or RUNNING=1: kill, stop, flood, starve and restart the deployment; a scorecard
+	@$(RUN) -m reliability chaos $(TARGET) $(call GIVEN,REQUESTS,--requests)
+
+.PHONY: soak
+soak: setup ## MINUTES=30: ordinary work with 2 % bad input; watches answers and memory
+	@$(RUN) -m reliability soak $(TARGET) --minutes "$(MINUTES)"
+
+.PHONY: fuzz
+fuzz: $(VENV)/.dev-stamp ## 50,000 damaged requests among good ones, and MINUTES of coverage-guided fuzzing
+	@$(RUN) -m reliability fuzz $(TARGET) $(call GIVEN,REQUESTS,--requests)
+	@$(RUN) -m pytest tests/fuzz --fuzz-seconds $$(( 60 * $(MINUTES) )) -q
+
+.PHONY: probe
+probe: setup ## /ready and /live on port 8083 for load balancers and Kubernetes, no token needed
+	@$(RUN) -m serving probe
+
+.PHONY: test-reliability
+test-reliability: $(VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## all of these, sized for CI: minutes
+	@$(RUN) -m reliability chaos --store $(DEMO_STORE) --requests 300 --faults kill,queue,loris,leave,oversize
+	@$(RUN) -m reliability soak --store $(DEMO_STORE) --minutes 2
+	@$(RUN) -m reliability fuzz --store $(DEMO_STORE) --requests 5000
+	@$(RUN) -m pytest tests/fuzz -q
+
+##@ search
+
+SEARCH_VENV := .venv-search
+SEARCH := $(SEARCH_VENV)/bin/python
+# The same pinned installation, into the other environment.
+INSTALL_SEARCH = $(subst $(RUN),$(SEARCH),$(call INSTALL,$(1)))
+TABLE_GIVEN = $(call GIVEN,TABLE,--table)
+
+.PHONY: index
+index: $(SEARCH_VENV)/.run-stamp ## IMAGES=folder TABLE=…: put its pictures into the table, through the running server
+	@$(SEARCH) -m search index "$(IMAGES)" $(TABLE_GIVEN)
+
+.PHONY: search
+search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban" | IMAGE=photo.jpg | CAPTIONS=file; LIMIT MIN_SCORE PART SHEET JSON=1
+	@$(SEARCH) -m search search $(call GIVEN,TEXT,--text) $(call GIVEN,IMAGE,--image) \
+		$(call GIVEN,CAPTIONS,--captions) $(call GIVEN,LIMIT,--limit) $(call GIVEN,MIN_SCORE,--min-score) \
+		$(call GIVEN,PART,--path) $(call GIVEN,SHEET,--sheet) $(if $(JSON),--json) $(TABLE_GIVEN)
+
+.PHONY: ui
+ui: $(SEARCH_VENV)/.run-stamp ## the page on 127.0.0.1: search and comparison in a browser (PORT=7860)
+	@$(SEARCH) -m search ui $(call GIVEN,PORT,--port) $(TABLE_GIVEN)
+
+.PHONY: demo-search
+demo-search: $(DEMO_STORE)/clip_similarity.mar $(SEARCH_VENV)/.run-stamp ## draw 392 pictures, index them, ask in ten languages
+	@$(SEARCH) -m search.demo --store $(DEMO_STORE)
+
+.PHONY: test-search
+test-search: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp ## types and tests of search/, in a browser too
+	@command -v chromium >/dev/null || { echo "no chromium for the page's test: apt-get install chromium" >&2; exit 1; }
+	@$(SEARCH) -m mypy -p search
+	@$(SEARCH) -m pytest --confcutdir tests/search tests/search -m "not full" $(PYTEST_ARGS)
+
+.PHONY: test-search-full
+test-search-full: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp ## 2,000 pictures: killed, resumed, changed, compared
+	@$(SEARCH) -m pytest --confcutdir tests/search tests/search -m full $(PYTEST_ARGS)
+
+.PHONY: bench-search
+bench-search: $(SEARCH_VENV)/.run-stamp ## ROWS=100000 KIND=clustered|uniform: latency, recall, size and memory
+	@$(SEARCH) -m search.benchmark $(call GIVEN,ROWS,--rows) $(call GIVEN,KIND,--kind)
+
+$(SEARCH):
+	@$(PYTHON) -m venv $(SEARCH_VENV) || { rm -rf $(SEARCH_VENV); exit 1; }
+
+$(SEARCH_VENV)/.run-stamp: requirements/search.lock | $(SEARCH)
+	@echo "installing the search room's packages into $(SEARCH_VENV)"
+	@$(call INSTALL_SEARCH,requirements/search.lock)
+	@touch $@
+
+$(SEARCH_VENV)/.dev-stamp: requirements/search-dev.lock $(SEARCH_VENV)/.run-stamp
+	@$(call INSTALL_SEARCH,requirements/search-dev.lock)
+	@touch $@
+
 ##@ work on it
 
 .PHONY: setup

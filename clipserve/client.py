@@ -42,10 +42,14 @@ ITEMS_PER_REQUEST = 64
 BYTES_PER_REQUEST = 16_000_000
 
 # 503 is a full queue or no worker. A worker that died is a 500, and a 507 where SIGKILL ended it: TorchServe
-# takes that for the kernel's out-of-memory killer. An embedding has no side effect, so that asking again is safe.
-# 4xx are the caller's.
+# takes that for the kernel's out-of-memory killer. An embedding has no side effect, so that asking again is
+# safe. 4xx are the caller's.
 RETRIED_STATUS = frozenset({500, 503, 507})
-RETRIES_SECONDS = 20.0
+RETRIES_SECONDS = 30.0
+# However long they took: a stuck worker is only replaced after its `responseTimeout`.
+RETRIES_AT_LEAST = 3
+
+TOKEN_ATTEMPTS = 5
 
 ImageInput = bytes | str | Path
 Matrix = npt.NDArray[np.float64]
@@ -70,7 +74,7 @@ class KeyFile:
             ServerError: no such file, or not TorchServe's.
         """
         try:
-            key = json.loads(self._path.read_text(encoding="utf-8"))[kind]["key"]
+            key = json.loads(self._read())[kind]["key"]
         except FileNotFoundError as error:
             raise ServerError(
                 f"{self._path}: no token file; start the server with 'make serve', or name its key_file.json"
@@ -78,6 +82,16 @@ class KeyFile:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ServerError(f"{self._path}: not TorchServe's token file ({error!r})") from error
         return str(key)
+
+    @tenacity.retry(
+        retry=tenacity.retry_if_result(lambda text: not text.endswith("}")),
+        stop=tenacity.stop_after_delay(1.0),
+        wait=tenacity.wait_fixed(0.02),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+    )
+    def _read(self) -> str:
+        # TorchServe renews tokens by emptying the file and writing it anew: half a file will soon be whole.
+        return self._path.read_text(encoding="utf-8").strip()
 
     def renew(self, kind: str, stale: str) -> str:
         """A token other than `stale`: another process may have renewed it, else the server is asked.
@@ -148,7 +162,7 @@ class Client:
         url: str = INFERENCE_URL,
         management_url: str = MANAGEMENT_URL,
         tokens: KeyFile | str | None = None,
-        timeout: float = 60.0,
+        timeout: float = 100.0,  # more than the archives' responseTimeout
     ):
         self._url = url.rstrip("/")
         self._management_url = management_url.rstrip("/")
@@ -316,17 +330,32 @@ class Client:
     def _vectors(self, endpoint: str, body: Mapping[str, Any], start: int) -> list[FloatArray]:
         return _items(self._predict(endpoint, body, start), len(body["input"]), start)
 
+    def post(self, endpoint: str, content: bytes, content_type: str) -> httpx.Response:
+        """Sends a request body as it is; with token and retries, whatever the answer's status.
+
+        Raises:
+            ServerError: the server cannot be reached.
+        """
+        request = httpx.Request(
+            "POST",
+            f"{self._url}/predictions/{endpoint}",
+            content=content,
+            headers={"Content-Type": content_type},
+        )
+        return self._send("inference", request)
+
+    def workers(self, endpoint: str) -> list[dict[str, Any]]:
+        """The workers of an endpoint as the server lists them: `pid`, `status`, `memoryUsage` and more.
+
+        Raises:
+            ServerError: the server cannot be reached, or has no such endpoint.
+        """
+        workers: list[dict[str, Any]] = self._management(f"/models/{endpoint}")[0]["workers"]
+        return workers
+
     def _predict(self, endpoint: str, body: Mapping[str, Any], start: int) -> dict[str, Any]:
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-        response = self._send(
-            "inference",
-            httpx.Request(
-                "POST",
-                f"{self._url}/predictions/{endpoint}",
-                content=content,
-                headers={"Content-Type": "application/json"},
-            ),
-        )
+        response = self.post(endpoint, content, "application/json")
         answer = _json_object(response, endpoint)
         if response.status_code == httpx.codes.OK:
             found = str(answer.get("space_id"))
@@ -354,7 +383,11 @@ class Client:
             | tenacity.retry_if_exception_type(
                 (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError)
             ),
-            stop=tenacity.stop_after_delay(RETRIES_SECONDS if kind == "inference" else 0.0),
+            stop=tenacity.stop_all(
+                tenacity.stop_after_delay(RETRIES_SECONDS), tenacity.stop_after_attempt(RETRIES_AT_LEAST)
+            )
+            if kind == "inference"
+            else tenacity.stop_after_attempt(1),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
             # Out of patience: the last answer or exception speaks for itself.
             retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
@@ -376,7 +409,8 @@ class Client:
             request.headers["Authorization"] = f"Bearer {self._tokens}"
             return self._http.send(request)
         token = self._cached.get(kind) or self._tokens.token(kind)
-        for _ in range(2):
+        # Another client that renews in the same moment makes the token stale that this one just got.
+        for _ in range(TOKEN_ATTEMPTS):
             request.headers["Authorization"] = f"Bearer {token}"
             response = self._http.send(request)
             # TorchServe answers 400, not 401, to a token that is missing, wrong or expired.

@@ -19,7 +19,7 @@ from clipserve.encoder_spec import (
     read_spec,
     torchscript_sha256,
 )
-from clipserve.errors import SpecError
+from clipserve.errors import RequestError, SpecError
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
 from clipserve.tokens import TokenArray, Tokenizer
 
@@ -66,7 +66,15 @@ class _TracedEncoder:
             return embeddings.cpu().numpy()
 
     def _check_golden(self, embedding: FloatArray) -> None:
-        expected = decode_vector(self.spec.certificate.golden.embedding)
+        try:
+            expected = decode_vector(self.spec.certificate.golden.embedding)
+        except ValueError as error:
+            raise SpecError(f"{self.path}: its golden embedding is no vector; run 'make export'") from error
+        if expected.shape != embedding.shape:
+            raise SpecError(
+                f"{self.path}: its golden embedding has {len(expected)} numbers, the encoder gives "
+                f"{len(embedding)}; run 'make export'"
+            )
         norms = float(np.linalg.norm(embedding) * np.linalg.norm(expected))
         cosine = float(np.dot(embedding, expected)) / norms if norms > 0 else 0.0
         if not cosine >= GOLDEN_MIN_COSINE:
@@ -104,8 +112,11 @@ class TracedImageEncoder(_TracedEncoder):
         Raises:
             SpecError: its embedding is not the certificate's.
         """
-        png = base64.b64decode(self.spec.certificate.golden.input)
-        pixels = preprocess(decode_image(png, GOLDEN_LIMITS), self.preprocessing, GOLDEN_LIMITS)
+        try:
+            png = base64.b64decode(self.spec.certificate.golden.input, validate=True)
+            pixels = preprocess(decode_image(png, GOLDEN_LIMITS), self.preprocessing, GOLDEN_LIMITS)
+        except (ValueError, RequestError) as error:
+            raise SpecError(f"{self.path}: its golden input is no picture; run 'make export'") from error
         self._check_golden(self.embed([pixels])[0])
 
 

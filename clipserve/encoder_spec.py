@@ -11,8 +11,10 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -26,6 +28,9 @@ SCHEMA_VERSION = 1
 
 SPEC_FILE = "spec.json"
 TOKENIZER_FILE = "tokenizer.json"
+
+# Names of PIL.Image.Resampling, in lower case.
+RESAMPLES = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 Modality = Literal["image", "text"]
 Device = Literal["cpu", "cuda"]
@@ -195,7 +200,7 @@ class EncoderSpec:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SpecError(f"{source}: not a spec ({error}); run 'make export' again") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA_VERSION:
@@ -207,7 +212,25 @@ class EncoderSpec:
         wanted = "image" if spec.modality == "image" else "text"
         if getattr(spec, wanted) is None:
             raise SpecError(f"{source}: modality {spec.modality!r} without its {wanted!r} section")
+        for name, holds in spec._rules():
+            if not holds:
+                raise SpecError(f"{source}: {name} has a value that no encoder has; run 'make export' again")
         return spec
+
+    def _rules(self) -> Iterator[tuple[str, bool]]:
+        """Each field whose type says too little, and whether its value makes sense."""
+        yield "embedding_dim", self.embedding_dim > 0
+        yield "logit_scale", math.isfinite(self.logit_scale) and self.logit_scale > 0
+        if self.image is not None:
+            yield "resample", self.image.resample in RESAMPLES
+            yield "shortest_edge", self.image.shortest_edge > 0
+            yield "crop_height", 0 < self.image.crop_height <= self.image.shortest_edge
+            yield "crop_width", 0 < self.image.crop_width <= self.image.shortest_edge
+            yield "mean", len(self.image.mean) == 3
+            yield "std", len(self.image.std) == 3 and all(s > 0 for s in self.image.std)
+        if self.text is not None:
+            yield "context_length", self.text.context_length > 2
+            yield "pad_token_id", self.text.pad_token_id >= 0
 
 
 def encode_vector(vector: FloatArray) -> str:
@@ -274,7 +297,11 @@ def read_spec(path: Path) -> EncoderSpec:
     Raises:
         SpecError: the file is missing, damaged or of another version.
     """
-    return EncoderSpec.from_json(read_extra_file(path, SPEC_FILE).decode("utf-8"), str(path))
+    try:
+        text = read_extra_file(path, SPEC_FILE).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: its spec is not UTF-8; run 'make export' again") from error
+    return EncoderSpec.from_json(text, str(path))
 
 
 T = TypeVar("T")
@@ -315,7 +342,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)  # type: ignore[arg-type]  # narrowed to an instance or a type
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise SpecError(f"{where}: a number of {len(str(value))} digits") from error
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise SpecError(f"{where}: {value!r}, should be {hint.__name__}")
     return value

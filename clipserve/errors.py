@@ -38,7 +38,7 @@ class RequestError(ClipServeError):
     Args:
         code: stable machine-readable name, such as `invalid_image`.
         message: what was wrong, the value, what is allowed.
-        status: HTTP status, 400–499.
+        status: HTTP status: 400–499, or 503 where the caller should ask again.
         index: position of the item in its request; None when the request as a whole is wrong.
     """
 

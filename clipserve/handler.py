@@ -7,21 +7,26 @@ server the rows come from is not known here.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from PIL import Image
+
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, check_pair
 from clipserve.encoder_spec import EncoderSpec
 from clipserve.errors import RequestError, SpecError
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
+from clipserve.meter import Meter
 from clipserve.protocol import (
     Embedded,
     EmbeddingRequest,
     Reply,
     RequestLimits,
     Row,
+    SimilarityRequest,
     Usage,
     embedding_reply,
     error_reply,
@@ -44,12 +49,15 @@ class Settings:
     Attributes:
         threads: intra-op threads of one worker; workers x threads should not exceed the cores.
         max_batch: the most items that one forward pass takes.
+        max_seconds: after so long, requests of the batch that have not begun are refused as `overloaded`.
+            Well below the server's `responseTimeout`, which would kill the worker and fail the whole batch.
         cached_texts: how many text embeddings the similarity endpoint remembers.
         images, requests: limits, see their classes.
     """
 
     threads: int = 1
     max_batch: int = 32
+    max_seconds: int = 25
     cached_texts: int = 10_000
     images: ImageLimits = field(default_factory=ImageLimits)
     requests: RequestLimits = field(default_factory=RequestLimits)
@@ -63,7 +71,7 @@ class Settings:
         """
         groups: dict[str, dict[str, Any]] = {"": {}, "images": {}, "requests": {}}
         places = {
-            **dict.fromkeys(("threads", "max_batch", "cached_texts"), ""),
+            **dict.fromkeys(("threads", "max_batch", "max_seconds", "cached_texts"), ""),
             **dict.fromkeys(ImageLimits.__dataclass_fields__, "images"),
             **dict.fromkeys(RequestLimits.__dataclass_fields__, "requests"),
         }
@@ -71,7 +79,7 @@ class Settings:
             if key not in places:
                 raise SpecError(f"handler setting {key!r} is unknown; allowed are {', '.join(places)}")
             if key == "formats":
-                value = tuple(value)
+                value = _formats(value)
             elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SpecError(f"handler setting {key}: {value!r}, should be a whole number >= 1")
             groups[places[key]][key] = value
@@ -80,6 +88,17 @@ class Settings:
             requests=RequestLimits(**groups["requests"]),
             **groups[""],
         )
+
+
+def _formats(value: Any) -> tuple[str, ...]:
+    """Checks a list of picture formats: a name that Pillow does not know would refuse every picture."""
+    Image.init()
+    known = isinstance(value, list) and all(isinstance(name, str) and name in Image.OPEN for name in value)
+    if not known or not value:
+        raise SpecError(
+            f"handler setting formats: {value!r}, should be a list of Pillow's names, as [JPEG, PNG]"
+        )
+    return tuple(value)
 
 
 class Endpoint(Protocol):
@@ -92,16 +111,18 @@ class Endpoint(Protocol):
     def handle(self, rows: Sequence[Row]) -> list[Reply]:
         """Answers a batch: one reply for each row, in their order."""
 
-    def take_counts(self) -> dict[str, int]:
-        """Counters since the last call, by metric name."""
+    @property
+    def meter(self) -> Meter:
+        """What it counts."""
 
 
 class ImageEmbedder:
     """Turns encoded pictures into embeddings."""
 
-    def __init__(self, encoder: TracedImageEncoder, settings: Settings):
+    def __init__(self, encoder: TracedImageEncoder, settings: Settings, meter: Meter | None = None):
         self._encoder = encoder
         self._settings = settings
+        self._meter = Meter() if meter is None else meter
 
     def __call__(self, items: Sequence[bytes | RequestError]) -> list[Embedded | RequestError]:
         """Embeds each picture, or says what is wrong with it."""
@@ -109,32 +130,43 @@ class ImageEmbedder:
 
     def _pixels(self, data: bytes) -> PixelArray:
         limits = self._settings.images
-        return preprocess(decode_image(data, limits), self._encoder.preprocessing, limits)
+        with self._meter.stage("decode"):
+            return preprocess(decode_image(data, limits), self._encoder.preprocessing, limits)
 
     def _embed(self, pixels: Sequence[PixelArray]) -> list[Embedded]:
-        return [Embedded(embedding) for embedding in self._encoder.embed(pixels)]
+        self._meter.add("ClipForwardPasses", 1)
+        with self._meter.stage("inference"):
+            return [Embedded(embedding) for embedding in self._encoder.embed(pixels)]
 
 
 class TextEmbedder:
     """Turns texts into embeddings."""
 
-    def __init__(self, encoder: TracedTextEncoder, settings: Settings):
+    def __init__(self, encoder: TracedTextEncoder, settings: Settings, meter: Meter | None = None):
         self._encoder = encoder
         self._settings = settings
+        self._meter = Meter() if meter is None else meter
 
     def __call__(self, items: Sequence[str | RequestError]) -> list[Embedded | RequestError]:
         """Embeds each text, or says what is wrong with it."""
         # Sorted by length, so that short texts are not padded to a long neighbour.
         return _in_batches(
             items,
-            self._encoder.tokenizer.tokenize,
+            self._tokens,
             self._embed,
             self._settings.max_batch,
             key=lambda tokens: len(tokens.ids),
         )
 
+    def _tokens(self, text: str) -> Tokens:
+        with self._meter.stage("tokenise"):
+            return self._encoder.tokenizer.tokenize(text)
+
     def _embed(self, tokens: Sequence[Tokens]) -> list[Embedded]:
-        embeddings = self._encoder.embed(*self._encoder.tokenizer.pad([t.ids for t in tokens]))
+        self._meter.add("ClipForwardPasses", 1)
+        self._meter.add("ClipTextsTruncated", sum(t.truncated for t in tokens))
+        with self._meter.stage("inference"):
+            embeddings = self._encoder.embed(*self._encoder.tokenizer.pad([t.ids for t in tokens]))
         return [
             Embedded(embedding, Usage(len(t.ids), int(t.truncated), t.unknown))
             for embedding, t in zip(embeddings, tokens, strict=True)
@@ -181,11 +213,13 @@ class EmbeddingEndpoint(Generic[ItemT]):
         parse: Callable[[Row, RequestLimits], EmbeddingRequest[ItemT]],
         embed: Callable[[Sequence[ItemT | RequestError]], list[Embedded | RequestError]],
         settings: Settings,
+        meter: Meter,
     ):
         self._spec = spec
         self._parse = parse
         self._embed = embed
-        self._limits = settings.requests
+        self._settings = settings
+        self.meter = meter
 
     @property
     def specs(self) -> list[EncoderSpec]:
@@ -194,18 +228,16 @@ class EmbeddingEndpoint(Generic[ItemT]):
 
     def handle(self, rows: Sequence[Row]) -> list[Reply]:
         """Answers a batch: one reply for each row, in their order."""
-        requests = _parse_rows(rows, self._parse, self._limits)
-        results = iter(self._embed([i for r in _valid(requests) for i in r.items]))
-        return [
-            error_reply(request)
-            if isinstance(request, RequestError)
-            else embedding_reply(self._spec, [next(results) for _ in request.items], request.encoding_format)
-            for request in requests
-        ]
+        requests = _parse_rows(rows, self._parse, self._settings.requests, self.meter)
+        return _in_turns(requests, lambda r: len(r.items), self._answer, self._settings, self.meter)
 
-    def take_counts(self) -> dict[str, int]:
-        """No counters."""
-        return {}
+    def _answer(self, requests: Sequence[EmbeddingRequest[ItemT]]) -> list[Reply]:
+        results = iter(_noted(self._embed([i for r in requests for i in r.items]), self.meter))
+        with self.meter.stage("serialise"):
+            return [
+                embedding_reply(self._spec, [next(results) for _ in r.items], r.encoding_format)
+                for r in requests
+            ]
 
 
 class SimilarityEndpoint:
@@ -216,59 +248,116 @@ class SimilarityEndpoint:
     ):
         check_pair(image_encoder.spec, text_encoder.spec)
         self.specs = [image_encoder.spec, text_encoder.spec]
-        self._embed_images = ImageEmbedder(image_encoder, settings)
-        self._embed_texts = CachedTextEmbedder(TextEmbedder(text_encoder, settings), settings.cached_texts)
-        self._limits = settings.requests
+        self.meter = Meter()
+        self._embed_images = ImageEmbedder(image_encoder, settings, self.meter)
+        self._embed_texts = CachedTextEmbedder(
+            TextEmbedder(text_encoder, settings, self.meter), settings.cached_texts
+        )
+        self._settings = settings
 
     def handle(self, rows: Sequence[Row]) -> list[Reply]:
         """Answers a batch: one reply for each row, in their order."""
-        requests = _parse_rows(rows, parse_similarity_request, self._limits)
-        valid = _valid(requests)
-        images = iter(self._embed_images([i for r in valid for i in r.images]))
-        texts = iter(self._embed_texts([t for r in valid for t in r.texts]))
-        return [
-            error_reply(request)
-            if isinstance(request, RequestError)
-            else similarity_reply(
-                self.specs[0],
-                [next(images) for _ in request.images],
-                [next(texts) for _ in request.texts],
-            )
-            for request in requests
-        ]
+        requests = _parse_rows(rows, parse_similarity_request, self._settings.requests, self.meter)
+        return _in_turns(
+            requests, lambda r: len(r.images) + len(r.texts), self._answer, self._settings, self.meter
+        )
 
-    def take_counts(self) -> dict[str, int]:
-        """Text cache hits and misses since the last call."""
+    def _answer(self, requests: Sequence[SimilarityRequest]) -> list[Reply]:
         cache = self._embed_texts
-        counts = {"ClipTextCacheHits": cache.hits, "ClipTextCacheMisses": cache.misses}
+        images = iter(_noted(self._embed_images([i for r in requests for i in r.images]), self.meter))
+        texts = iter(_noted(cache([t for r in requests for t in r.texts]), self.meter))
+        self.meter.add("ClipTextCacheHits", cache.hits)
+        self.meter.add("ClipTextCacheMisses", cache.misses)
         cache.hits = cache.misses = 0
-        return counts
+        with self.meter.stage("serialise"):
+            return [
+                similarity_reply(
+                    self.specs[0], [next(images) for _ in r.images], [next(texts) for _ in r.texts]
+                )
+                for r in requests
+            ]
 
 
 def image_endpoint(encoder: TracedImageEncoder, settings: Settings) -> Endpoint:
     """The `clip_image` endpoint."""
-    return EmbeddingEndpoint(encoder.spec, parse_image_request, ImageEmbedder(encoder, settings), settings)
+    meter = Meter()
+    embed = ImageEmbedder(encoder, settings, meter)
+    return EmbeddingEndpoint(encoder.spec, parse_image_request, embed, settings, meter)
 
 
 def text_endpoint(encoder: TracedTextEncoder, settings: Settings) -> Endpoint:
     """The `clip_text` endpoint."""
-    return EmbeddingEndpoint(encoder.spec, parse_text_request, TextEmbedder(encoder, settings), settings)
+    meter = Meter()
+    embed = TextEmbedder(encoder, settings, meter)
+    return EmbeddingEndpoint(encoder.spec, parse_text_request, embed, settings, meter)
 
 
 def _parse_rows(
-    rows: Sequence[Row], parse: Callable[[Row, RequestLimits], RequestT], limits: RequestLimits
+    rows: Sequence[Row],
+    parse: Callable[[Row, RequestLimits], RequestT],
+    limits: RequestLimits,
+    meter: Meter,
 ) -> list[RequestT | RequestError]:
+    meter.add("ClipBatches", 1)
+    meter.add("ClipRequests", len(rows))
     requests: list[RequestT | RequestError] = []
-    for row in rows:
-        try:
-            requests.append(parse(row, limits))
-        except RequestError as error:
-            requests.append(error)
+    with meter.stage("parse"):
+        for row in rows:
+            try:
+                requests.append(parse(row, limits))
+            except RequestError as error:
+                requests.append(error)
     return requests
 
 
-def _valid(requests: Sequence[RequestT | RequestError]) -> list[RequestT]:
-    return [request for request in requests if not isinstance(request, RequestError)]
+def _in_turns(
+    requests: Sequence[RequestT | RequestError],
+    size: Callable[[RequestT], int],
+    answer: Callable[[Sequence[RequestT]], list[Reply]],
+    settings: Settings,
+    meter: Meter,
+) -> list[Reply]:
+    """Answers requests in their order, as many at once as fill a forward pass, until the time is up."""
+    deadline = time.monotonic() + settings.max_seconds
+    replies: dict[int, Reply] = {}
+    turn: list[tuple[int, RequestT]] = []
+    items = 0
+
+    def answer_turn() -> None:
+        nonlocal turn, items
+        if turn and time.monotonic() > deadline:
+            # The server counts this one; the caller's client asks again.
+            overloaded = RequestError(
+                "overloaded",
+                f"the requests before this one took more than {settings.max_seconds} s; ask again, or send "
+                "fewer items at once",
+                503,
+            )
+            meter.error(overloaded.code)
+            replies.update((index, error_reply(overloaded)) for index, _ in turn)
+        elif turn:
+            replies.update(zip((i for i, _ in turn), answer([r for _, r in turn]), strict=True))
+        turn, items = [], 0
+
+    for index, request in enumerate(requests):
+        if isinstance(request, RequestError):
+            meter.error(request.code)
+            replies[index] = error_reply(request)
+            continue
+        if turn and items + size(request) > settings.max_batch:
+            answer_turn()
+        turn.append((index, request))
+        items += size(request)
+    answer_turn()
+    return [replies[index] for index in range(len(requests))]
+
+
+def _noted(results: Sequence[Embedded | RequestError], meter: Meter) -> Sequence[Embedded | RequestError]:
+    meter.add("ClipItems", len(results))
+    for result in results:
+        if isinstance(result, RequestError):
+            meter.error(result.code)
+    return results
 
 
 def _in_batches(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -28,6 +29,8 @@ from clipserve.errors import RequestError
 
 JSON = "application/json"
 MAX_JSON_DEPTH = 32
+JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+BRACKET = re.compile(r"[\[{\]}]")
 
 ItemT = TypeVar("ItemT")
 EncodingFormat = Literal["float", "base64"]
@@ -178,7 +181,8 @@ def parse_similarity_request(row: Row, limits: RequestLimits) -> SimilarityReque
         _refuse_form(row)
         raise RequestError(
             "unsupported_media_type",
-            f"content type {row.content_type or 'none'!r}; send application/json or multipart/form-data",
+            f"content type {_shown(row.content_type or 'none')}; send application/json or "
+            "multipart/form-data",
             415,
         )
     template = body.get("template")
@@ -190,6 +194,13 @@ def parse_similarity_request(row: Row, limits: RequestLimits) -> SimilarityReque
         texts = _item_list(body, "texts", str, limits.max_texts)
     else:
         template = "{}" if template is None else template
+        if isinstance(template, str) and len(template) > limits.max_characters:
+            # Before it is filled in, once for each label.
+            raise RequestError(
+                "text_too_long",
+                f"'template' has {len(template)} characters, allowed are {limits.max_characters}",
+                413,
+            )
         if not isinstance(template, str) or template.count("{}") != 1:
             raise RequestError(
                 "invalid_request", f"'template' is {_shown(template)}, should be a text with one {{}}"
@@ -225,11 +236,12 @@ def _json(data: bytes, where: str) -> Any:
         raise RequestError("invalid_json", f"{where} holds {name}, which is not JSON")
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
                 raise RequestError("invalid_json", f"{where} has the key {_shown(key)} twice")
-        return dict(pairs)
+            found[key] = value
+        return found
 
     # A request needs three levels. Counted before parsing: json's own guard is the recursion limit.
     if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(text) > MAX_JSON_DEPTH:
@@ -244,22 +256,10 @@ def _json(data: bytes, where: str) -> Any:
 def _depth(text: str) -> int:
     """Deepest nesting of brackets outside of strings; exact for valid JSON."""
     depth = deepest = 0
-    in_string = escaped = False
-    for char in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                in_string = False
-        elif char == '"':
-            in_string = True
-        elif char in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in "]}":
-            depth -= 1
+    # Without its strings a request is short: a loop over megabytes of base64 would cost more than parsing.
+    for bracket in BRACKET.findall(JSON_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
     return deepest
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,8 +53,11 @@ class Tokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=preprocessing.context_length)
-        unknown_token = getattr(self._tokenizer.model, "unk_token", None)
-        self._unknown_id = None if unknown_token is None else self._tokenizer.token_to_id(unknown_token)
+        model = json.loads(definition)["model"]
+        # Unigram names the id, WordPiece and BPE the token.
+        self._unknown_id: int | None = model.get("unk_id")
+        if self._unknown_id is None and model.get("unk_token") is not None:
+            self._unknown_id = self._tokenizer.token_to_id(model["unk_token"])
 
     def tokenize(self, text: str) -> Tokens:
         """Tokens of one text; an empty or blank text has the special tokens only."""

@@ -19,9 +19,15 @@ from clipserve.archive_files import verify_archive_files
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant
 from clipserve.errors import SpecError
 from clipserve.handler import Endpoint, Settings
-from clipserve.protocol import Row
+from clipserve.memory import trim_memory
+from clipserve.protocol import JSON, Row
 
 logger = logging.getLogger(__name__)
+
+# A request with this header gets its batch's times in the standard Server-Timing response header.
+TIMING_HEADER = "x-clipserve-timing"
+
+BATCHES_PER_TRIM = 200
 
 
 class WorkerResources:
@@ -61,6 +67,7 @@ class TorchServeHandler:
         device = _device(properties.get("gpu_id"), config.get("deviceType"))
         folder = Path(properties["model_dir"])
         verify_archive_files(folder)
+        self._batches = 0
         self._endpoint = self.build(WorkerResources(folder, device, settings))
         for spec in self._endpoint.specs:
             logger.info("%s ready, space %s", spec.stem, spec.space_id)
@@ -68,8 +75,8 @@ class TorchServeHandler:
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[Any]:
         """Answers a batch: one body for each row."""
         if rows == [{}] and context.get_request_header(0, "describe"):
-            # `GET /models/NAME?customized=true` arrives so: alone, without a body, with this header. The header
-            # alone proves nothing: any caller may send it, and would fail the whole batch that he is in.
+            # `GET /models/NAME?customized=true` arrives so: alone, without a body, with this header. The
+            # header alone proves nothing: any caller may send it, and would fail the batch that he is in.
             specs = [json.loads(spec.to_json()) for spec in self._endpoint.specs]
             return [json.dumps({"encoders": specs}, ensure_ascii=False)]
         replies = self._endpoint.handle([_row(row, context, i) for i, row in enumerate(rows)])
@@ -78,9 +85,27 @@ class TorchServeHandler:
             if reply.status != HTTPStatus.OK:
                 phrase = HTTPStatus(reply.status).phrase
                 context.set_response_status(reply.status, phrase, index)
-        for name, count in self._endpoint.take_counts().items():
-            context.metrics.add_counter(name, count)
+                # The id that the caller has in the x-request-id response header; never the payload.
+                logger.info("request %s refused with %s", context.get_request_id(index), reply.status)
+        self._report(context, len(rows))
+        self._batches += 1
+        if self._batches % BATCHES_PER_TRIM == 0:
+            trim_memory()
         return [reply.body for reply in replies]
+
+    def _report(self, context: Any, rows: int) -> None:
+        """Adds to the Prometheus metrics, and tells callers who ask for it where the batch's time went."""
+        counts, errors, milliseconds = self._endpoint.meter.take()
+        for name, count in counts.items():
+            context.metrics.add_counter(name, count)
+        for code, count in errors.items():
+            context.metrics.get_metric("ClipErrors").add_or_update(count, [context.model_name, code])
+        for stage, spent in milliseconds.items():
+            context.metrics.add_counter(f"Clip{stage.capitalize()}Milliseconds", round(spent, 3))
+        timing = ", ".join(f"{stage};dur={spent:.2f}" for stage, spent in milliseconds.items())
+        for index in range(rows):
+            if TIMING_HEADER in _headers(context, index):
+                context.set_response_header(index, "Server-Timing", timing)
 
 
 def _device(gpu_id: int | None, device_type: str | None) -> torch.device:
@@ -100,15 +125,22 @@ def _device(gpu_id: int | None, device_type: str | None) -> torch.device:
 
 
 def _row(row: dict[str, Any], context: Any, index: int) -> Row:
-    headers = {k.lower(): v for k, v in context.get_all_request_header(index).items()}
+    headers = _headers(context, index)
     content_type = str(headers.get("content-type", "")).partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
         return Row(b"", content_type, {name: _bytes(part) for name, part in row.items()})
-    return Row(_bytes(row.get("body", b"")), content_type)
+    return Row(_bytes(row.get("body", b""), parsed=content_type == JSON), content_type)
 
 
-def _bytes(value: Any) -> bytes:
-    """A value as it came in: parsed already unless `decode_input_request=false` is configured."""
+def _headers(context: Any, index: int) -> dict[str, Any]:
+    """The headers of a request, names in lower case."""
+    return {name.lower(): value for name, value in context.get_all_request_header(index).items()}
+
+
+def _bytes(value: Any, *, parsed: bool = False) -> bytes:
+    """A value as it came in: decoded already unless `decode_input_request=false` is configured."""
     if isinstance(value, bytes | bytearray):
         return bytes(value)
-    return (value if isinstance(value, str) else json.dumps(value)).encode()
+    if isinstance(value, str) and not parsed:
+        return value.encode()
+    return json.dumps(value).encode()

@@ -18,7 +18,8 @@ import io
 import json
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from export_scripts.encoders import (
     L2Normalized,
     MeanPooledTextEncoder,
     Unnormalized,
+    check_supported,
 )
 
 DEMO = "demo"
@@ -56,6 +58,11 @@ DEFAULT_TEXT_MODELS = {"clip-ViT-B-32": "clip-ViT-B-32-multilingual-v1"}
 UNUSED_FILES = ["onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot"]
 
 M_CLIP_TYPE = "M-CLIP"
+
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+
+# BERT's pooler is never read here: embeddings are the mean of the last hidden state.
+UNUSED_WEIGHTS = "pooler."
 
 
 @dataclass(frozen=True)
@@ -234,11 +241,46 @@ def load_text_checkpoint(folder: Path, name: str) -> TextCheckpoint:
 
 
 def _sentence_transformer(folder: Path) -> SentenceTransformer:
-    try:
+    with _in_our_words(folder, "sentence-transformers cannot load it"):
         model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ExportError(f"{folder}: sentence-transformers cannot load it: {error}") from error
+        inner: Any = getattr(model[0], "model", None)
+        if isinstance(inner, transformers.PreTrainedModel):
+            check_supported(inner)
+            _check_complete(type(inner), folder / _first_module_path(folder))
     return model.float().eval()
+
+
+def _first_module_path(folder: Path) -> str:
+    """Where sentence-transformers keeps the transformer: `0_CLIPModel`, or the folder itself."""
+    modules = folder / "modules.json"
+    return str(json.loads(modules.read_text(encoding="utf-8"))[0]["path"]) if modules.is_file() else ""
+
+
+@contextmanager
+def _in_our_words(folder: Path, problem: str) -> Iterator[None]:
+    """Turns whatever a library raises over a damaged or hostile checkpoint into one sentence."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:
+        # OSError, KeyError, TypeError, SafetensorError, UnpicklingError and more, over many lines.
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ExportError(f"{folder}: {problem}: {reason}") from error
+
+
+def _check_complete(kind: Any, folder: Path) -> None:
+    """Refuses a checkpoint of which transformers would make up weights or a vocabulary at random.
+
+    Raises:
+        ExportError: a weight or the tokenizer's vocabulary is missing.
+    """
+    _, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED_WEIGHTS))
+    if missing:
+        raise ExportError(f"{folder}: weights are missing: {', '.join(missing[:3])} ({len(missing)} in all)")
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise ExportError(f"{folder}: no tokenizer; it should have one of {', '.join(VOCABULARY_FILES)}")
 
 
 def _clip(model: SentenceTransformer) -> transformers.CLIPModel | None:
@@ -259,10 +301,17 @@ def _image_preprocessing(processor: Any, folder: Path) -> ImagePreprocessing:
         shortest_edge=edge,
         crop_height=processor.crop_size["height"],
         crop_width=processor.crop_size["width"],
-        resample=Image.Resampling(int(processor.resample)).name.lower(),
+        resample=_resample(int(processor.resample), folder),
         mean=tuple(processor.image_mean),
         std=tuple(processor.image_std),
     )
+
+
+def _resample(number: int, folder: Path) -> str:
+    try:
+        return Image.Resampling(number).name.lower()
+    except ValueError as error:
+        raise ExportError(f"{folder}: resample {number} is none of Pillow's filters") from error
 
 
 def _load_sentence_transformers_text(folder: Path, name: str) -> TextCheckpoint:
@@ -293,7 +342,8 @@ def _load_sentence_transformers_text(folder: Path, name: str) -> TextCheckpoint:
     else:
         transformer, dense = _transformer_and_dense(model, folder)
         dim = dense.linear.out_features
-        context_length = int(model.max_seq_length or transformer.config.max_position_embeddings)
+        positions = int(transformer.config.max_position_embeddings)
+        context_length = min(int(model.max_seq_length or positions), positions)
         weights = _weights_sha256(transformer, dense.linear)
 
         def build(normalized: bool) -> nn.Module:
@@ -343,7 +393,14 @@ def _load_m_clip_bert(folder: Path, name: str) -> TextCheckpoint:
             "apart from the transformer ('M-BERT-Base-69-ViT Linear Weights.pkl'): put it in this folder"
         )
     weight, bias = _read_linear_head(heads[0])
-    transformer = transformers.AutoModel.from_pretrained(folder, local_files_only=True)
+    with _in_our_words(folder, "transformers cannot load it"):
+        transformer = transformers.AutoModel.from_pretrained(folder, local_files_only=True)
+        _check_complete(type(transformer), folder)
+    if weight.shape[0] != transformer.config.hidden_size:
+        raise ExportError(
+            f"{heads[0]}: takes {weight.shape[0]} numbers, the transformer gives "
+            f"{transformer.config.hidden_size}; the two are no pair"
+        )
     head = nn.Linear(weight.shape[0], weight.shape[1])
     head.weight = nn.Parameter(torch.from_numpy(weight.T.astype(np.float32).copy()))
     head.bias = nn.Parameter(torch.from_numpy(bias.astype(np.float32).copy()))
@@ -351,20 +408,17 @@ def _load_m_clip_bert(folder: Path, name: str) -> TextCheckpoint:
 
 
 def _load_m_clip_xlm_roberta(folder: Path, name: str, config: dict[str, Any]) -> TextCheckpoint:
-    base = folder / config["modelBase"]
-    base_config = transformers.AutoConfig.from_pretrained(
-        base if base.is_dir() else _folder_of_base(config["modelBase"])
-    )
-    transformer = transformers.AutoModel.from_config(base_config)
-    head = nn.Linear(config["transformerDimensions"], config["numDims"])
-    state = _read_state_dict(folder)
-    container = nn.ModuleDict({"transformer": transformer, "LinearTransformation": head})
-    # Older files carry position ids, which are no weights.
-    state = {key: value for key, value in state.items() if not key.endswith(".position_ids")}
-    try:
-        container.load_state_dict(state)
-    except RuntimeError as error:
-        raise ExportError(f"{folder}: its weights do not fit its config.json: {error}") from error
+    with _in_our_words(folder, "its weights do not fit its config.json"):
+        base = folder / config["modelBase"]
+        base_config = transformers.AutoConfig.from_pretrained(
+            base if base.is_dir() else _folder_of_base(config["modelBase"])
+        )
+        transformer = transformers.AutoModel.from_config(base_config)
+        head = nn.Linear(config["transformerDimensions"], config["numDims"])
+        container = nn.ModuleDict({"transformer": transformer, "LinearTransformation": head})
+        # Older files carry position ids, which are no weights.
+        state = _read_state_dict(folder).items()
+        container.load_state_dict({key: value for key, value in state if not key.endswith(".position_ids")})
     return _mean_pooled(folder, name, transformer, head)
 
 
@@ -379,7 +433,8 @@ def _mean_pooled(
     transformer.float().eval()
     head.eval()
     original = _MeanPoolingOriginal(transformer, head)
-    auto = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with _in_our_words(folder, "transformers cannot load its tokenizer"):
+        auto = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     config: Any = transformer.config
     context_length = min(int(auto.model_max_length), config.max_position_embeddings)
     if isinstance(transformer, transformers.XLMRobertaModel):

@@ -265,6 +265,19 @@ class PaddingAwarePositions(nn.Module):
         return F.embedding(real.cumsum(1) * real + self.padding_id, self.weight)
 
 
+def check_supported(transformer: nn.Module) -> None:
+    """Checks that there is an encoder for a text transformer.
+
+    Raises:
+        ExportError: there is none.
+    """
+    if not isinstance(transformer, CLIPModel | DistilBertModel | BertModel | XLMRobertaModel):
+        raise ExportError(
+            f"text transformer {type(transformer).__name__} is not supported; supported are "
+            "CLIPModel, DistilBertModel, BertModel and XLMRobertaModel"
+        )
+
+
 class MeanPooledTextEncoder(nn.Module):
     """A BERT-like transformer, mean over the tokens that are not padding, and a linear projection.
 
@@ -272,9 +285,6 @@ class MeanPooledTextEncoder(nn.Module):
         transformer: the original DistilBERT, BERT or XLM-RoBERTa; float32.
         projection: the linear head.
         output: last stage, `L2Normalized` or `Unnormalized`.
-
-    Raises:
-        ExportError: another architecture.
     """
 
     def __init__(self, transformer: PreTrainedModel, projection: nn.Linear, output: nn.Module):
@@ -283,7 +293,7 @@ class MeanPooledTextEncoder(nn.Module):
         self.tokens = embeddings.word_embeddings
         self.norm = embeddings.LayerNorm
         stack: Any = transformer
-        config = transformer.config
+        config: Any = transformer.config
         self.positions: nn.Module
         if isinstance(transformer, DistilBertModel):
             self.positions = AbsolutePositions(embeddings.position_embeddings, None)
@@ -293,16 +303,11 @@ class MeanPooledTextEncoder(nn.Module):
                 embeddings.position_embeddings, embeddings.token_type_embeddings, config.pad_token_id
             )
             layers = [_bert_layer(layer, config) for layer in stack.encoder.layer]
-        elif isinstance(transformer, BertModel):
+        else:
             self.positions = AbsolutePositions(
                 embeddings.position_embeddings, embeddings.token_type_embeddings
             )
             layers = [_bert_layer(layer, config) for layer in stack.encoder.layer]
-        else:
-            raise ExportError(
-                f"text transformer {type(transformer).__name__} is not supported; supported are "
-                "CLIPModel, DistilBertModel, BertModel and XLMRobertaModel"
-            )
         self.layers = nn.ModuleList(layers)
         self.projection = projection
         self.output = output

@@ -278,7 +278,7 @@ def device_constants(module: torch.jit.ScriptModule) -> list[str]:
     with _quiet_tracing():
         graph = torch.jit.freeze(module.eval()).inlined_graph
     return [
-        node.output().toIValue()
+        str(node.output().toIValue())
         for node in graph.findAllNodes("prim::Constant")
         if str(node.output().type()) == "Device"
     ]
@@ -332,6 +332,9 @@ def _compare(name: str, traced: FloatArray, original: FloatArray) -> ParityCase:
     if traced.shape != original.shape:
         raise ParityError(f"{name}: the trace gives {traced.shape}, the original {original.shape}")
     a, b = traced.astype(np.float64), original.astype(np.float64)
+    # In units of the original's length: the bound means the same for un-normalised embeddings.
+    norms = np.linalg.norm(b, axis=1, keepdims=True)
+    a, b = a / norms, b / norms
     cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     # NaN compares false with everything; it must not pass for parity.
     if not np.isfinite(cosines).all():

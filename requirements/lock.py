@@ -16,10 +16,17 @@ PROJECT = HERE.parent / "pyproject.toml"
 
 TORCH_NEEDS = "filelock\ntyping-extensions\nsympy\nnetworkx\njinja2\nfsspec\nsetuptools<82\n"
 
-# Lock file -> extras of pyproject.toml; each builds on those before it.
-LOCKS = {
-    "run": ("client", "export", "serve", "demo"),
-    "dev": ("dev",),
+# Environment -> lock file -> extras of pyproject.toml; each builds on those before it in its environment. The
+# search room has one of its own: Gradio wants an older Pillow than the server's, and search needs no torch.
+ENVIRONMENTS: dict[str, dict[str, tuple[str, ...]]] = {
+    ".venv": {
+        "run": ("client", "export", "serve", "demo"),
+        "dev": ("dev",),
+    },
+    ".venv-search": {
+        "search": ("client", "search"),
+        "search-dev": ("search-dev",),
+    },
 }
 
 
@@ -27,19 +34,22 @@ def main() -> int:
     """Writes the lock files; uv's exit status."""
     uv = [sys.executable, "-m", "uv", "pip", "compile", "--universal", "--python-version", "3.10"]
     uv += ["--generate-hashes", "--no-header", "--quiet", "--no-annotate"]
-    extras: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         needs = Path(folder) / "torch-needs.in"
         needs.write_text(TORCH_NEEDS, encoding="utf-8")
         without_torch = Path(folder) / "without-torch.txt"
         without_torch.write_text("torch ; python_version < '0'\n", encoding="utf-8")
-        for name, added in LOCKS.items():
-            extras += [word for extra in added for word in ("--extra", extra)]
-            earlier = [HERE / f"{lock}.lock" for lock in LOCKS][: list(LOCKS).index(name)]
-            command = [*uv, str(PROJECT), str(needs), *extras, "--override", str(without_torch)]
-            command += [word for lock in earlier for word in ("--constraint", str(lock))]
-            command += ["--output-file", str(HERE / f"{name}.lock")]
-            subprocess.run(command, check=True)
+        for environment, locks in ENVIRONMENTS.items():
+            extras: list[str] = []
+            earlier: list[str] = []
+            for name, added in locks.items():
+                extras += [word for extra in added for word in ("--extra", extra)]
+                command = [*uv, str(PROJECT), *extras, "--override", str(without_torch)]
+                command += [str(needs)] if environment == ".venv" else []
+                command += [word for lock in earlier for word in ("--constraint", lock)]
+                command += ["--output-file", str(HERE / f"{name}.lock")]
+                subprocess.run(command, check=True)
+                earlier.append(str(HERE / f"{name}.lock"))
         java = [*uv, str(HERE / "java.in"), "--output-file", str(HERE / "java.lock")]
         subprocess.run(java, check=True)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 import tempfile
@@ -12,7 +13,8 @@ from pathlib import Path
 from clipserve.client import KeyFile
 from clipserve.errors import ClipServeError
 from serving.example import run_example
-from serving.server import ROOT, Server, private_server, project_server
+from serving.probe import probe_server
+from serving.server import ROOT, Server, interrupt_on_sigterm, private_server, project_server
 
 PICTURES = ROOT / "demo" / "pictures"
 EXAMPLE_IMAGE = PICTURES / "two-dogs-in-the-snow.jpg"
@@ -23,8 +25,9 @@ def serve(arguments: argparse.Namespace) -> None:
     """Starts the project's server and shows how to talk to it."""
     server = project_server()
     print("starting TorchServe", flush=True)
-    server.start()
+    server.check_startable()
     try:
+        server.start()
         server.wait_ready(arguments.timeout)
     except (ClipServeError, KeyboardInterrupt):
         server.stop()
@@ -39,9 +42,18 @@ def stop(arguments: argparse.Namespace) -> None:
 
 def ready(arguments: argparse.Namespace) -> None:
     """Checks that the project's server answers its golden inputs."""
-    with project_server().client() as client:
-        client.check_ready()
+    server = project_server()
+    with server.client() as client:
+        client.check_ready(server.endpoints)
     print("ready: every worker answers, and every golden input has its certified embedding")
+
+
+def probe(arguments: argparse.Namespace) -> None:
+    """Answers /ready and /live without a token, for a load balancer or Kubernetes."""
+    with probe_server(project_server(), arguments.host, arguments.port) as http:
+        print(f"http://{arguments.host}:{arguments.port}/ready and /live; Ctrl-C ends it", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            http.serve_forever()
 
 
 def example(arguments: argparse.Namespace) -> None:
@@ -111,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.choices["demo"].add_argument("--store", type=Path, required=True, help="folder of the archives")
     for run in (stop, ready):
         command(run)
+    of_probe = command(probe)
+    of_probe.add_argument("--host", default="127.0.0.1", help="where the prober calls from may need another")
+    of_probe.add_argument("--port", type=int, default=8083)
     of_example = command(example)
     of_example.add_argument("--image", type=Path, default=EXAMPLE_IMAGE)
     of_example.add_argument("--texts", default="|".join(EXAMPLE_TEXTS), help="texts, separated by |")
@@ -127,4 +142,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    interrupt_on_sigterm()
     sys.exit(main())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +29,10 @@ CONFIG = ROOT / "config.properties"
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
 
-# TorchServe's own worker ports start here unless `initial_worker_port` says otherwise.
-FIRST_WORKER_PORT = 9000
-
 STOP_SECONDS = 30.0
+
+# One crash may be an accident, such as a moment without memory.
+CRASHES_TO_GIVE_UP = 2
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,33 @@ class Server:
         """The properties file, read."""
         return read_properties(self.config)
 
-    def client(self) -> Client:
-        """A client of this server, with its key file."""
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The names that its configuration serves."""
+        return tuple(model.partition("=")[0] for model in self.properties["load_models"].split(","))
+
+    @property
+    def key_file(self) -> KeyFile:
+        """Its tokens; there is no such file while it does not run."""
+        return KeyFile(self.folder / "key_file.json", self.properties["management_address"])
+
+    def client(self, timeout: float = 100.0) -> Client:
+        """A client of this server, with its key file; `timeout` in seconds is for one request."""
         properties = self.properties
-        management = properties["management_address"]
         return Client(
-            properties["inference_address"], management, KeyFile(self.folder / "key_file.json", management)
+            properties["inference_address"],
+            properties["management_address"],
+            self.key_file,
+            timeout=timeout,
         )
+
+    def processes(self) -> list[psutil.Process]:
+        """The Java server and its workers; empty where it is not running."""
+        pid = self.running_pid()
+        if pid is None:
+            return []
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
 
     def running_pid(self) -> int | None:
         """Process id of the Java server, None where it is not running."""
@@ -77,7 +100,10 @@ class Server:
         Raises:
             ServerError: no archive, no Java, a port taken, already running, or it ended at once.
         """
-        self._check_startable()
+        self.check_startable()
+        if self._model_log.is_file():
+            # `wait_ready` reads in it why workers fail: it should hold this start's reasons only.
+            self._model_log.replace(self._model_log.with_suffix(".previous.log"))
         environment = self._environment()
         result = subprocess.run(
             [
@@ -109,7 +135,7 @@ class Server:
                 if self.running_pid() is None:
                     raise ServerError(f"TorchServe has ended; {self.folder / 'logs/ts_log.log'} says why")
                 try:
-                    client.check_ready()
+                    client.check_ready(self.endpoints)
                 except ServerError as error:
                     self._give_up_on_crash_loop()
                     if time.monotonic() > deadline:
@@ -127,11 +153,9 @@ class Server:
         Raises:
             ServerError: it does not end.
         """
-        pid = self.running_pid()
-        if pid is None:
+        family = self.processes()
+        if not family:
             return False
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
         subprocess.run(
             [_torchserve(), "--stop"],
             cwd=self.folder,
@@ -148,7 +172,12 @@ class Server:
             raise ServerError(f"processes {[p.pid for p in alive]} do not end")
         return True
 
-    def _check_startable(self) -> None:
+    def check_startable(self) -> None:
+        """Checks what `start` needs.
+
+        Raises:
+            ServerError: already running, no archive, or a port taken.
+        """
         pid = self.running_pid()
         if pid is not None:
             raise ServerError(f"TorchServe is running already (process {pid}); 'make stop' stops it")
@@ -159,6 +188,8 @@ class Server:
                 raise ServerError(
                     f"{archive} is missing; run 'make export' (or 'make export MODEL=demo'), 'make archive'"
                 )
+            if not zipfile.is_zipfile(archive):
+                raise ServerError(f"{archive} is no archive (damaged, or a copy cut off); run 'make archive'")
         ports = [urlsplit(properties[name]).port for name in ADDRESSES]
         ports += [int(properties[name]) for name in GRPC_PORTS]
         for port in ports:
@@ -171,14 +202,22 @@ class Server:
                         f"port {port} is taken by another program; stop that, or change {self.config.name}"
                     ) from error
 
+    @property
+    def _model_log(self) -> Path:
+        return self.folder / "logs" / "model_log.log"
+
     def _give_up_on_crash_loop(self) -> None:
-        """TorchServe restarts a failing worker for ever; our handlers' refusals do not heal by that."""
-        log = self.folder / "logs" / "model_log.log"
-        if not log.is_file():
+        """TorchServe restarts a failing worker for minutes; no reason to fail heals by that."""
+        try:
+            log = self._model_log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
             return
-        refusals = re.findall(r"SpecError: (.*)", log.read_text(encoding="utf-8", errors="replace"))
-        if len(refusals) >= 2:
-            raise ServerError(f"a worker refuses to start: {refusals[-1]}")
+        crashes = Counter(re.findall(r"(\S+) MODEL_LOG - Backend worker process died\.", log))
+        if max(crashes.values(), default=0) >= CRASHES_TO_GIVE_UP:
+            # The last lines of tracebacks: `clipserve.errors.SpecError: …`, `ModuleNotFoundError: …`.
+            reasons = re.findall(r"MODEL_LOG - (?:\w+\.)*\w+(?:Error|Exception): (.*)", log)
+            reason = "; ".join(dict.fromkeys(reasons)) or f"{self._model_log} says why"
+            raise ServerError(f"a worker refuses to start: {reason}")
 
     def _environment(self) -> dict[str, str]:
         environment = dict(os.environ)
@@ -191,6 +230,15 @@ class Server:
             # TorchServe's Java side reads TEMP, its Python side TMPDIR.
             environment["TEMP"] = environment["TMPDIR"] = str(self.temporary)
         return environment
+
+
+def interrupt_on_sigterm() -> None:
+    """Makes `kill` end a program as Ctrl-C does, so that it stops the server that it started."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def private_server(store: Path, folder: Path, *, overrides: Mapping[str, str] | None = None) -> Server:

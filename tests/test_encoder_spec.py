@@ -243,9 +243,6 @@ def test_modality_with_the_other_section(data: dict[str, Any], text_path: Path) 
     assert "modality 'text' without its 'text' section" in message
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG spec.values: only types are checked, or another exception escapes"
-)
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -259,7 +256,6 @@ def test_values_that_no_encoder_has(path: tuple[str, ...], value: Any, data: dic
     assert path[-1] in refusal(changed(data, path, set_to(value)))
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="BUG spec.nesting: RecursionError escapes")
 def test_endless_nesting() -> None:
     assert "not a spec" in refusal("[" * 200_000)
 
@@ -458,9 +454,6 @@ def test_golden_embedding_without_direction_is_refused(
 
 
 @MODALITIES
-@pytest.mark.xfail(
-    strict=True, reason="BUG encoder.golden: binascii.Error or ValueError escapes, not a SpecError"
-)
 @pytest.mark.parametrize("embedding", ["no base64", "QUJD", encode_vector(np.ones(5, np.float32))])
 def test_golden_embedding_that_is_none_is_refused(
     modality: str, embedding: str, paths: Paths, tmp_path: Path
@@ -474,9 +467,6 @@ def test_golden_embedding_that_is_none_is_refused(
         ENCODERS[modality](path, CPU)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG encoder.golden: RequestError or binascii.Error escapes, not a SpecError"
-)
 @pytest.mark.parametrize("golden_input", ["no base64", base64.b64encode(b"no picture").decode(), ""])
 def test_golden_picture_that_is_none_is_refused(golden_input: str, image_path: Path, tmp_path: Path) -> None:
     spec = read_spec(image_path)
@@ -488,7 +478,6 @@ def test_golden_picture_that_is_none_is_refused(golden_input: str, image_path: P
         TracedImageEncoder(path, CPU)
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="BUG spec.utf8: UnicodeDecodeError escapes")
 def test_spec_inside_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     with zipfile.ZipFile(path, "w") as archive:

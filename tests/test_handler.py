@@ -582,9 +582,6 @@ def test_settings_that_are_no_number(key: str, value: Any) -> None:
         Settings.from_mapping({key: value})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG handler.formats: not checked, so that every picture is a 400 or 415"
-)
 @pytest.mark.parametrize("value", ["JPEG", [], None, ["JPG"], [5], 5], ids=str)
 def test_formats_that_are_no_list_of_formats(value: Any) -> None:
     with pytest.raises(SpecError, match="formats"):
@@ -746,7 +743,6 @@ def test_torchserve_bodies_that_it_has_parsed_already(start: Start, text_vectors
     assert context.statuses == {2: (400, "Bad Request"), 3: (400, "Bad Request")}
 
 
-@pytest.mark.xfail(strict=True, reason="BUG adapter.bytes: a parsed JSON string is not turned back into JSON")
 @pytest.mark.parametrize("value", ["two dogs", "\ud800"], ids=ascii)
 def test_torchserve_json_string_that_it_has_parsed_already(start: Start, value: str) -> None:
     """A lone surrogate must not fail the whole batch either."""

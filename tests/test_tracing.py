@@ -283,7 +283,6 @@ def rebuilt(
     return replace(pair, text=replace(pair.text, build=lambda normalized: change(build(normalized))))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG tracing.constants: they are torch.device, which join() refuses")
 def test_encoder_bound_to_its_device_is_not_published(pair: CheckpointPair, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"image encoder: the graph holds device constants \(cpu\)"):
         export_encoder(rebuilt(pair, "image", WithArange), "image", "cpu", "fp32", tmp_path)

@@ -1,0 +1,52 @@
+"""What a worker counts: requests, errors, cache hits, and the time that each stage takes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Literal
+
+Stage = Literal["parse", "decode", "tokenise", "inference", "serialise"]
+
+
+class Meter:
+    """Counts and stage times since they were last taken.
+
+    All are sums: divided by each other (time by requests, requests by batches) they give means over any time.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._seconds: dict[str, float] = {}
+
+    def add(self, name: str, count: int) -> None:
+        """Adds to a counter."""
+        self._counts[name] += count
+
+    def error(self, code: str) -> None:
+        """Counts a request or an item that was refused."""
+        self._errors[code] += 1
+
+    @contextlib.contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Adds the time of a `with` block to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def take(self) -> tuple[dict[str, int], dict[str, int], dict[str, float]]:
+        """Counters by name, errors by code and milliseconds by stage since the last call."""
+        taken = (
+            dict(self._counts),
+            dict(self._errors),
+            {name: 1000 * seconds for name, seconds in self._seconds.items()},
+        )
+        self._counts.clear()
+        self._errors.clear()
+        self._seconds.clear()
+        return taken

@@ -1,0 +1,165 @@
+"""Innocent callers: they ask what has a known answer, all the time, and write down what they got."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+import httpx
+
+from clipserve.errors import ClipServeError
+from reliability.questions import Question
+from serving.server import Server
+
+Outcome = Literal["right", "wrong", "failed"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One request of an innocent caller.
+
+    Attributes:
+        caller: `plain`, who asks once, or `retrying`, who is a `clipserve.client.Client`.
+        endpoint: whom it asked.
+        started, ended: `time.monotonic()`.
+        outcome: the right vector, a wrong one, or none.
+        reason: why there was none.
+    """
+
+    caller: Literal["plain", "retrying"]
+    endpoint: str
+    started: float
+    ended: float
+    outcome: Outcome
+    reason: str = ""
+
+
+class Load:
+    """Threads of innocent callers against a server, running between `__enter__` and `__exit__`.
+
+    Args:
+        plain: callers that ask once and take what they get.
+        retrying: callers that use our client, which retries.
+        pause: seconds between an answer and the caller's next request.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        questions: Sequence[Question],
+        *,
+        plain: int = 3,
+        retrying: int = 3,
+        pause: float = 0.0,
+    ):
+        self._server = server
+        self._questions = questions
+        self._pause = pause
+        self._finished = threading.Event()
+        self._lock = threading.Lock()
+        self._events: list[Event] = []
+        self._totals: Counter[tuple[str, str]] = Counter()
+        self._threads = [
+            threading.Thread(target=target, args=(number,), daemon=True)
+            for number, target in enumerate([self._ask_plainly] * plain + [self._ask_retrying] * retrying)
+        ]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finished.set()
+        for thread in self._threads:
+            thread.join()
+
+    def events(self, since: float) -> list[Event]:
+        """What ended after `since`."""
+        with self._lock:
+            return [event for event in self._events if event.ended > since]
+
+    def answered_by_all(self, since: float) -> float | None:
+        """When the last endpoint first gave a right answer to a request sent after `since`; None: not yet."""
+        firsts: dict[str, float] = {}
+        for event in self.events(since):
+            if event.started > since and event.outcome == "right":
+                firsts[event.endpoint] = min(event.ended, firsts.get(event.endpoint, event.ended))
+        return max(firsts.values()) if set(firsts) == {q.endpoint for q in self._questions} else None
+
+    def totals(self) -> Counter[tuple[str, str]]:
+        """How often each kind of caller had each outcome so far."""
+        with self._lock:
+            return self._totals.copy()
+
+    def _note(self, event: Event) -> None:
+        with self._lock:
+            self._events.append(event)
+            self._totals[event.caller, event.outcome] += 1
+        if event.outcome == "failed":
+            time.sleep(0.05)  # a refused caller does not hammer
+        if self._pause:
+            time.sleep(self._pause)
+
+    def _ask_plainly(self, number: int) -> None:
+        choose = random.Random(number)
+        with httpx.Client(timeout=120.0) as http:
+            while not self._finished.is_set():
+                question = choose.choice(self._questions)
+                started = time.monotonic()
+                outcome: Outcome = "failed"
+                reason = ""
+                try:
+                    response = send_once(
+                        http, self._server, question.endpoint, question.body, question.content_type
+                    )
+                    if response.status_code == httpx.codes.OK:
+                        outcome = "right" if question.holds(response.content) else "wrong"
+                    else:
+                        reason = f"status {response.status_code}"
+                except (httpx.HTTPError, ClipServeError) as error:
+                    reason = type(error).__name__
+                self._note(Event("plain", question.endpoint, started, time.monotonic(), outcome, reason))
+
+    def _ask_retrying(self, number: int) -> None:
+        choose = random.Random(number)
+        with self._server.client() as client:
+            while not self._finished.is_set():
+                question = choose.choice(self._questions)
+                started = time.monotonic()
+                outcome: Outcome = "failed"
+                reason = ""
+                try:
+                    response = client.post(question.endpoint, question.body, question.content_type)
+                    if response.status_code == httpx.codes.OK:
+                        outcome = "right" if question.holds(response.content) else "wrong"
+                    else:
+                        reason = f"status {response.status_code}"
+                except ClipServeError as error:
+                    reason = str(error)
+                self._note(Event("retrying", question.endpoint, started, time.monotonic(), outcome, reason))
+
+
+def send_once(
+    http: httpx.Client, server: Server, endpoint: str, body: bytes, content_type: str
+) -> httpx.Response:
+    """One request without retries, which would hide what is looked for.
+
+    Raises:
+        httpx.HTTPError: no answer.
+        ServerError: there is no token.
+    """
+    token = server.key_file.token("inference")
+    return http.post(
+        f"{server.properties['inference_address']}/predictions/{endpoint}",
+        content=body,
+        headers={"Content-Type": content_type, "Authorization": f"Bearer {token}"},
+    )

@@ -1,0 +1,81 @@
+"""Coverage-guided fuzzing: `python -m tests.fuzz.harness image|text|images|similarity CORPUS …`.
+
+Whatever the bytes, a parser gives a result or a `RequestError` with a 4xx; any other exception is a finding,
+which atheris (libFuzzer) writes to a file. What it finds becomes a case of test_regressions.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import atheris
+
+with atheris.instrument_imports(include=["clipserve", "PIL"]):
+    from clipserve.encoder_spec import ImagePreprocessing
+    from clipserve.errors import RequestError
+    from clipserve.images import ImageLimits, decode_image, preprocess
+    from clipserve.protocol import (
+        JSON,
+        RequestLimits,
+        Row,
+        parse_image_request,
+        parse_similarity_request,
+        parse_text_request,
+    )
+
+PREPROCESSING = ImagePreprocessing(32, 32, 32, "bicubic", (0.0,) * 3, (1.0,) * 3)
+IMAGES = ImageLimits(max_pixels=1_000_000)  # fuzzing is quick only with small pictures
+REQUESTS = RequestLimits()
+
+
+def check_image(data: bytes) -> None:
+    """Bytes to pixels."""
+    pixels = preprocess(decode_image(data, IMAGES), PREPROCESSING, IMAGES)
+    assert pixels.shape == (3, 32, 32)
+
+
+def _check_request(parse: Callable[[Row, RequestLimits], object], data: bytes) -> None:
+    """The first byte chooses how the rest arrives."""
+    how, body = data[:1], data[1:]
+    if how == b"m":
+        names = ("image", "texts", "labels", "template")
+        parts = dict(zip(names, body.split(b"\0", 3), strict=False))
+        parse(Row(b"", "multipart/form-data", parts), REQUESTS)
+    elif how == b"t":
+        parse(Row(body, "text/plain"), REQUESTS)
+    else:
+        parse(Row(data, JSON), REQUESTS)
+
+
+CHECKS: dict[str, Callable[[bytes], None]] = {
+    "image": check_image,
+    "text": lambda data: _check_request(parse_text_request, data),
+    "images": lambda data: _check_request(parse_image_request, data),
+    "similarity": lambda data: _check_request(parse_similarity_request, data),
+}
+
+
+def check_error(error: RequestError) -> None:
+    """A refusal as a caller may get it: a 4xx, and a message that is short and can be sent."""
+    assert 400 <= error.status < 500, error
+    assert len(error.message) < 400, error
+    error.message.encode()
+
+
+def main() -> None:
+    """Fuzzes one parser; ends with a status other than 0 on a finding."""
+    check = CHECKS[sys.argv.pop(1)]
+
+    def test_one_input(data: bytes) -> None:
+        try:
+            check(data)
+        except RequestError as error:
+            check_error(error)
+
+    atheris.Setup(sys.argv, test_one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Every endpoint in every shape that the design names; vectors as the encoders themselves give them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+from clipserve.client import Client
+from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.encoder_spec import FloatArray
+from clipserve.images import ImageLimits, decode_image, preprocess
+from tests.http.api import Api, b64, picture, vector, vectors
+
+TEXTS = ["two dogs in the snow", "két kutya a hóban", "雪の中の二匹の犬", "كلبان في الثلج", "", "  ", "🐕🐕"]
+PICTURES = [
+    picture(1),
+    picture(2, (48, 48), "JPEG", quality=90),
+    picture(3, (200, 50), "WEBP", lossless=True),
+    picture(4, (48, 49), "GIF"),
+    picture(5, (17, 90), "BMP"),
+    picture(6, (1, 1)),
+]
+
+# The worker pads and batches otherwise than the reference does: float additions in another order.
+SAME = 2e-6
+
+
+def image_vectors(encoder: TracedImageEncoder, pictures: list[bytes]) -> FloatArray:
+    limits = ImageLimits()
+    return np.concatenate(
+        [
+            encoder.embed([preprocess(decode_image(p, limits), encoder.preprocessing, limits)])
+            for p in pictures
+        ]
+    )
+
+
+def text_vectors(encoder: TracedTextEncoder, texts: list[str]) -> FloatArray:
+    pad = encoder.tokenizer.pad
+    return np.concatenate([encoder.embed(*pad([encoder.tokenizer.tokenize(t).ids])) for t in texts])
+
+
+def assert_same(found: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float = SAME) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+# ---- texts
+
+
+def test_texts_as_the_traced_encoder(api: Api, text_encoder: TracedTextEncoder) -> None:
+    response = api.post_json("clip_text", {"input": TEXTS})
+    assert response.headers["content-type"] == "application/json"
+    assert_same(vectors(response), text_vectors(text_encoder, TEXTS))
+
+
+def test_texts_as_sentence_transformers(api: Api, multilingual_folder: Path) -> None:
+    model = SentenceTransformer(str(multilingual_folder), device="cpu")
+    expected = model.encode(TEXTS, normalize_embeddings=True, show_progress_bar=False)
+    assert_same(vectors(api.post_json("clip_text", {"input": TEXTS})), expected, 1e-5)
+
+
+def test_one_text(api: Api) -> None:
+    alone = vectors(api.post_json("clip_text", {"input": TEXTS[0]}))
+    assert_same(alone, vectors(api.post_json("clip_text", {"input": [TEXTS[0]]})))
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "text/plain; charset=utf-8", "TEXT/PLAIN;charset=UTF-8"]
+)
+def test_plain_text(api: Api, content_type: str) -> None:
+    expected = vectors(api.post_json("clip_text", {"input": TEXTS[2]}))
+    assert_same(vectors(api.post("clip_text", TEXTS[2], content_type)), expected)
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json; charset=utf-8", "Application/JSON;charset=UTF-8"]
+)
+def test_json_with_parameters(api: Api, content_type: str) -> None:
+    body = {"input": TEXTS, "model": "ignored"}
+    assert_same(
+        vectors(api.post_json("clip_text", body, content_type)), vectors(api.post_json("clip_text", body))
+    )
+
+
+def test_json_with_raw_unicode(api: Api) -> None:
+    raw = json.dumps({"input": TEXTS}, ensure_ascii=False)
+    assert_same(
+        vectors(api.post("clip_text", raw, "application/json")),
+        vectors(api.post_json("clip_text", {"input": TEXTS})),
+    )
+
+
+def test_base64_is_float_bit_for_bit(api: Api) -> None:
+    as_float = vectors(api.post_json("clip_text", {"input": TEXTS, "encoding_format": "float"}))
+    as_base64 = vectors(api.post_json("clip_text", {"input": TEXTS, "encoding_format": "base64"}))
+    assert_same(as_float, as_base64, 0)
+
+
+def test_embedding_answer(api: Api, text_encoder: TracedTextEncoder) -> None:
+    spec = text_encoder.spec
+    answer = api.post_json("clip_text", {"input": [TEXTS[0], "dog " * 500]}).json()
+    assert set(answer) == {"object", "model", "space_id", "embedding_dim", "data", "usage"}
+    assert (answer["object"], answer["model"], answer["space_id"]) == ("list", spec.model_id, spec.space_id)
+    assert answer["embedding_dim"] == spec.embedding_dim == len(answer["data"][0]["embedding"])
+    tokens = len(text_encoder.tokenizer.tokenize(TEXTS[0]).ids)
+    assert answer["usage"] == {"prompt_tokens": tokens + 128, "truncated": 1, "unknown_tokens": 0}
+    assert np.linalg.norm(vector(answer["data"][0])) == pytest.approx(1, abs=1e-5)
+
+
+def test_more_texts_than_one_forward_pass(api: Api, text_encoder: TracedTextEncoder) -> None:
+    texts = [" ".join(["dog"] * (1 + 37 * i % 60)) + f" {i}" for i in range(100)]
+    assert_same(vectors(api.post_json("clip_text", {"input": texts})), text_vectors(text_encoder, texts))
+
+
+# ---- pictures
+
+
+def test_pictures_as_the_traced_encoder(api: Api, image_encoder: TracedImageEncoder) -> None:
+    response = api.post_json("clip_image", {"input": [{"image": b64(p)} for p in PICTURES]})
+    assert_same(vectors(response), image_vectors(image_encoder, PICTURES))
+    assert response.json()["usage"] == {"prompt_tokens": 0, "truncated": 0, "unknown_tokens": 0}
+
+
+def test_pictures_as_sentence_transformers(api: Api, clip_folder: Path, tmp_path: Path) -> None:
+    model = SentenceTransformer(str(clip_folder), device="cpu")
+    opened = []
+    for number, data in enumerate(PICTURES[:5]):
+        path = tmp_path / str(number)
+        path.write_bytes(data)
+        with Image.open(path) as image:
+            opened.append(image.convert("RGB"))
+    expected = model.encode(opened, normalize_embeddings=True, show_progress_bar=False)
+    found = vectors(api.post_json("clip_image", {"input": [b64(p) for p in PICTURES[:5]]}))
+    assert_same(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "application/octet-stream", None])
+def test_raw_picture(api: Api, image_encoder: TracedImageEncoder, content_type: str | None) -> None:
+    for data in PICTURES:
+        assert_same(vectors(api.post("clip_image", data, content_type)), image_vectors(image_encoder, [data]))
+
+
+def test_multipart_pictures(api: Api, image_encoder: TracedImageEncoder) -> None:
+    files = {f"file{i}": (f"{i}.png", data) for i, data in enumerate(PICTURES)}
+    assert_same(vectors(api.post_files("clip_image", files)), image_vectors(image_encoder, PICTURES))
+
+
+def test_data_uri(api: Api, image_encoder: TracedImageEncoder) -> None:
+    uri = f"data:image/png;base64,{b64(PICTURES[0])}"
+    expected = image_vectors(image_encoder, PICTURES[:1])
+    assert_same(vectors(api.post_json("clip_image", {"input": uri})), expected)
+    assert_same(vectors(api.post_json("clip_image", {"input": [{"image": uri}]})), expected)
+
+
+# ---- similarity
+
+
+def test_similarity_is_the_softmax_of_the_vectors_cosines(
+    api: Api, image_encoder: TracedImageEncoder, text_encoder: TracedTextEncoder
+) -> None:
+    answer = api.post_json("clip_similarity", {"images": [b64(p) for p in PICTURES], "texts": TEXTS}).json()
+    cosines = image_vectors(image_encoder, PICTURES) @ text_vectors(text_encoder, TEXTS).T
+    assert_same(answer["cosine_similarity"], cosines)
+    scale = image_encoder.spec.logit_scale
+    assert answer["logit_scale"] == scale
+    exponentials = np.exp(scale * (cosines - cosines.max(axis=1, keepdims=True)))
+    expected = exponentials / exponentials.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-3)
+    assert_same(np.sum(answer["probabilities"], axis=1), np.ones(len(PICTURES)))
+    assert (answer["object"], answer["errors"]) == ("similarity", [])
+    assert answer["space_id"] == image_encoder.spec.space_id
+
+
+def test_labels_are_put_into_the_template(api: Api) -> None:
+    images = [b64(PICTURES[0])]
+    labels = {"images": images, "labels": ["dog", "cat"], "template": "a photo of a {}"}
+    texts = {"images": images, "texts": ["a photo of a dog", "a photo of a cat"]}
+    by_label, by_text = (api.post_json("clip_similarity", body).json() for body in (labels, texts))
+    assert_same(by_label["probabilities"], by_text["probabilities"])
+    plain = {"images": images, "labels": ["dog", "cat"]}
+    assert api.post_json("clip_similarity", plain).json() != by_label
+
+
+def test_multipart_similarity(api: Api) -> None:
+    files = {"one": ("1.png", PICTURES[0]), "two": ("2.jpg", PICTURES[1])}
+    found = api.post_files("clip_similarity", files, {"texts": json.dumps(TEXTS)}).json()
+    expected = api.post_json(
+        "clip_similarity", {"images": [b64(p) for p in PICTURES[:2]], "texts": TEXTS}
+    ).json()
+    assert_same(found["cosine_similarity"], expected["cosine_similarity"])
+
+
+def test_wrong_items_of_a_similarity_request_leave_holes(api: Api) -> None:
+    images = [b64(PICTURES[0]), b64(b"no picture"), b64(PICTURES[1])]
+    answer = api.post_json("clip_similarity", {"images": images, "texts": ["a", 5, "b"]}).json()
+    assert answer["cosine_similarity"][1] is None
+    assert [row[1] for row in answer["probabilities"] if row] == [None, None]
+    assert [(e["input"], e["error"]["index"]) for e in answer["errors"]] == [("images", 1), ("texts", 1)]
+    assert sum(p for p in answer["probabilities"][0] if p is not None) == pytest.approx(1)
+
+
+# ---- the client
+
+
+def test_client(client: Client, image_encoder: TracedImageEncoder, text_encoder: TracedTextEncoder) -> None:
+    texts = [f"a sentence of its own, number {i}" for i in range(150)]  # three requests
+    assert_same(client.embed_texts(texts), text_vectors(text_encoder, texts))
+    assert_same(client.embed_images(PICTURES), image_vectors(image_encoder, PICTURES))
+    answer = client.similarity(PICTURES[:2], TEXTS[:3])
+    cosines = image_vectors(image_encoder, PICTURES[:2]) @ text_vectors(text_encoder, TEXTS[:3]).T
+    assert_same(answer.cosine_similarity, cosines)
+
+
+def test_specs_over_http(client: Client, text_encoder: TracedTextEncoder) -> None:
+    (spec,) = client.specs("clip_text")
+    expected = json.loads(text_encoder.spec.to_json())
+    # TorchServe leaves out what is null.
+    assert {name: spec[name] for name in spec if name != "certificate"} == {
+        name: value for name, value in expected.items() if name != "certificate" and value is not None
+    }
+    assert spec["certificate"]["golden"] == expected["certificate"]["golden"]
+    assert [s["modality"] for s in client.specs("clip_similarity")] == ["image", "text"]

@@ -1,0 +1,170 @@
+"""Starting, stopping, and what is left behind: nothing."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+import clipserve.client
+from clipserve.errors import ClipServeError, ServerError
+from serving.server import ROOT, Server, private_server
+from tests.http.conftest import READY_SECONDS
+
+TEXT_ONLY = {"load_models": "clip_text=clip_text.mar"}
+
+
+def descendants() -> set[psutil.Process]:
+    return {p for p in psutil.process_iter() if "model_service_worker" in " ".join(cmdline(p))}
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_starting_twice_says_so(server: Server) -> None:
+    with pytest.raises(
+        ServerError, match=rf"running already \(process {server.running_pid()}\); 'make stop'"
+    ):
+        server.start()
+    server.wait_ready(READY_SECONDS)
+
+
+def test_a_taken_port_is_named(server: Server, archives: Path, tmp_path: Path) -> None:
+    taken = urlsplit(server.properties["inference_address"]).port
+    other = private_server(archives, tmp_path, overrides={"inference_address": f"http://127.0.0.1:{taken}"})
+    with pytest.raises(ServerError, match=f"port {taken} is taken by another program"):
+        other.start()
+    assert other.running_pid() is None
+
+
+def test_a_missing_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    with pytest.raises(ServerError, match=r"clip_image\.mar is missing; run 'make export'"):
+        private_server(tmp_path / "store", tmp_path / "server").start()
+
+
+def test_stopping_what_is_not_running(archives: Path, tmp_path: Path) -> None:
+    assert private_server(archives, tmp_path).stop() is False
+
+
+def test_requests_in_flight_at_a_stop_are_answered_or_told(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`stop` under load: each request has its right answer or a clear failure, and no process stays."""
+    monkeypatch.setattr(clipserve.client, "RETRIES_SECONDS", 2.0)
+    server = private_server(archives, tmp_path, overrides=TEXT_ONLY)
+    server.start()
+    server.wait_ready(READY_SECONDS)
+    family = server.processes()
+    with server.client() as client:
+        expected = client.embed_texts(["a dog"])
+    answers: list[bool] = []
+    refusals: list[str] = []
+    stopping = threading.Event()
+
+    def ask() -> None:
+        with server.client() as client:
+            while not stopping.is_set() or len(answers) < 50:
+                try:
+                    found = client.embed_texts(["a dog"])
+                except ClipServeError as error:
+                    refusals.append(str(error))
+                    return
+                answers.append(bool(abs(found - expected).max() < 1e-5))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while len(answers) < 50:
+        time.sleep(0.01)
+    assert server.stop() is True
+    stopping.set()
+    for thread in threads:
+        thread.join()
+    assert all(answers)
+    # Nothing but that the server is gone: no half answer, no traceback.
+    assert len(refusals) == 4
+    assert all("cannot be reached" in r or "token" in r or "status 5" in r for r in refusals), refusals
+    assert not [p for p in family if p.is_running()]
+    assert server.running_pid() is None
+    assert not (tmp_path / "key_file.json").exists()
+
+
+def test_workers_do_not_outlive_a_killed_server(archives: Path, tmp_path: Path) -> None:
+    """Nor does what a kill leaves behind stop the next start."""
+    server = private_server(archives, tmp_path, overrides=TEXT_ONLY)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        server.start()
+        server.wait_ready(READY_SECONDS)
+        java, *workers = server.processes()
+        assert workers
+        java.send_signal(number)
+        _, alive = psutil.wait_procs([java, *workers], timeout=60)
+        assert alive == []
+        with pytest.raises(ServerError, match="has ended"):
+            server.wait_ready(5)
+    assert server.stop() is False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_serve_stops_the_server(archives: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C (to the whole group, as a terminal sends it) or a kill while `demo` starts or runs."""
+    before = descendants()
+    with subprocess.Popen(
+        [sys.executable, "-m", "serving", "demo", "--store", str(archives)],
+        cwd=ROOT,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "TMPDIR": str(tmp_path),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as command:
+        assert command.stdout is not None
+        assert "starting" in command.stdout.readline()
+        parent = psutil.Process(command.pid)
+        while not [c for c in parent.children(recursive=True) if "ModelServer" in " ".join(cmdline(c))]:
+            assert command.poll() is None
+            time.sleep(0.05)
+        family = parent.children(recursive=True)
+        for member in family if number == signal.SIGINT else []:
+            member.send_signal(number)
+        command.send_signal(number)
+        assert command.wait(120) != 0
+        assert command.stderr is not None
+        assert "Traceback" not in command.stderr.read()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
+    assert descendants() <= before
+    assert list(tmp_path.glob("clipserve-demo-*")) == []
+
+
+def test_an_archive_that_was_cut_off(archives: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    whole = (archives / "clip_text.mar").read_bytes()
+    (store / "clip_text.mar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ServerError, match=r"clip_text\.mar is no archive"):
+        private_server(store, tmp_path / "server", overrides=TEXT_ONLY).start()
+
+
+def test_free_ports_are_free(server: Server) -> None:
+    port = urlsplit(server.properties["metrics_address"]).port
+    with socket.create_connection(("127.0.0.1", port or 0), timeout=5):
+        pass
