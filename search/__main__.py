@@ -1,0 +1,135 @@
+"""`python -m search`: index a folder of pictures, search it, or open the page; what the Makefile calls."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from clipserve.client import INFERENCE_URL, KEY_FILE, MANAGEMENT_URL, Client, KeyFile
+from clipserve.errors import ClipServeError
+from search.errors import SearchError
+from search.finder import Finder
+from search.indexer import index_folder, print_report
+from search.output import print_json, print_plain, write_contact_sheet
+from search.table import open_table
+
+TABLE = Path(".search/pictures")
+LIMIT = 10
+
+
+def index(arguments: argparse.Namespace) -> None:
+    """Brings the table to what lies in a folder."""
+    with _client(arguments) as client:
+        print_report(index_folder(client, arguments.images, arguments.table))
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Finds pictures by a text, by another picture, or by every line of a file of texts."""
+    table = open_table(arguments.table)
+    with _client(arguments) as client:
+        finder = Finder(client, table, arguments.limit, arguments.min_score, arguments.path)
+        if arguments.text is not None:
+            results = finder.by_texts([arguments.text])
+        elif arguments.image is not None:
+            results = [finder.by_image(arguments.image)]
+        else:
+            results = finder.by_texts(_captions(arguments.captions))
+    if arguments.sheet is not None:
+        write_contact_sheet(results, arguments.sheet)
+        print(arguments.sheet)
+    elif arguments.json:
+        print_json(results)
+    else:
+        print_plain(results)
+
+
+def ui(arguments: argparse.Namespace) -> None:
+    """Serves the page on 127.0.0.1."""
+    # Gradio takes seconds to import.
+    from search.page import serve_page
+
+    serve_page(partial(_client, arguments), arguments.table, arguments.port)
+
+
+def _captions(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise SearchError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    captions = [line.strip() for line in lines if line.strip()]
+    if not captions:
+        raise SearchError(f"{path}: no captions; write one on each line")
+    return captions
+
+
+def _client(arguments: argparse.Namespace) -> Client:
+    return Client(
+        arguments.url, arguments.management_url, KeyFile(arguments.key_file, arguments.management_url)
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 10_000:
+        raise argparse.ArgumentTypeError(f"{value}: allowed are 1 to 10000")
+    return value
+
+
+def _score(text: str) -> float:
+    value = float(text)
+    if not -1 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value:g}: a cosine similarity is between -1 and 1")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m search", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        added = commands.add_parser(run.__name__, help=run.__doc__)
+        added.set_defaults(run=run)
+        added.add_argument("--table", type=Path, default=TABLE, help=f"folder of the table ({TABLE})")
+        server = added.add_argument_group("the server (by default the one of 'make serve')")
+        server.add_argument("--url", default=INFERENCE_URL)
+        server.add_argument("--management-url", default=MANAGEMENT_URL)
+        server.add_argument("--key-file", type=Path, default=KEY_FILE)
+        return added
+
+    command(index).add_argument("images", type=Path, help="folder of pictures")
+
+    of_search = command(search)
+    query = of_search.add_mutually_exclusive_group(required=True)
+    query.add_argument("--text", help="what to look for, in any language")
+    query.add_argument("--image", type=Path, help="a picture to look for others like it")
+    query.add_argument("--captions", type=Path, help="UTF-8 file with a text on each line")
+    of_search.add_argument("--limit", type=_count, default=LIMIT, help=f"pictures of a query ({LIMIT})")
+    of_search.add_argument("--min-score", type=_score, help="least cosine similarity")
+    of_search.add_argument("--path", help="part of the path, as results show it; * and ? are wildcards")
+    output = of_search.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="JSON instead of lines")
+    output.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet")
+
+    command(ui).add_argument("--port", type=int, default=7860, help="of 127.0.0.1 (7860)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ClipServeError, OSError) as error:
+        print(f"search: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

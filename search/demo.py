@@ -1,0 +1,88 @@
+"""`make demo-search`: draws a folder of pictures, indexes it, and asks for them in ten languages."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipserve.errors import ClipServeError
+from demo.captions import load_vocabularies
+from demo.scenes import draw
+from demo.world import RUNNING_EXAMPLE, Scene, all_scenes
+from search.finder import Finder
+from search.indexer import index_folder, print_report
+from search.output import write_contact_sheet
+from search.server_process import running_server
+from search.table import open_table
+
+PICTURES = 392  # one of every scene
+SIZE = (320, 240)
+FIRST_SEED = 9_000_000  # other pictures than those of the training
+SHOWN = 3
+
+QUERIES = (
+    ("hu", RUNNING_EXAMPLE[0]),
+    ("en", RUNNING_EXAMPLE[1]),
+    ("ja", RUNNING_EXAMPLE[2]),
+    ("ar", Scene("sea", "boat", 1)),
+    ("fa", Scene("grass", "flower", 3)),
+    ("ru", Scene("beach", "umbrella", 2)),
+    ("hi", Scene("forest", "bird", 2)),
+    ("ko", Scene("desert", "car", 1)),
+    ("th", Scene("table", "cup", 3)),
+    ("el", Scene("snow", "house", 1)),
+)
+
+
+def draw_pictures(folder: Path, count: int) -> None:
+    """Writes `count` JPEGs into `folder`, scene after scene; those that are there already are left alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scenes = all_scenes()
+    for number in range(count):
+        scene = scenes[number % len(scenes)]
+        path = folder / f"{scene.name}-{number // len(scenes)}.jpg"
+        if not path.exists():
+            draw(scene, FIRST_SEED + number, SIZE).save(path, quality=88)
+
+
+def run(store: Path, work: Path) -> None:
+    """The demo on a server of its own; pictures, table and contact sheet stay in `work`."""
+    print(f"drawing {PICTURES} pictures into {work / 'pictures'}", flush=True)
+    draw_pictures(work / "pictures", PICTURES)
+    vocabularies = load_vocabularies()
+    captions = [vocabularies[code].captions(scene)[0] for code, scene in QUERIES]
+    print("starting TorchServe on free ports", flush=True)
+    with running_server(store) as addresses, addresses.client() as client:
+        print_report(index_folder(client, work / "pictures", work / "table"))
+        finder = Finder(client, open_table(work / "table"), SHOWN, None, None)
+        results = finder.by_texts(captions)
+    right = 0
+    for (code, scene), found in zip(QUERIES, results, strict=True):
+        names = [Path(hit.path).stem.rpartition("-")[0] for hit in found.hits]
+        right += names[0] == scene.name
+        print(f"\n{vocabularies[code].name}: {found.query}   ({scene.name})")
+        for name, hit in zip(names, found.hits, strict=True):
+            print(f"  {hit.score:.4f}  {name}{'   <-' if name == scene.name else ''}")
+    sheet = work / "found.png"
+    write_contact_sheet(results, sheet)
+    print(f"\nfirst hit right for {right} of {len(QUERIES)} queries; contact sheet: {sheet}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    parser = argparse.ArgumentParser(prog="python -m search.demo", description=__doc__)
+    parser.add_argument("--store", type=Path, required=True, help="folder of the archives")
+    parser.add_argument("--work", type=Path, default=Path(".search/demo"), help="folder for what is made")
+    arguments = parser.parse_args(argv)
+    try:
+        run(arguments.store, arguments.work)
+    except (ClipServeError, OSError) as error:
+        print(f"search demo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Queries: from a text or a picture to the pictures of the table that are nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipserve.client import Client
+from clipserve.encoder_spec import FloatArray
+from clipserve.errors import SpaceError
+from search.indexer import check_space
+from search.paths import path_condition
+from search.table import Hit, PictureTable
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer to one query: what was asked, and the pictures, the most similar first."""
+
+    query: str
+    hits: list[Hit]
+
+
+class Finder:
+    """Answers queries on one table.
+
+    Args:
+        client: of the server that embeds the queries.
+        table: where to look.
+        limit: pictures of a query, at most.
+        min_score: least cosine similarity; None for no bound.
+        path: part of the path, see `search.paths.path_condition`; None for every path.
+    """
+
+    def __init__(
+        self, client: Client, table: PictureTable, limit: int, min_score: float | None, path: str | None
+    ):
+        client.require_space(table.space_id)
+        self._client = client
+        self._table = table
+        self._limit = limit
+        self._min_score = min_score
+        self._condition = path_condition(path) if path else None
+
+    def by_texts(self, texts: Sequence[str]) -> list[Found]:
+        """An answer for each text.
+
+        Raises:
+            SearchError: the server embeds in another space than the table's.
+            ServerError: the server cannot be reached or fails.
+            RequestError: a text is wrong.
+        """
+        try:
+            embeddings = self._client.embed_texts(texts)
+        except SpaceError as error:
+            check_space(self._table, error.space_id)
+            raise
+        return [
+            Found(text, self._nearest(embedding)) for text, embedding in zip(texts, embeddings, strict=True)
+        ]
+
+    def by_image(self, image: Path) -> Found:
+        """An answer for a picture; errors as of `by_texts`, and OSError where it cannot be read."""
+        try:
+            embedding = self._client.embed_images([image])[0]
+        except SpaceError as error:
+            check_space(self._table, error.space_id)
+            raise
+        return Found(str(image), self._nearest(embedding))
+
+    def _nearest(self, embedding: FloatArray) -> list[Hit]:
+        hits = self._table.nearest(embedding, self._limit, condition=self._condition)
+        return [hit for hit in hits if self._min_score is None or hit.score >= self._min_score]

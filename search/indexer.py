@@ -1,0 +1,336 @@
+"""Brings the table to what lies in a folder: new, changed, moved and removed pictures.
+
+The table is the record of what was done: a run takes what differs from it, and so goes on where another
+ended, for whatever reason. Rows are committed by the hundred; what was embedded since is in the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from clipserve.client import Client
+from clipserve.encoder_spec import FloatArray
+from clipserve.errors import RequestError, ServerError, SpaceError
+from search.errors import SearchError
+from search.files import FoundFile, Listing, list_pictures, read_contents
+from search.journal import Journal
+from search.paths import path_to_text, printable
+from search.table import RECALL_AT, FileState, PictureTable, Row, open_or_create_table, sole_writer
+from search.thumbnails import make_thumbnail
+
+# Requests under way at once: enough that the server finds a batch waiting whenever it takes one.
+CONCURRENCY = 8
+
+COMMIT_ROWS = 256
+COMMIT_SECONDS = 10.0
+
+# Fragments are joined, and the ANN index is brought up to date, after this many rows, not only at the end.
+MAINTAIN_ROWS = 50_000
+
+# A file changed this recently before it was read may have changed again without its time telling so.
+RACY_NS = 2_000_000_000
+
+# The server failed on this many pictures, one after the other: it is the server, not the pictures.
+SERVER_FAILURES = CONCURRENCY + 1
+
+RECALL_QUERIES = 50
+
+
+@dataclass
+class Report:
+    """What a run did.
+
+    Attributes:
+        listing: of the folder.
+        embedded: pictures that the server embedded.
+        written: rows added or replaced; more than `embedded` where contents were known, as of moved files.
+        changed: of these, rows of a path whose contents were others before.
+        removed: rows of files that are gone, or are no pictures any more.
+        unchanged: rows left alone.
+        failed: path and reason of what is not in the table.
+        seconds: the run took.
+        recall: of the ANN index, None where there is none.
+    """
+
+    listing: Listing
+    embedded: int = 0
+    written: int = 0
+    changed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    recall: float | None = None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A file that was read; `embedding` and `thumbnail` are None where the table holds its contents."""
+
+    found: FoundFile
+    state: FileState
+    embedding: FloatArray | None
+    thumbnail: bytes | None
+
+
+def index_folder(client: Client, root: Path, folder: Path) -> Report:
+    """Brings the table in `folder` to what lies in `root`.
+
+    Raises:
+        SearchError: `root` holds no pictures, the table cannot be written, or belongs to another space.
+        ServerError: the server cannot be reached; what was embedded before is kept.
+    """
+    start = time.monotonic()
+    listing = list_pictures(root)
+    if not listing.pictures:
+        # Also a disk that is not mounted: nothing is removed for that.
+        raise SearchError(
+            f"{printable(str(root))}: no pictures in this folder ({_passed_over(listing)}); the table "
+            f"{printable(str(folder))} is left as it was"
+        )
+    spec = client.specs("clip_image")[0]
+    with sole_writer(folder, lambda: print("another indexer is writing to this table: waiting", flush=True)):
+        table = open_or_create_table(folder, spec["space_id"], spec["model_id"], spec["embedding_dim"])
+        check_space(table, spec["space_id"])
+        client.require_space(table.space_id)
+        with contextlib.closing(Journal(folder, table.space_id)) as journal:
+            run = _Run(client, table, journal, listing)
+            run.bring_up_to_date(path_to_text(os.fsencode(root.resolve())).rstrip("/") + "/")
+    run.report.seconds = time.monotonic() - start
+    return run.report
+
+
+def check_space(table: PictureTable, space_id: str) -> None:
+    """Refuses a server whose embeddings cannot be compared with those of the table.
+
+    Raises:
+        SearchError: it is such a server.
+    """
+    if table.space_id != space_id:
+        folder = printable(str(table.folder))
+        raise SearchError(
+            f"{folder}: its pictures were embedded by {table.model!r} in space {table.space_id[:12]}, the "
+            f"server embeds in space {space_id[:12]}, and the two cannot be compared; serve the first, or "
+            f"index into a table of its own: make index IMAGES=folder TABLE={folder}-{space_id[:6]}"
+        )
+
+
+class _Run:
+    """One run over one table."""
+
+    def __init__(self, client: Client, table: PictureTable, journal: Journal, listing: Listing):
+        self.report = Report(listing, failed=list(listing.skipped))
+        self._client = client
+        self._table = table
+        self._journal = journal
+        self._states = table.states()
+        self._in_table = {state.sha256 for state in self._states.values()}
+        self._lock = threading.Lock()
+        self._turns: dict[str, threading.Lock] = {}
+        self._waiting: list[_Read] = []
+        self._last_commit = time.monotonic()
+        self._server_failures = 0
+        # Rows whose file was read and is no picture any more.
+        self._outdated: list[str] = []
+
+    def bring_up_to_date(self, below: str) -> None:
+        """Adds, replaces and removes rows; `below` is the text form of the folder, with its last slash."""
+        todo = [found for found in self.report.listing.pictures if not self._is_unchanged(found)]
+        # New paths first: a moved file finds its embedding in a row that a changed one may replace.
+        todo.sort(key=lambda found: found.path in self._states)
+        self.report.unchanged = len(self.report.listing.pictures) - len(todo)
+        with (
+            tqdm(total=len(todo), unit=" images", disable=None, smoothing=0.05) as bar,
+            contextlib.closing(self._read_all(todo, bar)) as reads,
+        ):
+            try:
+                for read in reads:
+                    self._waiting.append(read)
+                    waited = time.monotonic() - self._last_commit
+                    if len(self._waiting) >= COMMIT_ROWS or waited > COMMIT_SECONDS:
+                        self._commit()
+            finally:
+                # Also on Ctrl-C and where the server fails: what is there is kept.
+                self._commit()
+        self._remove_gone(below)
+        if self.report.written or self.report.removed:
+            self._table.maintain()
+        if self._table.has_index:
+            self.report.recall = self._table.recall(self._table.sample(RECALL_QUERIES))
+
+    def _is_unchanged(self, found: FoundFile) -> bool:
+        state = self._states.get(found.path)
+        return (
+            state is not None
+            and (state.size, state.mtime_ns) == (found.size, found.mtime_ns)
+            and state.mtime_ns + RACY_NS < state.indexed_ns
+        )
+
+    def _read_all(self, todo: Sequence[FoundFile], bar: tqdm[NoReturn]) -> Generator[_Read, None, None]:
+        """Reads and embeds files side by side; few at once, since their bytes are in memory."""
+        rest = iter(todo)
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
+            running: dict[Future[_Read], FoundFile] = {}
+            try:
+                while True:
+                    while len(running) < 2 * CONCURRENCY and (found := next(rest, None)):
+                        running[pool.submit(self._read, found)] = found
+                    if not running:
+                        return
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        bar.update()
+                        read = self._outcome(running.pop(future), future.result)
+                        if read is not None:
+                            yield read
+            finally:
+                for future in running:
+                    future.cancel()
+
+    def _outcome(self, found: FoundFile, result: Callable[[], _Read]) -> _Read | None:
+        """The result of a file; None, and a line in the report, for one that failed."""
+        try:
+            read = result()
+        except RequestError as error:
+            self._server_failures = 0
+            if found.path in self._states:
+                self._outdated.append(found.path)
+            self._fail(found, error.message)
+        except SpaceError as error:
+            check_space(self._table, error.space_id)
+            raise
+        except ServerError as error:
+            self._server_failures += 1
+            if self._server_failures >= SERVER_FAILURES:
+                raise ServerError(
+                    f"{error}; what was embedded so far is kept, and the same command goes on from there"
+                ) from error
+            self._fail(found, f"the server failed: {error}")
+        except SearchError:
+            raise
+        except OSError as error:
+            self._fail(found, f"cannot be read: {error.strerror or error}")
+        except Exception as error:
+            # Pillow's decoders raise whatever a damaged file makes them stumble over.
+            self._fail(found, f"no thumbnail can be made: {error}")
+        else:
+            self._server_failures = 0
+            return read
+        return None
+
+    def _fail(self, found: FoundFile, reason: str) -> None:
+        self.report.failed.append((found.path, reason))
+
+    def _read(self, found: FoundFile) -> _Read:
+        """Reads a file, and has it embedded unless its contents are known; runs in a thread of the pool."""
+        indexed_ns = time.time_ns()
+        contents = read_contents(found)
+        sha256 = contents.sha256
+        with self._turn(sha256):
+            # In this order: contents are put among those of the table before they leave the journal.
+            embedding = self._journal.get(sha256)
+            if embedding is None and sha256 not in self._in_table:
+                # One picture a request: a bad one hurts no other, and the server batches what is waiting.
+                embedding = self._client.embed_images([contents.data])[0]
+                self._journal.put(sha256, embedding)
+                with self._lock:
+                    self.report.embedded += 1
+        thumbnail = None if embedding is None else make_thumbnail(contents.data)
+        state = FileState(len(contents.data), contents.mtime_ns, sha256, indexed_ns)
+        return _Read(found, state, embedding, thumbnail)
+
+    @contextlib.contextmanager
+    def _turn(self, sha256: str) -> Iterator[None]:
+        """Lets copies of one picture that are under way at once wait for the first of them."""
+        with self._lock:
+            turn = self._turns.setdefault(sha256, threading.Lock())
+        with turn:
+            yield
+        self._turns.pop(sha256, None)
+
+    def _commit(self) -> None:
+        """Puts what is waiting into the table."""
+        reads, self._waiting = self._waiting, []
+        self._last_commit = time.monotonic()
+        rows = self._rows(reads)
+        if not rows:
+            return
+        replacing = [row for row in rows if row.path in self._states]
+        self._table.write([row for row in rows if row.path not in self._states], replacing)
+        # A row is replaced as well where only the file's time was not to be trusted.
+        self.report.changed += sum(row.state.sha256 != self._states[row.path].sha256 for row in replacing)
+        for row in rows:
+            self._states[row.path] = row.state
+            self._in_table.add(row.state.sha256)
+        self._journal.forget({row.state.sha256 for row in rows})
+        self.report.written += len(rows)
+        if self.report.written % MAINTAIN_ROWS < len(rows):
+            self._table.maintain()
+
+    def _rows(self, reads: Sequence[_Read]) -> list[Row]:
+        """Rows of files that were read, embeddings that the table has already fetched from there."""
+        fetched = self._table.by_hash({read.state.sha256 for read in reads if read.embedding is None})
+        rows = []
+        for read in reads:
+            contents = read.embedding, read.thumbnail
+            if read.embedding is None:
+                contents = fetched.get(read.state.sha256, (None, None))
+            if contents[0] is None:
+                # The last row of these contents was replaced in this very run: once more, then.
+                self._in_table.discard(read.state.sha256)
+                again = self._outcome(read.found, partial(self._read, read.found))
+                if again is None:
+                    continue
+                read, contents = again, (again.embedding, again.thumbnail)
+            embedding, thumbnail = contents
+            if embedding is not None and thumbnail is not None:
+                rows.append(Row(read.found.path, read.state, embedding, thumbnail))
+        return rows
+
+    def _remove_gone(self, below: str) -> None:
+        """Removes rows of files that are gone from the folder, or hold no picture any more."""
+        there = {found.path for found in self.report.listing.pictures}
+        unknown = tuple(f"{folder}/" for folder in self.report.listing.unreadable_folders)
+        gone = [
+            path
+            for path in self._states
+            if path.startswith(below) and path not in there and not path.startswith(unknown)
+        ]
+        gone += self._outdated
+        self._table.remove(gone)
+        self.report.removed = len(gone)
+
+
+def _passed_over(listing: Listing) -> str:
+    skipped = [f"{len(listing.skipped)} that cannot be used"] if listing.skipped else []
+    others = [f"{count} {printable(ending)}" for ending, count in listing.other_endings.most_common(5)]
+    return ", ".join(skipped + others) or "it is empty"
+
+
+def print_report(report: Report) -> None:
+    """Prints what a run did, and every file that is not in the table with the reason."""
+    listing = report.listing
+    print(
+        f"{len(listing.pictures)} pictures in {report.seconds:.1f} s: {report.embedded} embedded, "
+        f"{max(0, report.written - report.embedded)} known by their contents, {report.unchanged} unchanged; "
+        f"{report.changed} changed, {report.removed} removed"
+    )
+    if report.recall is not None:
+        print(f"ANN index: recall@{RECALL_AT} {report.recall:.3f} against exact search")
+    if listing.other_endings:
+        print(f"passed over by their ending: {_passed_over(Listing(other_endings=listing.other_endings))}")
+    if report.failed:
+        print(f"not indexed: {len(report.failed)}")
+        for path, reason in sorted(report.failed):
+            print(f"  {printable(path)}: {reason}")

@@ -1,0 +1,328 @@
+"""The table of indexed pictures: a LanceDB table in a folder, with one writer at a time.
+
+Every search is by cosine: LanceDB's own default is L2, in searches and in every kind of index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import filelock
+import lancedb
+import numpy as np
+import pyarrow as pa
+from lancedb.index import IvfRq
+from lancedb.query import LanceVectorQueryBuilder
+
+from clipserve.encoder_spec import FloatArray
+from search.errors import SearchError
+from search.paths import printable, sql_text
+
+NAME = "pictures"
+LOCK = "index.lock"
+
+# Below this many rows an exact search takes less than about a quarter of a second.
+ANN_ROWS = 100_000
+INDEX = "embedding_idx"
+
+# How many rows a statement names at most: keeps SQL texts short.
+NAMED_ROWS = 500
+
+# Versions older than this are removed: a reader that holds one has had the time to finish.
+KEPT_VERSIONS = datetime.timedelta(hours=1)
+
+# RaBitQ codes of 5 bits a dimension, and the best 5 x limit rows compared exactly: finds every one of the ten
+# nearest among 100,000 vectors without structure (1 bit: 0.40, 3 bits: 0.99); see docs/search.md.
+CODE_BITS = 5
+PROBES = 50
+REFINE = 5
+
+RECALL_AT = 10
+
+
+class FileState(NamedTuple):
+    """What a file was when it was read: bytes, time of its last change, SHA-256; and when that was."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+    indexed_ns: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """An indexed picture.
+
+    Attributes:
+        path: in text form, see `search.paths`.
+        state: of the file.
+        embedding: float32 `[D]`.
+        thumbnail: a small JPEG.
+    """
+
+    path: str
+    state: FileState
+    embedding: FloatArray
+    thumbnail: bytes
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture that was found.
+
+    Attributes:
+        path: in text form, see `search.paths`.
+        score: cosine similarity with the query, -1 to 1.
+        thumbnail: a small JPEG.
+    """
+
+    path: str
+    score: float
+    thumbnail: bytes
+
+
+class PictureTable:
+    """Pictures of one embedding space.
+
+    Make one with `open_table` or `create_table`.
+    """
+
+    def __init__(self, folder: Path, table: lancedb.table.Table):
+        self.folder = folder
+        self._table = table
+
+    @property
+    def space_id(self) -> str:
+        """The embedding space that every row is in."""
+        return self._metadata("space_id")
+
+    @property
+    def model(self) -> str:
+        """Name of the encoder pair that the table was made with."""
+        return self._metadata("model")
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of the embeddings."""
+        return int(self._table.schema.field("embedding").type.list_size)
+
+    def _metadata(self, name: str) -> str:
+        return str((self._table.schema.metadata or {})[name.encode()].decode())
+
+    def __len__(self) -> int:
+        return self._table.count_rows()
+
+    def states(self) -> dict[str, FileState]:
+        """The state of every file, by path."""
+        columns = ["path", *FileState._fields]
+        states: dict[str, FileState] = {}
+        for batch in self._table.search().select(columns).to_batches():
+            values = [batch.column(name).to_pylist() for name in columns]
+            states |= {path: FileState(*state) for path, *state in zip(*values, strict=True)}
+        return states
+
+    def by_hash(self, hashes: Iterable[str]) -> dict[str, tuple[FloatArray, bytes]]:
+        """Embedding and thumbnail of contents that are in the table."""
+        found = {}
+        for condition in _conditions("sha256", hashes):
+            query = self._table.search().where(condition).select(["sha256", "embedding", "thumbnail"])
+            for row in query.to_arrow().to_pylist():
+                found[row["sha256"]] = (np.array(row["embedding"], np.float32), row["thumbnail"])
+        return found
+
+    def write(self, new: Sequence[Row], changed: Sequence[Row]) -> None:
+        """Adds rows of new paths and replaces those of changed ones; each in one step, or not at all.
+
+        Raises:
+            SearchError: the folder cannot be written.
+        """
+        with _storage_errors(self.folder):
+            if new:
+                # Not a merge, which would look through the whole table.
+                self._table.add(self._batch(new))
+            if changed:
+                merge = self._table.merge_insert("path").when_matched_update_all()
+                merge.when_not_matched_insert_all().execute(self._batch(changed))
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Removes the rows of paths.
+
+        Raises:
+            SearchError: the folder cannot be written.
+        """
+        with _storage_errors(self.folder):
+            for condition in _conditions("path", paths):
+                self._table.delete(condition)
+
+    def maintain(self) -> None:
+        """Joins small fragments and brings the ANN index up to date; builds one if there are rows enough.
+
+        Raises:
+            SearchError: the folder cannot be written.
+        """
+        with _storage_errors(self.folder):
+            if not self.has_index and len(self) >= ANN_ROWS:
+                self.build_index()
+            self._table.optimize(cleanup_older_than=KEPT_VERSIONS)
+
+    def build_index(self) -> None:
+        """Builds the ANN index."""
+        config = IvfRq(distance_type="cosine", num_bits=CODE_BITS)
+        self._table.create_index("embedding", config=config, name=INDEX)
+
+    @property
+    def has_index(self) -> bool:
+        """Whether searches go through an ANN index."""
+        return any(index.name == INDEX for index in self._table.list_indices())
+
+    def recall(self, queries: FloatArray) -> float:
+        """Of the exact nearest `RECALL_AT` rows, the part that a search through the index finds."""
+        found = 0
+        for query in queries:
+            exact, near = (
+                {hit.path for hit in self.nearest(query, RECALL_AT, exact=exact)} for exact in (True, False)
+            )
+            found += len(exact & near)
+        return found / (RECALL_AT * len(queries))
+
+    def sample(self, count: int, seed: int = 0) -> FloatArray:
+        """Embeddings of `count` rows taken at random: float32 `[count, D]`."""
+        rows = np.random.default_rng(seed).choice(len(self), count)
+        taken = self._table.take_offsets(sorted(rows.tolist())).select(["embedding"]).to_arrow()
+        return np.array(taken["embedding"].to_pylist(), np.float32)
+
+    def nearest(
+        self,
+        embedding: FloatArray,
+        limit: int,
+        *,
+        condition: str | None = None,
+        exact: bool = False,
+    ) -> list[Hit]:
+        """The rows of the highest cosine similarity, highest first, equals by path.
+
+        Args:
+            embedding: float32 `[D]`.
+            limit: at most this many.
+            condition: SQL that a row must fulfil.
+            exact: compare with every row even where there is an index.
+        """
+        # Of its many return types, the one of a vector.
+        search = cast(LanceVectorQueryBuilder, self._table.search(embedding, vector_column_name="embedding"))
+        query = search.distance_type("cosine").select(["path", "thumbnail", "_distance"]).limit(limit)
+        if condition is not None:
+            query = query.where(condition, prefilter=True)
+        if exact:
+            query = query.bypass_vector_index()
+        elif self.has_index:
+            query = query.nprobes(PROBES).refine_factor(REFINE)
+        hits = [
+            Hit(row["path"], 1.0 - row["_distance"], row["thumbnail"]) for row in query.to_arrow().to_pylist()
+        ]
+        return sorted(hits, key=lambda hit: (-hit.score, hit.path))
+
+    def _batch(self, rows: Sequence[Row]) -> pa.Table:
+        schema = self._table.schema
+        columns: dict[str, Any] = {
+            name: [getattr(row.state, name) for row in rows] for name in FileState._fields
+        }
+        columns["path"] = [row.path for row in rows]
+        columns["thumbnail"] = [row.thumbnail for row in rows]
+        columns["space_id"] = [self.space_id] * len(rows)
+        flat = pa.array(np.concatenate([row.embedding for row in rows]))
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, self.embedding_dim)
+        return pa.table(columns, schema=schema)
+
+
+def open_table(folder: Path) -> PictureTable:
+    """Opens the table of a folder; what other processes add is seen at once.
+
+    Raises:
+        SearchError: there is none, or it cannot be read.
+    """
+    if not (folder / f"{NAME}.lance" / "_versions").is_dir():
+        raise SearchError(
+            f"{printable(str(folder))}: no pictures are indexed here; index some: make index IMAGES=folder"
+        )
+    with _storage_errors(folder, "read"):
+        return PictureTable(folder, _connect(folder).open_table(NAME))
+
+
+def open_or_create_table(folder: Path, space_id: str, model: str, embedding_dim: int) -> PictureTable:
+    """Opens the table of a folder, or makes an empty one for an embedding space.
+
+    Raises:
+        SearchError: the folder cannot be read or written.
+    """
+    if (folder / f"{NAME}.lance" / "_versions").is_dir():
+        return open_table(folder)
+    schema = pa.schema(
+        [
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("size", pa.int64(), nullable=False),
+            pa.field("mtime_ns", pa.int64(), nullable=False),
+            pa.field("sha256", pa.string(), nullable=False),
+            pa.field("space_id", pa.string(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float32(), embedding_dim), nullable=False),
+            pa.field("thumbnail", pa.binary(), nullable=False),
+            pa.field("indexed_ns", pa.int64(), nullable=False),
+        ],
+        metadata={"space_id": space_id, "model": model},
+    )
+    with _storage_errors(folder):
+        return PictureTable(folder, _connect(folder).create_table(NAME, schema=schema))
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Holds the folder's writer lock, which the system takes back from a process that dies.
+
+    LanceDB's keys are not unique: two writers could add the same path twice.
+
+    Args:
+        folder: of the table; made where it is missing.
+        on_wait: called once if another writer has to be waited for.
+
+    Raises:
+        SearchError: the folder cannot be written.
+    """
+    with _storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            on_wait()
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _connect(folder: Path) -> lancedb.DBConnection:
+    return lancedb.connect(folder, read_consistency_interval=datetime.timedelta(0))
+
+
+@contextlib.contextmanager
+def _storage_errors(folder: Path, doing: str = "written") -> Iterator[None]:
+    """Puts LanceDB's errors (RuntimeError, ValueError or OSError, by turns) into one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = printable(str(error).strip().split("\n")[0])[:300]
+        raise SearchError(
+            f"{printable(str(folder))}: the table cannot be {doing}: {reason}; what it held is as it was"
+        ) from error
+
+
+def _conditions(column: str, values: Iterable[str]) -> Iterator[str]:
+    rest = iter(values)
+    while part := list(islice(rest, NAMED_ROWS)):
+        yield f"{column} IN ({', '.join(map(sql_text, part))})"

@@ -1,0 +1,76 @@
+"""Fixtures of the search tests: one real TorchServe, in its own environment, serving a tiny pair.
+
+These tests run in `.venv-search` (`make test-search`), which has LanceDB, Gradio and Playwright but no
+PyTorch; elsewhere they are not collected.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipserve.client import Client
+from search.server_process import ROOT, SERVER_PYTHON, Addresses, running_server
+
+if importlib.util.find_spec("lancedb") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (96, 64)) -> Path:
+    """Writes a picture of coloured patches; every seed gives another."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(path, quality=90)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
+    store = tmp_path_factory.mktemp("store")
+    subprocess.run([SERVER_PYTHON, "-m", "tests.search.tiny_store", store, "0"], cwd=ROOT, check=True)
+    with running_server(store) as addresses:
+        yield addresses
+
+
+@pytest.fixture
+def client(server: Addresses) -> Iterator[Client]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def embedded(server: Addresses) -> Callable[[], int]:
+    """Counts, at the server, the pictures that it embedded since the test began; a request is a picture."""
+
+    def count() -> int:
+        metrics = httpx.get(f"{server.metrics_url}/metrics", timeout=120).text
+        lines = [line for line in metrics.splitlines() if line.startswith("ts_inference_requests_total")]
+        return sum(int(float(line.split()[-1])) for line in lines if 'model_name="clip_image"' in line)
+
+    start = count()
+    return lambda: count() - start
+
+
+@pytest.fixture
+def arguments(server: Addresses) -> list[str]:
+    """The command line's words for the server."""
+    return [
+        *("--url", server.url),
+        *("--management-url", server.management_url),
+        *("--key-file", server.key_file),
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve pictures in two folders."""
+    for number in range(12):
+        picture(tmp_path / "pictures" / str(number % 2) / f"{number}.png", number)
+    return tmp_path / "pictures"

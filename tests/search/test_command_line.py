@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipserve.client import Client
+from search.__main__ import main
+from search.indexer import index_folder
+from search.table import open_or_create_table
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def words(arguments: list[str], client: Client, folder: Path, tmp_path: Path) -> list[str]:
+    """The words of a search in a table of twelve pictures."""
+    index_folder(client, folder, tmp_path / "table")
+    return ["search", *arguments, "--table", str(tmp_path / "table")]
+
+
+def found(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[tuple[str, float]]:
+    assert main([*words, "--json"]) == 0
+    [answer] = json.loads(capsys.readouterr().out)
+    return [(hit["path"], hit["cosine_similarity"]) for hit in answer["results"]]
+
+
+def test_text_ranks_as_numpy_does(
+    words: list[str], client: Client, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = sorted(folder.rglob("*.png"))
+    cosines = (client.embed_images(paths) @ client.embed_texts(["két kutya a hóban"]).T)[:, 0]
+    hits = found([*words, "--text", "két kutya a hóban", "--limit", "12"], capsys)
+    assert [path for path, _ in hits] == [str(paths[i]) for i in np.argsort(-cosines)]
+    np.testing.assert_allclose([score for _, score in hits], np.sort(cosines)[::-1], atol=1e-5)
+
+
+def test_image_finds_itself_first(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hits = found([*words, "--image", str(folder / "1" / "7.png"), "--limit", "3"], capsys)
+    assert len(hits) == 3
+    assert hits[0] == (str(folder / "1" / "7.png"), pytest.approx(1, abs=1e-5))
+
+
+def test_limits_scores_and_paths(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*words, "--text", "kutya"]
+    hits = found([*words, "--limit", "12"], capsys)
+    bound = hits[5][1]
+    assert len(found([*words, "--limit", "12", "--min-score", f"{bound - 1e-4:.6f}"], capsys)) >= 6
+    assert [path for path, _ in found([*words, "--path", "/1/*.png"], capsys)] == [
+        path for path, _ in hits if "/1/" in path
+    ]
+
+
+def test_captions_and_plain_output(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("két kutya a hóban\n\n雪の中の二匹の犬\n", encoding="utf-8")
+    assert main([*words, "--captions", str(captions), "--limit", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[0], lines[4]] == ["két kutya a hóban", "雪の中の二匹の犬"]
+    assert all(line.endswith(".png") and -1 <= float(line.split()[0]) <= 1 for line in lines[1:3])
+
+
+def test_contact_sheet(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "found.png"
+    assert main([*words, "--text", "kutya", "--limit", "7", "--sheet", str(sheet)]) == 0
+    with Image.open(sheet) as image:
+        assert (image.format, image.width > 1000, image.height > 400) == ("PNG", True, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--image", "/nowhere.jpg"], "No such file"),
+        (["--image", __file__], "the bytes are no picture in an allowed format"),
+        (["--captions", "/dev/null"], "/dev/null: no captions; write one on each line"),
+        (["--text", "x", "--sheet", "/nowhere/found.png"], "No such file"),
+        (["--text", "x", "--min-score", "1", "--sheet", "found.png"], "not written, since nothing was found"),
+    ],
+)
+def test_mistakes(
+    words: list[str], more: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, *more]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("search: ")
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--text", "x", "--image", "y"], ["--text", "x", "--limit", "0"],
+                                  ["--text", "x", "--min-score", "2"]])  # fmt: skip
+def test_usage(more: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["search", *more])
+    assert stopped.value.code == 2
+
+
+def test_query_of_another_space_is_refused(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_or_create_table(tmp_path / "table", "f" * 16, "another", 32)
+    assert main(["search", *arguments, "--table", str(tmp_path / "table"), "--text", "kutya"]) == 1
+    error = capsys.readouterr().err
+    assert "its pictures were embedded by 'another'" in error
+    assert "make index IMAGES=folder TABLE=" in error
