@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 
@@ -59,6 +60,9 @@ def run_soak(server: Server, seconds: float) -> bool:
     )
     print(f"workers lost: {lost or 'none'}")
     for name, (slope, error) in sorted(slopes.items()):
-        print(f"{name}: memory {slope:+.1f} ± {error:.1f} MB per hour")
+        measured = (
+            f"{slope:+.1f} ± {error:.1f} MB per hour" if math.isfinite(error) else "too short a run to tell"
+        )
+        print(f"{name}: memory {measured}")
     grows = [name for name, (slope, error) in slopes.items() if slope > max(NOISE, ERRORS * error)]
     return not (unexpected or lost or grows)
