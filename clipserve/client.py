@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import tenacity
 
-from clipserve.encoder_spec import FloatArray, decode_vector
+from clipserve.encoder_spec import GOLDEN_MIN_COSINE, FloatArray, decode_vector
 from clipserve.errors import ClipServeError, RequestError, ServerError, SpaceError
 
 INFERENCE_URL = "http://127.0.0.1:8080"
@@ -302,9 +302,10 @@ class Client:
             found = self.embed_texts([golden["input"]])[0]
         expected = decode_vector(golden["embedding"])
         cosine = float(found @ expected / (np.linalg.norm(found) * np.linalg.norm(expected)))
-        if not cosine >= 0.999:
+        if not cosine >= GOLDEN_MIN_COSINE:
             raise ServerError(
-                f"{endpoint}: the golden input's embedding has cosine {cosine:.6f}, not >= 0.999"
+                f"{endpoint}: the golden input's embedding has cosine {cosine:.6f}, "
+                f"not >= {GOLDEN_MIN_COSINE}"
             )
 
     def wait_ready(self, timeout: float = 120.0, endpoints: Sequence[str] = ENDPOINTS) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from clipserve.encoder_spec import (
+    GOLDEN_MIN_COSINE,
     TOKENIZER_FILE,
     EncoderSpec,
     FloatArray,
@@ -22,9 +23,6 @@ from clipserve.encoder_spec import (
 from clipserve.errors import RequestError, SpecError
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
 from clipserve.tokens import TokenArray, Tokenizer
-
-# A worker may run on another CPU or GPU model than the export did, whose kernels add in another order.
-GOLDEN_MIN_COSINE = 0.999
 
 # The golden picture is made by clipserve itself and tiny; no caller's limits apply to it.
 GOLDEN_LIMITS = ImageLimits()

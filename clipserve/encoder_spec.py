@@ -29,6 +29,9 @@ SCHEMA_VERSION = 1
 SPEC_FILE = "spec.json"
 TOKENIZER_FILE = "tokenizer.json"
 
+# A worker may run on another CPU or GPU model than the export did, whose kernels add in another order.
+GOLDEN_MIN_COSINE = 0.999
+
 # Names of PIL.Image.Resampling, in lower case.
 RESAMPLES = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
