@@ -21,12 +21,10 @@ from clipserve.errors import ExportError
 PIXEL_MAX = 255.0  # uint8 pixels; preprocessors rescale them to [0, 1]
 
 
-def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI CLIP's approximation of GELU: x * sigmoid(1.702 x)."""
-    return x * torch.sigmoid(1.702 * x)
+# OpenAI CLIP's approximation of GELU is x * sigmoid(1.702 x).
+QUICK_GELU = 1.702
 
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": F.silu}
 
 
 class SelfAttention(nn.Module):
@@ -68,6 +66,9 @@ class Mlp(nn.Module):
             raise ExportError(
                 f"activation {activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
             )
+        if activation == "quick_gelu":
+            # x * sigmoid(ax) = silu(ax) / a: one pass over the widest tensor instead of three.
+            up, down = _scaled(up, QUICK_GELU), _scaled(down, 1 / QUICK_GELU, bias=False)
         self.up = up
         self.down = down
         self.activation = ACTIVATIONS[activation]
@@ -76,6 +77,14 @@ class Mlp(nn.Module):
         """`[N, L, W]` to `[N, L, W]`."""
         y: Tensor = self.down(self.activation(self.up(x)))
         return y
+
+
+def _scaled(linear: nn.Linear, factor: float, *, bias: bool = True) -> nn.Linear:
+    """A copy with all weights times `factor`, and its bias as well where `bias` says so."""
+    scaled = nn.Linear(linear.in_features, linear.out_features)
+    scaled.weight = nn.Parameter(linear.weight.detach() * factor)
+    scaled.bias = nn.Parameter(linear.bias.detach() * (factor if bias else 1.0))
+    return scaled
 
 
 class PreNormLayer(nn.Module):

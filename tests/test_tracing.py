@@ -31,7 +31,7 @@ from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, preprocess
 from export_scripts import tracing
 from export_scripts.checkpoints import CheckpointPair, load_pair
-from export_scripts.encoders import ACTIVATIONS
+from export_scripts.encoders import ACTIVATIONS, Mlp
 from export_scripts.parity_inputs import photograph_like
 from export_scripts.tracing import check_device, device_constants, export_encoder, recheck
 from tests import checkpoints
@@ -224,8 +224,12 @@ def test_extreme_pixels(image_encoder: TracedImageEncoder, pair: CheckpointPair)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_are_those_of_the_originals(name: str) -> None:
     """Apart from encoders: random weights are so small that all activations are nearly linear."""
-    x = torch.linspace(-9, 9, 1001)
-    torch.testing.assert_close(ACTIVATIONS[name](x), ACT2FN[name](x), rtol=1e-6, atol=1e-6)
+    up, down = nn.Linear(4, 8), nn.Linear(8, 3)
+    x = torch.linspace(-9, 9, 4004).view(1, -1, 4)
+    expected = down(ACT2FN[name](up(x)))
+    torch.testing.assert_close(Mlp(up, down, name)(x), expected, rtol=1e-6, atol=2e-6)
+    # The original's layers, which are the reference, stay as they were.
+    torch.testing.assert_close(down(ACT2FN[name](up(x))), expected, rtol=0, atol=0)
 
 
 # ---- the graph
