@@ -10,7 +10,10 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from PIL import Image
@@ -35,11 +38,11 @@ from clipserve.protocol import (
     parse_text_request,
     similarity_reply,
 )
-from clipserve.tokens import Tokens
+from clipserve.tokens import Tokens, length_groups
 
 ItemT = TypeVar("ItemT")
 RequestT = TypeVar("RequestT")
-ResultT = TypeVar("ResultT")
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,17 @@ class ImageEmbedder:
         self._encoder = encoder
         self._settings = settings
         self._meter = Meter() if meter is None else meter
+        # One thread: each decodes up to `max_pixels` at a time, and their memory would add up.
+        self._decoder = ThreadPoolExecutor(1, "decode")
 
     def __call__(self, items: Sequence[bytes | RequestError]) -> list[Embedded | RequestError]:
         """Embeds each picture, or says what is wrong with it."""
-        return _in_batches(items, self._pixels, self._embed, self._settings.max_batch)
+        results: list[Embedded | RequestError] = []
+        # The next pictures are decoded while those before them are in the forward pass.
+        pixels = self._decoder.map(partial(_attempt, self._pixels), items)
+        while batch := list(islice(pixels, self._settings.max_batch)):
+            results += _embed_valid(batch, self._embed)
+        return results
 
     def _pixels(self, data: bytes) -> PixelArray:
         limits = self._settings.images
@@ -149,14 +159,18 @@ class TextEmbedder:
 
     def __call__(self, items: Sequence[str | RequestError]) -> list[Embedded | RequestError]:
         """Embeds each text, or says what is wrong with it."""
-        # Sorted by length, so that short texts are not padded to a long neighbour.
-        return _in_batches(
-            items,
-            self._tokens,
-            self._embed,
-            self._settings.max_batch,
-            key=lambda tokens: len(tokens.ids),
-        )
+        results: dict[int, Embedded | RequestError] = {}
+        valid: list[tuple[int, Tokens]] = []
+        for index, item in enumerate(items):
+            tokens = _attempt(self._tokens, item)
+            if isinstance(tokens, RequestError):
+                results[index] = tokens
+            else:
+                valid.append((index, tokens))
+        for group in length_groups([len(tokens.ids) for _, tokens in valid], self._settings.max_batch):
+            embedded = self._embed([valid[i][1] for i in group])
+            results.update(zip((valid[i][0] for i in group), embedded, strict=True))
+        return [results[index] for index in range(len(items))]
 
     def _tokens(self, text: str) -> Tokens:
         with self._meter.stage("tokenise"):
@@ -360,27 +374,19 @@ def _noted(results: Sequence[Embedded | RequestError], meter: Meter) -> Sequence
     return results
 
 
-def _in_batches(
-    items: Sequence[ItemT | RequestError],
-    convert: Callable[[ItemT], RequestT],
-    embed: Callable[[Sequence[RequestT]], list[ResultT]],
-    max_batch: int,
-    key: Callable[[RequestT], int] | None = None,
-) -> list[ResultT | RequestError]:
-    """Converts each item and embeds those that convert, `max_batch` at a time, in the order of `key`."""
-    results: dict[int, ResultT | RequestError] = {}
-    converted: list[tuple[int, RequestT]] = []
-    for index, item in enumerate(items):
-        try:
-            if isinstance(item, RequestError):
-                raise item
-            converted.append((index, convert(item)))
-        except RequestError as error:
-            results[index] = error
-    if key is not None:
-        converted.sort(key=lambda pair: key(pair[1]))
-    for start in range(0, len(converted), max_batch):
-        batch = converted[start : start + max_batch]
-        embedded = embed([value for _, value in batch])
-        results.update(zip((index for index, _ in batch), embedded, strict=True))
-    return [results[index] for index in range(len(items))]
+def _attempt(convert: Callable[[ItemT], ValueT], item: ItemT | RequestError) -> ValueT | RequestError:
+    if isinstance(item, RequestError):
+        return item
+    try:
+        return convert(item)
+    except RequestError as error:
+        return error
+
+
+def _embed_valid(
+    values: Sequence[ValueT | RequestError], embed: Callable[[Sequence[ValueT]], list[Embedded]]
+) -> list[Embedded | RequestError]:
+    """Embeds in one pass what could be converted; errors stay where they are."""
+    valid = [value for value in values if not isinstance(value, RequestError)]
+    embedded = iter(embed(valid)) if valid else iter(())
+    return [value if isinstance(value, RequestError) else next(embedded) for value in values]

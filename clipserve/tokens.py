@@ -16,6 +16,11 @@ from clipserve.errors import SpecError
 TokenArray = npt.NDArray[np.int64]
 
 
+# What a forward pass costs beside its tokens, in tokens: the multilingual DistilBERT in full size on one core
+# takes as long for one text of 16 tokens as for 26 tokens of a large batch, in float32 and in bf16.
+PASS_TOKENS = 10
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The tokens of one text.
@@ -78,3 +83,36 @@ class Tokenizer:
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
         return input_ids, attention_mask
+
+
+def length_groups(lengths: Sequence[int], max_batch: int) -> list[list[int]]:
+    """Divides texts into the forward passes that take least time together.
+
+    A pass takes time for its padded tokens, and a fixed time for going through the weights; so texts of like
+    length go together, and a pass of its own must save more padding than it costs.
+
+    Args:
+        lengths: tokens of each text.
+        max_batch: the most texts of one pass.
+
+    Returns:
+        Indices into `lengths`, each once, in groups of at most `max_batch`.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    # cheapest[n]: least cost, in tokens, of the n shortest texts, and where the last of their groups begins.
+    cheapest: list[tuple[int, int]] = [(0, 0)]
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        cheapest.append(
+            min(
+                (cheapest[begin][0] + (end - begin) * longest + PASS_TOKENS, begin)
+                for begin in range(max(0, end - max_batch), end)
+            )
+        )
+    groups = []
+    end = len(order)
+    while end:
+        begin = cheapest[end][1]
+        groups.append(order[begin:end])
+        end = begin
+    return groups[::-1]

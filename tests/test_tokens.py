@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from clipserve.encoder_spec import TextPreprocessing, sha256
 from clipserve.errors import SpecError
-from clipserve.tokens import Tokenizer
+from clipserve.tokens import PASS_TOKENS, Tokenizer, length_groups
 from demo.captions import LANGUAGES, load_vocabularies
 from export_scripts.checkpoints import load_text_checkpoint
 
@@ -268,3 +270,35 @@ def test_padding_and_truncation_of_the_definition_do_not_count(case: Case) -> No
 def test_another_definition_is_refused(case: Case) -> None:
     with pytest.raises(SpecError, match=r"tokenizer: SHA-256 .* the spec says .*make export"):
         Tokenizer(case.definition + " ", case.preprocessing)
+
+
+# ---- forward passes
+
+
+def partitions(items: Sequence[int]) -> Iterator[list[list[int]]]:
+    """Every way to divide sorted items into runs."""
+    for cuts in itertools.product([False, True], repeat=max(0, len(items) - 1)):
+        groups = [[items[0]]]
+        for cut, item in zip(cuts, items[1:], strict=True):
+            if cut:
+                groups.append([item])
+            else:
+                groups[-1].append(item)
+        yield groups
+
+
+def cost(groups: list[list[int]]) -> int:
+    return sum(len(group) * max(group) + PASS_TOKENS for group in groups)
+
+
+@given(st.lists(st.integers(1, 128), min_size=1, max_size=9), st.integers(1, 9))
+def test_texts_are_grouped_at_the_least_cost(lengths: list[int], max_batch: int) -> None:
+    groups = length_groups(lengths, max_batch)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    assert max(map(len, groups)) <= max_batch
+    least = min(cost(p) for p in partitions(sorted(lengths)) if max(map(len, p)) <= max_batch)
+    assert cost([[lengths[index] for index in group] for group in groups]) == least
+
+
+def test_no_text_no_pass() -> None:
+    assert length_groups([], 8) == []
