@@ -45,6 +45,9 @@ RequestT = TypeVar("RequestT")
 ValueT = TypeVar("ValueT")
 
 
+LEAST = {"draft_factor": 0}
+
+
 @dataclass(frozen=True)
 class Settings:
     """The `handler` section of an archive's YAML.
@@ -55,6 +58,8 @@ class Settings:
         max_seconds: after so long, requests of the batch that have not begun are refused as `overloaded`.
             Well below the server's `responseTimeout`, which would kill the worker and fail the whole batch.
         cached_texts: how many text embeddings the similarity endpoint remembers.
+        draft_factor: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side stays at least
+            so many times what it is resized to; 0 decodes every picture whole.
         images, requests: limits, see their classes.
     """
 
@@ -62,6 +67,7 @@ class Settings:
     max_batch: int = 32
     max_seconds: int = 25
     cached_texts: int = 10_000
+    draft_factor: int = 2
     images: ImageLimits = field(default_factory=ImageLimits)
     requests: RequestLimits = field(default_factory=RequestLimits)
 
@@ -74,7 +80,7 @@ class Settings:
         """
         groups: dict[str, dict[str, Any]] = {"": {}, "images": {}, "requests": {}}
         places = {
-            **dict.fromkeys(("threads", "max_batch", "max_seconds", "cached_texts"), ""),
+            **dict.fromkeys(("threads", "max_batch", "max_seconds", "cached_texts", "draft_factor"), ""),
             **dict.fromkeys(ImageLimits.__dataclass_fields__, "images"),
             **dict.fromkeys(RequestLimits.__dataclass_fields__, "requests"),
         }
@@ -83,8 +89,10 @@ class Settings:
                 raise SpecError(f"handler setting {key!r} is unknown; allowed are {', '.join(places)}")
             if key == "formats":
                 value = _formats(value)
-            elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SpecError(f"handler setting {key}: {value!r}, should be a whole number >= 1")
+            elif not isinstance(value, int) or isinstance(value, bool) or value < LEAST.get(key, 1):
+                raise SpecError(
+                    f"handler setting {key}: {value!r}, should be a whole number >= {LEAST.get(key, 1)}"
+                )
             groups[places[key]][key] = value
         return cls(
             images=ImageLimits(**groups["images"]),
@@ -139,9 +147,15 @@ class ImageEmbedder:
         return results
 
     def _pixels(self, data: bytes) -> PixelArray:
-        limits = self._settings.images
+        limits, preprocessing = self._settings.images, self._encoder.preprocessing
         with self._meter.stage("decode"):
-            return preprocess(decode_image(data, limits), self._encoder.preprocessing, limits)
+            image = decode_image(
+                data,
+                limits,
+                shortest_edge=preprocessing.shortest_edge,
+                draft_factor=self._settings.draft_factor,
+            )
+            return preprocess(image, preprocessing, limits)
 
     def _embed(self, pixels: Sequence[PixelArray]) -> list[Embedded]:
         self._meter.add("ClipForwardPasses", 1)

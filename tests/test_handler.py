@@ -332,11 +332,11 @@ def test_pictures_are_decoded_during_the_forward_pass(
     decoded = []
     embed = image_encoder.embed
 
-    def decode(data: bytes, limits: ImageLimits, *rest: Any) -> Image.Image:
+    def decode(data: bytes, *arguments: Any, **options: Any) -> Image.Image:
         decoded.append(data)
         if len(decoded) == 2:
             second_is_decoded.set()
-        return decode_image(data, limits, *rest)
+        return decode_image(data, *arguments, **options)
 
     def wait(pixels: Any) -> FloatArray:
         assert second_is_decoded.wait(60)
@@ -348,6 +348,25 @@ def test_pictures_are_decoded_during_the_forward_pass(
     items = [{"image": in_base64(PICTURES[i])} for i in (0, 1)]
     reply = endpoint.handle([json_row({"input": items})])[0]
     assert_close(vectors(reply), picture_vectors[:2])
+
+
+def test_large_jpegs_are_decoded_at_a_reduced_size_where_that_is_set(
+    image_encoder: TracedImageEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def spy(*arguments: Any, **options: Any) -> Image.Image:
+        sizes.append(decode_image(*arguments, **options).size)
+        return decode_image(*arguments, **options)
+
+    monkeypatch.setattr(handler, "decode_image", spy)
+    photograph = Row((PHOTOGRAPHS / "retina.jpg").read_bytes(), "")
+    reduced, whole = (
+        vectors(image_endpoint(image_encoder, Settings(draft_factor=factor)).handle([photograph])[0])[0]
+        for factor in (2, 0)
+    )
+    assert sizes == [(177, 177), (1411, 1411)]
+    assert 0.999 < reduced @ whole < 1 - 1e-9
 
 
 def test_nothing_is_run_for_no_items(texts: Endpoint, images: Endpoint) -> None:
@@ -584,12 +603,14 @@ def test_settings() -> None:
     section = {
         "threads": 2, "max_batch": 8, "max_seconds": 9, "cached_texts": 5, "max_bytes": 7, "max_pixels": 8,
         "max_scans": 4, "formats": ["PNG"], "max_items": 1, "max_texts": 2, "max_characters": 3,
+        "draft_factor": 0,
     }  # fmt: skip
     assert Settings.from_mapping(section) == Settings(
         threads=2,
         max_batch=8,
         max_seconds=9,
         cached_texts=5,
+        draft_factor=0,
         images=ImageLimits(max_bytes=7, max_pixels=8, max_scans=4, formats=("PNG",)),
         requests=RequestLimits(max_items=1, max_texts=2, max_characters=3),
     )
@@ -608,6 +629,11 @@ def test_unknown_settings(key: str) -> None:
 def test_settings_that_are_no_number(key: str, value: Any) -> None:
     with pytest.raises(SpecError, match=f"{key}: .*whole number >= 1"):
         Settings.from_mapping({key: value})
+
+
+def test_a_draft_factor_below_0() -> None:
+    with pytest.raises(SpecError, match="draft_factor: -1, should be a whole number >= 0"):
+        Settings.from_mapping({"draft_factor": -1})
 
 
 @pytest.mark.parametrize("value", ["JPEG", [], None, ["JPG"], [5], 5], ids=str)

@@ -513,3 +513,43 @@ def test_arbitrary_bytes_are_a_4xx(data: bytes) -> None:
     with pytest.raises(RequestError) as caught:
         decode_image(data, LIMITS)
     assert 400 <= caught.value.status < 500
+
+
+# ---- large JPEGs at a reduced size
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [(1411, 1411), (3001, 2001), (1200, 2600)])
+def test_reduced_decoding_hardly_changes_pixels(size: tuple[int, int], progressive: bool) -> None:
+    source = photograph("retina.jpg").resize(size, Image.Resampling.BICUBIC)
+    data = encoded(source, "JPEG", quality=90, progressive=progressive)
+    preprocessing = clip_preprocessing(224)
+    reduced = decode_image(data, LIMITS, shortest_edge=224, draft_factor=2)
+    assert 2 * 224 <= min(reduced.size) < min(size)
+    difference = preprocess(reduced, preprocessing, LIMITS) - ours(data, preprocessing).astype(np.float64)
+    assert np.abs(difference).mean() < 1.0
+
+
+def test_small_jpegs_and_other_formats_are_decoded_whole() -> None:
+    source = photograph("retina.jpg")
+    for data in (
+        encoded(source, "PNG"),
+        encoded(source.resize((894, 1000)), "JPEG"),
+        # At half its size it would be resized to 224 x 483, not 484, and cropped a pixel beside.
+        encoded(source.resize((1203, 2600)), "JPEG"),
+    ):
+        with Image.open(io.BytesIO(data)) as image:
+            assert decode_image(data, LIMITS, shortest_edge=224, draft_factor=2).size == image.size
+
+
+def test_reduced_decoding_keeps_the_orientation() -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    data = encoded(photograph("retina.jpg").resize((1600, 1200)), "JPEG", exif=exif)
+    assert decode_image(data, LIMITS, shortest_edge=150, draft_factor=2).size == (300, 400)
+
+
+def test_truncated_files_are_refused_at_a_reduced_size() -> None:
+    data = encoded(photograph("retina.jpg"), "JPEG")
+    with pytest.raises(RequestError, match="truncated"):
+        decode_image(data[: len(data) // 2], LIMITS, shortest_edge=224, draft_factor=1)
