@@ -9,6 +9,7 @@ MODEL ?= clip-ViT-B-32
 TEXT_MODEL ?=
 DEVICE ?= cpu
 PRECISION ?= auto
+FORMAT ?= torchscript
 IMAGE ?=
 TEXTS ?=
 
@@ -36,12 +37,12 @@ demo: $(DEMO_STORE)/clip_similarity.mar ## set up, export the bundled checkpoint
 ##@ export and serve
 
 .PHONY: export
-export: setup ## MODEL=demo|hub name|folder TEXT_MODEL=… DEVICE=cpu|cuda PRECISION=auto|fp32|bf16|fp16
+export: setup $(if $(filter onnx,$(FORMAT)),$(VENV)/.onnx-stamp) ## MODEL=demo|hub name|folder TEXT_MODEL=… DEVICE PRECISION FORMAT=torchscript|djl|aoti|onnx
 	@$(RUN) -m export_scripts.export --model "$(MODEL)" --device "$(DEVICE)" --precision "$(PRECISION)" \
-		$(call GIVEN,TEXT_MODEL,--text-model)
+		--format "$(FORMAT)" $(call GIVEN,TEXT_MODEL,--text-model)
 
 .PHONY: verify
-verify: setup ## compare what lies in model_store/ with its checkpoints again
+verify: setup $(if $(wildcard model_store/*.onnx),$(VENV)/.onnx-stamp) ## compare what lies in model_store/, of all formats, with its checkpoints again
 	@$(RUN) -m export_scripts.verify $(call GIVEN,MODEL,--model) $(call GIVEN,TEXT_MODEL,--text-model)
 
 .PHONY: archive
@@ -210,7 +211,12 @@ $(VENV)/.run-stamp: requirements/run.lock requirements/java.lock | $(VENV)/bin/p
 	@$(RUN) -m serving.java >/dev/null 2>&1 || { echo "no Java 17 or later on PATH: installing one into $(VENV)"; $(call INSTALL,requirements/java.lock); }
 	@touch $@
 
-$(VENV)/.dev-stamp: requirements/dev.lock $(VENV)/.run-stamp
+$(VENV)/.onnx-stamp: requirements/onnx.lock $(VENV)/.run-stamp
+	@echo "installing ONNX's packages"
+	@$(call INSTALL,requirements/onnx.lock)
+	@touch $@
+
+$(VENV)/.dev-stamp: requirements/dev.lock $(VENV)/.onnx-stamp
 	@echo "installing the tests' packages"
 	@$(call INSTALL,requirements/dev.lock)
 	@touch $@

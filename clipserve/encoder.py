@@ -1,10 +1,11 @@
-"""Loads a traced encoder, proves that it is the right one, and runs it."""
+"""Loads an exported encoder, proves that it is the right one, and runs it."""
 
 from __future__ import annotations
 
 import base64
+import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +13,33 @@ import torch
 
 from clipserve.encoder_spec import (
     GOLDEN_MIN_COSINE,
+    SUFFIXES,
     TOKENIZER_FILE,
     EncoderSpec,
     FloatArray,
+    artifact_sha256,
     decode_vector,
     read_extra_file,
     read_spec,
-    torchscript_sha256,
 )
 from clipserve.errors import RequestError, SpecError
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
+from clipserve.prepack import prepack_linear_layers
 from clipserve.tokens import TokenArray, Tokenizer
 
 # The golden picture is made by clipserve itself and tiny; no caller's limits apply to it.
 GOLDEN_LIMITS = ImageLimits()
+
+# TorchScript's executor profiles the first run and compiles in the second; other batch sizes cost nothing.
+WARM_UP_RUNS = 3
+
+
+def load_for_inference(path: Path, device: torch.device) -> torch.jit.ScriptModule:
+    """Loads a traced encoder, its weights packed where it runs on a CPU; it cannot be saved again."""
+    module = load_torchscript(path, device)
+    if device.type == "cpu":
+        prepack_linear_layers(module)
+    return module
 
 
 def load_torchscript(path: Path, device: torch.device) -> torch.jit.ScriptModule:
@@ -35,6 +49,68 @@ def load_torchscript(path: Path, device: torch.device) -> torch.jit.ScriptModule
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
         module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)
     return module
+
+
+def load_aoti(path: Path) -> Callable[..., torch.Tensor]:
+    """Loads a package compiled by AOTInductor; needs no compiler.
+
+    PyTorch unpacks it into a folder under the system's folder for temporary files, and removes that with
+    the module.
+
+    Raises:
+        SpecError: this PyTorch cannot load it.
+    """
+    # Takes seconds, which workers without a package need not spend.
+    from torch._inductor import aoti_load_package
+
+    try:
+        module: Callable[..., torch.Tensor] = aoti_load_package(path)
+    except RuntimeError as error:
+        raise SpecError(
+            f"{path}: PyTorch {torch.__version__} cannot load this package ({str(error).splitlines()[0]}); "
+            "run 'make export FORMAT=aoti' again with this version"
+        ) from error
+    return module
+
+
+# What AOTInductor chooses its code by, and oneDNN the layout of packed weights; names of
+# `torch.cpu.get_capabilities`.
+INSTRUCTION_SETS = (
+    "avx2",
+    "fma3",
+    "avx512_f",
+    "avx512_bw",
+    "avx512_dq",
+    "avx512_vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "amx_fp16",
+)
+
+
+def cpu_capability() -> str:
+    """This CPU's architecture and instruction sets, such as `x86_64 avx2 fma3 avx512_f avx512_bf16`."""
+    has = torch.cpu.get_capabilities()
+    return " ".join([platform.machine(), *(name for name in INSTRUCTION_SETS if has.get(name))])
+
+
+def check_cpu(path: Path, spec: EncoderSpec) -> None:
+    """Checks that this CPU has what the machine code in an encoder file uses.
+
+    Raises:
+        SpecError: it lacks something.
+    """
+    here = cpu_capability().split()
+    lacking = [name for name in (spec.cpu_capability or "").split() if name not in here]
+    if lacking:
+        raise SpecError(
+            f"{path}: compiled for a CPU with {spec.cpu_capability}, this one ({' '.join(here)}) lacks "
+            f"{', '.join(lacking)}; run 'make export FORMAT=aoti' on this machine, or 'make export', whose "
+            "files run on any CPU"
+        )
 
 
 class _TracedEncoder:
@@ -49,14 +125,15 @@ class _TracedEncoder:
                 f"{path}: traced for {self.spec.device}, asked to run on {device.type}; "
                 f"run 'make export DEVICE={device.type}'"
             )
-        found = torchscript_sha256(path)
-        if found != self.spec.torchscript_sha256:
+        check_cpu(path, self.spec)
+        found = artifact_sha256(path)
+        if found != self.spec.artifact_sha256:
             raise SpecError(
                 f"{path}: SHA-256 {found[:12]}… of code and weights, the spec says "
-                f"{self.spec.torchscript_sha256[:12]}…: the file was changed after its export; "
+                f"{self.spec.artifact_sha256[:12]}…: the file was changed after its export; "
                 "run 'make export' again"
             )
-        self._module = load_torchscript(path, device)
+        self._module = load_aoti(path) if self.spec.format == "aoti" else load_for_inference(path, device)
 
     def _run(self, *inputs: torch.Tensor) -> FloatArray:
         with torch.inference_mode():
@@ -98,7 +175,8 @@ class TracedImageEncoder(_TracedEncoder):
         if self.spec.image is None:
             raise SpecError(f"{path}: a {self.spec.modality} encoder, should be an image encoder")
         self.preprocessing = self.spec.image
-        self.check_golden()
+        for _ in range(WARM_UP_RUNS):
+            self.check_golden()
 
     def embed(self, pixel_values: Sequence[PixelArray]) -> FloatArray:
         """Embeds uint8 `[3, H, W]` pictures in one batch: float32 `[N, embedding_dim]`."""
@@ -135,7 +213,8 @@ class TracedTextEncoder(_TracedEncoder):
             raise SpecError(f"{path}: an {self.spec.modality} encoder, should be a text encoder")
         definition = read_extra_file(path, TOKENIZER_FILE).decode("utf-8")
         self.tokenizer = Tokenizer(definition, self.spec.text)
-        self.check_golden()
+        for _ in range(WARM_UP_RUNS):
+            self.check_golden()
 
     def embed(self, input_ids: TokenArray, attention_mask: TokenArray) -> FloatArray:
         """Embeds int64 `[N, L]` token ids in one batch: float32 `[N, embedding_dim]`."""
@@ -173,23 +252,34 @@ def cpu_has_native_bf16() -> bool:
 def choose_variant(folder: Path, modality: str, device: torch.device) -> Path:
     """The encoder file in `folder` that a worker on `device` should run.
 
-    Half precision goes first where the hardware multiplies it natively.
+    Half precision goes first where the hardware multiplies it natively, then a package compiled for this CPU.
 
     Raises:
-        SpecError: none for this modality and device.
+        SpecError: none for this modality and device, or for another CPU only.
     """
-    specs = {path: read_spec(path) for path in sorted(folder.glob("*.pt"))}
+    files = [*folder.glob(f"*{SUFFIXES['torchscript']}"), *folder.glob(f"*{SUFFIXES['aoti']}")]
+    specs = {path: read_spec(path) for path in sorted(files)}
     native = {"fp16", "fp32"} if device.type == "cuda" or not cpu_has_native_bf16() else {"bf16"}
-    fitting = [
-        (spec.precision not in native, spec.precision != "fp16", path)
-        for path, spec in specs.items()
-        if spec.modality == modality and spec.device == device.type
-    ]
-    if not fitting:
-        found = ", ".join(sorted(spec.stem for spec in specs.values())) or "no encoder at all"
-        raise SpecError(
-            f"no {modality} encoder for {device.type} here, only {found}; run "
-            f"'make export DEVICE={device.type}' and 'make archive', or set deviceType to the other "
-            "device in the archive's YAML"
-        )
-    return min(fitting)[2]
+    fitting: list[tuple[bool, bool, bool, Path]] = []
+    refusal: SpecError | None = None
+    for path, spec in specs.items():
+        if spec.modality != modality or spec.device != device.type:
+            continue
+        try:
+            check_cpu(path, spec)
+        except SpecError as error:
+            refusal = error
+            continue
+        fitting.append((spec.precision not in native, spec.precision != "fp16", spec.format != "aoti", path))
+    if fitting:
+        return min(fitting)[3]
+    if refusal is not None:
+        raise refusal
+    found = ", ".join(sorted(path.name for path in specs)) or "no encoder at all"
+    unserved = ", ".join(sorted(path.name for path in folder.glob(f"*{SUFFIXES['onnx']}")))
+    raise SpecError(
+        f"no {modality} encoder for {device.type} here, only {found}"
+        f"{f' (and {unserved}, which are for ONNX Runtime and not served)' if unserved else ''}; run "
+        f"'make export DEVICE={device.type}' and 'make archive', or set deviceType to the other "
+        "device in the archive's YAML"
+    )

@@ -1,8 +1,8 @@
-"""What a traced encoder is, in a form that travels with it.
+"""What an exported encoder is, in a form that travels with it.
 
-An `EncoderSpec` stands as `STEM.json` beside `STEM.pt`, and inside `STEM.pt` as the TorchScript extra
-file `spec.json`, so that the one `.pt` is enough. Nothing else in the project knows an image size, a mean,
-a context length or a logit scale.
+An `EncoderSpec` stands as `STEM.json` beside `STEM.pt` (see `description_path` for the other formats), and
+inside `STEM.pt` as the extra file `spec.json`, so that the one file is enough. Nothing else in the project
+knows an image size, a mean, a context length or a logit scale.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from clipserve.errors import SpecError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SPEC_FILE = "spec.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -38,6 +38,9 @@ RESAMPLES = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 Modality = Literal["image", "text"]
 Device = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Format = Literal["torchscript", "aoti", "onnx"]
+
+SUFFIXES: dict[Format, str] = {"torchscript": ".pt", "aoti": ".pt2", "onnx": ".onnx"}
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -78,7 +81,7 @@ class TextPreprocessing:
 
 @dataclass(frozen=True)
 class ParityCase:
-    """One comparison of the traced encoder with its eager original.
+    """One comparison of the exported encoder with its eager original.
 
     Attributes:
         name: what was compared, such as `random tokens, batch 3 x 17, padded`.
@@ -136,7 +139,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class ParityCertificate:
-    """The measured difference between a traced encoder and its eager original."""
+    """The measured difference between an exported encoder and its eager original."""
 
     bound: ParityBound
     max_abs_diff: float
@@ -147,9 +150,12 @@ class ParityCertificate:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """The spec of one traced encoder.
+    """The spec of one exported encoder.
 
     Attributes:
+        format: `torchscript` (`.pt`), `aoti` (a package compiled by AOTInductor, `.pt2`) or `onnx`.
+        cpu_capability: what the CPU must have that runs machine code in the file, as `cpu_capability` of
+            `clipserve.encoder` puts it; None where the file holds none.
         model_id: name of the pair, as in the endpoint's `model` field and the file's stem.
         checkpoint: name or folder name of the checkpoint this encoder came from.
         embedding_dim: length of an embedding.
@@ -158,13 +164,15 @@ class EncoderSpec:
         logit_scale: multiplies cosines before softmax; exponentiated, about 100 for CLIP.
         checkpoint_sha256: of the eager encoder's weights (names, shapes and values), so that it does not
             depend on how the checkpoint's files are laid out.
-        torchscript_sha256: of the encoder file's code and weights, see `torchscript_sha256`.
+        artifact_sha256: of the encoder file's code and weights, see `artifact_sha256`.
         space_id: both encoders' weights and preprocessing hashed; embeddings may be compared only where
             theirs are equal. Independent of device and precision.
         versions: of the libraries that made the file.
     """
 
     schema_version: int
+    format: Format
+    cpu_capability: str | None
     model_id: str
     checkpoint: str
     modality: Modality
@@ -176,7 +184,7 @@ class EncoderSpec:
     text: TextPreprocessing | None
     logit_scale: float
     checkpoint_sha256: str
-    torchscript_sha256: str
+    artifact_sha256: str
     space_id: str
     versions: dict[str, str]
     certificate: ParityCertificate
@@ -184,7 +192,12 @@ class EncoderSpec:
     @property
     def stem(self) -> str:
         """File name without ending, such as `clip-ViT-B-32-image-cpu-bf16`."""
-        return f"{self.model_id}-{self.modality}-{self.device}-{self.precision}"
+        return encoder_stem(self.model_id, self.modality, self.device, self.precision)
+
+    @property
+    def file_name(self) -> str:
+        """Name of the encoder file, such as `clip-ViT-B-32-image-cpu-bf16.pt`."""
+        return self.stem + SUFFIXES[self.format]
 
     def to_json(self) -> str:
         """The spec as indented JSON text."""
@@ -222,6 +235,7 @@ class EncoderSpec:
 
     def _rules(self) -> Iterator[tuple[str, bool]]:
         """Each field whose type says too little, and whether its value makes sense."""
+        yield "cpu_capability", (self.cpu_capability is not None) == (self.format == "aoti")
         yield "embedding_dim", self.embedding_dim > 0
         yield "logit_scale", math.isfinite(self.logit_scale) and self.logit_scale > 0
         if self.image is not None:
@@ -251,14 +265,27 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def torchscript_sha256(path: Path) -> str:
-    """SHA-256 over the names and contents of an encoder file's records.
+def encoder_stem(model_id: str, modality: Modality, device: Device, precision: Precision) -> str:
+    """See `EncoderSpec.stem`."""
+    return f"{model_id}-{modality}-{device}-{precision}"
+
+
+def description_path(path: Path) -> Path:
+    """Where the spec of the encoder file `path` stands to be read: `STEM.json`, `STEM.pt2.json`.
+
+    Several formats of one encoder may lie in one folder; TorchScript has the plain name.
+    """
+    return path.with_suffix(".json") if path.suffix == SUFFIXES["torchscript"] else Path(f"{path}.json")
+
+
+def artifact_sha256(path: Path) -> str:
+    """SHA-256 over the names and contents of the records of a `.pt` or `.pt2`.
 
     Left out are the extra files, which hold the spec and so this very hash (the tokenizer has its own),
     and PyTorch's serialization id, which is derived from all records.
 
     Raises:
-        SpecError: no such file, or not a TorchScript file.
+        SpecError: no such file, or no zip file.
     """
     digest = hashlib.sha256()
     try:
@@ -277,7 +304,7 @@ def torchscript_sha256(path: Path) -> str:
 
 
 def read_extra_file(path: Path, name: str) -> bytes:
-    """Reads one extra file of a TorchScript file without loading the weights.
+    """Reads one extra file of a `.pt` or `.pt2` without loading the weights.
 
     Raises:
         SpecError: no such file, or no such record in it.
@@ -295,7 +322,7 @@ def read_extra_file(path: Path, name: str) -> bytes:
 
 
 def read_spec(path: Path) -> EncoderSpec:
-    """The spec inside the encoder file `path`.
+    """The spec inside the `.pt` or `.pt2` file `path`.
 
     Raises:
         SpecError: the file is missing, damaged or of another version.

@@ -1,4 +1,4 @@
-"""Packages traced encoders with their handlers into TorchServe archives: `make archive`."""
+"""Packages exported encoders with their handlers into TorchServe archives: `make archive`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from pathlib import Path
 from clipserve import __version__
 from clipserve.archive_files import SUMS_FILE, file_sha256
 from clipserve.encoder import check_pair
-from clipserve.encoder_spec import PARITY_BOUNDS, EncoderSpec, read_spec, torchscript_sha256
+from clipserve.encoder_spec import (
+    PARITY_BOUNDS,
+    SUFFIXES,
+    EncoderSpec,
+    artifact_sha256,
+    description_path,
+    read_spec,
+)
 from clipserve.errors import ClipServeError, ExportError, SpecError
 
 ROOT = Path(__file__).parents[1]
@@ -50,17 +57,23 @@ def build_archives(store: Path, model_id: str | None, precision: str | None) -> 
         made = []
         for name, modalities in ARCHIVES.items():
             chosen = {path: spec for path, spec in specs.items() if spec.modality in modalities}
-            print(f"packaging {name}.mar: {', '.join(sorted(s.stem for s in chosen.values()))}", flush=True)
+            print(f"packaging {name}.mar: {', '.join(sorted(p.name for p in chosen))}", flush=True)
             made.append(_build(name, chosen, Path(work)))
         # All or none: an image archive of one export beside a text archive of another would not pair.
         return [Path(shutil.move(path, store / path.name)) for path in made]
 
 
 def _select(store: Path, model_id: str | None, precision: str | None) -> dict[Path, EncoderSpec]:
-    specs = {path: read_spec(path) for path in sorted(store.glob("*.pt"))}
+    files = [*store.glob(f"*{SUFFIXES['torchscript']}"), *store.glob(f"*{SUFFIXES['aoti']}")]
+    specs = {path: read_spec(path) for path in sorted(files)}
     models = sorted({spec.model_id for spec in specs.values()})
     if not models:
-        raise ExportError(f"{store} holds no encoder; run 'make export' (or 'make export MODEL=demo') first")
+        unserved = ", ".join(sorted(path.name for path in store.glob(f"*{SUFFIXES['onnx']}")))
+        raise ExportError(
+            f"{store} holds no encoder that TorchServe's handlers serve"
+            f"{f' ({unserved} are for ONNX Runtime)' if unserved else ''}; "
+            "run 'make export' (or 'make export MODEL=demo') first"
+        )
     if model_id is None and len(models) > 1:
         raise ExportError(
             f"{store} holds {len(models)} models ({', '.join(models)}); say which: "
@@ -87,10 +100,10 @@ def _select(store: Path, model_id: str | None, precision: str | None) -> dict[Pa
 
 
 def _check_published(path: Path, spec: EncoderSpec) -> None:
-    beside = path.with_suffix(".json")
+    beside = description_path(path)
     if not beside.is_file() or EncoderSpec.from_json(beside.read_text("utf-8"), str(beside)) != spec:
         raise SpecError(f"{beside}: missing, or not the spec inside {path.name}; run 'make export' again")
-    if torchscript_sha256(path) != spec.torchscript_sha256:
+    if artifact_sha256(path) != spec.artifact_sha256:
         raise SpecError(f"{path}: changed since its export; run 'make export' again")
     certificate = spec.certificate
     if certificate.bound != PARITY_BOUNDS[spec.precision] or not certificate.bound.holds(

@@ -1,4 +1,4 @@
-"""Traces both encoders of a checkpoint pair into the model store: `make export`."""
+"""Exports both encoders of a checkpoint pair into the model store: `make export`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from pathlib import Path
 
 import transformers
 
-from clipserve.encoder_spec import Device, EncoderSpec, Modality, Precision
+from clipserve.encoder_spec import SUFFIXES, Device, EncoderSpec, Format, Modality, Precision
 from clipserve.errors import ClipServeError
 from export_scripts.checkpoints import load_pair
+from export_scripts.djl import write_djl
 from export_scripts.tracing import check_device, export_encoder
 
 STORE = Path(__file__).parents[1] / "model_store"
+
+# A DJL folder is made of a TorchScript file.
+DJL = "djl"
+
+DOING: dict[Format, str] = {"torchscript": "tracing", "aoti": "compiling", "onnx": "exporting"}
 
 
 def export_pair(
@@ -26,6 +32,7 @@ def export_pair(
     precision: Precision | None,
     store: Path,
     *,
+    format: Format = "torchscript",
     normalized: bool = True,
 ) -> list[EncoderSpec]:
     """Exports the image and the text encoder of a pair; see `load_pair` and `export_encoder`.
@@ -34,18 +41,18 @@ def export_pair(
         ExportError: cannot be made as asked; what was published before stays.
     """
     # Before minutes of loading are spent.
-    check_device(device, precision)
+    check_device(device, precision, format)
     print(f"[1/3] loading {model}{f' with {text_model}' if text_model else ''}", flush=True)
     pair = load_pair(model, text_model)
     specs = []
     modalities: tuple[Modality, ...] = ("image", "text")
     for step, modality in enumerate(modalities, start=2):
-        print(f"[{step}/3] {modality} encoder: tracing, reloading, comparing", flush=True)
+        print(f"[{step}/3] {modality} encoder: {DOING[format]}, reloading, comparing", flush=True)
         start = time.monotonic()
-        spec = export_encoder(pair, modality, device, precision, store, normalized=normalized)
+        spec = export_encoder(pair, modality, device, precision, store, format=format, normalized=normalized)
         certificate = spec.certificate
         print(
-            f"      {spec.stem}.pt  {(store / f'{spec.stem}.pt').stat().st_size / 1e6:.1f} MB  "
+            f"      {spec.file_name}  {(store / spec.file_name).stat().st_size / 1e6:.1f} MB  "
             f"max-abs {certificate.max_abs_diff:.2g}, min cosine {certificate.min_cosine:.6f} over "
             f"{len(certificate.cases)} cases (bound {certificate.bound})  "
             f"{time.monotonic() - start:.1f} s",
@@ -62,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text-model", help="hub name or folder of the text encoder")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--format", default="torchscript", choices=[*SUFFIXES, DJL])
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--no-normalize", action="store_true", help="leave L2 normalising to the caller")
     arguments = parser.parse_args(argv)
@@ -69,14 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers.logging.disable_progress_bar()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
-        export_pair(
+        specs = export_pair(
             arguments.model,
             arguments.text_model,
             arguments.device,
             None if arguments.precision == "auto" else arguments.precision,
             arguments.store,
+            format="torchscript" if arguments.format == DJL else arguments.format,
             normalized=not arguments.no_normalize,
         )
+        if arguments.format == DJL:
+            for spec in specs:
+                folder = write_djl(arguments.store / spec.file_name, arguments.store)
+                print(f"      {folder.relative_to(arguments.store)} and {folder.name}.zip beside it")
     except ClipServeError as error:
         print(f"export: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,7 @@
-"""Trace, reload, compare with the eager original, publish; in that order, and only if every step holds."""
+"""Trace or compile, reload, compare with the eager original, publish; only if every step holds.
+
+What is bound to one file format stands in `export_scripts.formats`; the proof is the same for all.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ import platform
 import statistics
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -20,27 +21,32 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipserve.encoder import cpu_has_native_bf16, load_torchscript
+from clipserve.encoder import cpu_has_native_bf16
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     SCHEMA_VERSION,
     SPEC_FILE,
+    SUFFIXES,
     TOKENIZER_FILE,
     Device,
     EncoderSpec,
     FloatArray,
+    Format,
     Golden,
     Modality,
     ParityCase,
     ParityCertificate,
     Precision,
+    description_path,
     encode_vector,
-    torchscript_sha256,
+    encoder_stem,
 )
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.tokens import Tokenizer
 from export_scripts.checkpoints import CheckpointPair, ImageCheckpoint, TextCheckpoint
+from export_scripts.formats import FORMATS, EncoderFormat
+from export_scripts.formats import Run as Module
 from export_scripts.parity_inputs import (
     GOLDEN_SENTENCE,
     SENTENCES,
@@ -55,7 +61,6 @@ DTYPES: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-PRECISIONS: dict[Device, tuple[Precision, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16")}
 
 # Batch and length of the trace. Parity is checked at others, so that a baked-in shape shows.
 TRACE_BATCH = 2
@@ -66,26 +71,31 @@ TIMED_RUNS = 7
 
 RECORDED_LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "pillow", "numpy")
 
+# Input dimensions that vary: position, name, and the most that it may be.
+Varying = dict[int, tuple[str, int | None]]
+
 Run = Callable[..., FloatArray]
 Comparison = tuple[str, Callable[[Run], FloatArray], Callable[[], FloatArray]]
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """One encoder to be traced, whatever its modality.
+    """One encoder to be exported, whatever its modality; `formats.Inputs` is a part of it.
 
     Attributes:
         build: makes the traceable encoder, float32.
-        example: inputs of the trace.
-        comparisons: a name, the traced encoder's answer given a way to run it, the original's answer.
+        example, names, varying: see `formats.Inputs`.
+        comparisons: a name, the exported encoder's answer given a way to run it, the original's answer.
         golden: see `Golden.input`.
-        extra_files: put into the `.pt` beside the spec.
+        extra_files: put into the file beside the spec.
     """
 
     modality: Modality
     checkpoint: ImageCheckpoint | TextCheckpoint
     build: Callable[[bool], nn.Module]
     example: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    varying: tuple[Varying, ...]
     comparisons: list[Comparison]
     golden_input: str
     golden_tensors: tuple[Tensor, ...]
@@ -100,53 +110,62 @@ def export_encoder(
     precision: Precision | None,
     folder: Path,
     *,
+    format: Format = "torchscript",
     normalized: bool = True,
 ) -> EncoderSpec:
-    """Traces one encoder of a pair and publishes `STEM.pt` and `STEM.json` in `folder`.
+    """Exports one encoder of a pair and publishes the file and its description in `folder`.
 
     Args:
-        precision: None times every precision of this device that the hardware supports natively, and takes
-            the fastest that keeps its parity bound.
+        precision: None times every precision of this format and device that the hardware supports natively,
+            and takes the fastest that keeps its parity bound.
 
     Returns:
         The published spec.
 
     Raises:
-        ExportError: the device or precision is not to be had here, or the trace is bound to its device.
+        ExportError: format, device or precision are not to be had here, or a trace is bound to its device.
         ParityError: beyond the bound; nothing is published.
     """
-    check_device(device, precision)
+    check_device(device, precision, format)
     subject = _image_subject(pair.image) if modality == "image" else _text_subject(pair.text)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as work:
         if precision is not None:
-            spec = _make(pair, subject, device, precision, normalized, Path(work))
+            spec = _make(pair, subject, format, device, precision, normalized, Path(work))
         else:
-            spec = _make_fastest(pair, subject, device, normalized, Path(work))
-        made = Path(work) / f"{spec.stem}.pt"
-        made.with_suffix(".json").write_text(spec.to_json(), encoding="utf-8")
+            spec = _make_fastest(pair, subject, format, device, normalized, Path(work))
+        made, published = Path(work) / spec.file_name, folder / spec.file_name
+        description_path(made).write_text(spec.to_json(), encoding="utf-8")
         # The old description goes before the new file comes: never a spec beside a file it is not of.
-        (folder / f"{spec.stem}.json").unlink(missing_ok=True)
-        made.replace(folder / made.name)
-        made.with_suffix(".json").replace(folder / f"{spec.stem}.json")
+        description_path(published).unlink(missing_ok=True)
+        made.replace(published)
+        description_path(made).replace(description_path(published))
     return spec
 
 
-def check_device(device: Device, precision: Precision | None) -> None:
-    """Checks that this machine can trace for `device` in `precision`.
+def check_device(device: Device, precision: Precision | None, format: Format = "torchscript") -> None:
+    """Checks that this machine can export for `device` in `precision`, in this format.
 
     Raises:
         ExportError: it cannot.
     """
+    allowed = FORMATS[format].precisions[device]
+    if not allowed:
+        raise ExportError(
+            f"FORMAT={format}: DEVICE={device} is not supported, DEVICE=cpu is; or run 'make export "
+            f"DEVICE={device}' for TorchScript"
+        )
     if device == "cuda" and not torch.cuda.is_available():
         raise ExportError(
             "DEVICE=cuda: this PyTorch sees no CUDA device; run 'make export DEVICE=cpu', or run it on "
             "a machine with a GPU and a CUDA build of PyTorch"
         )
-    if precision is not None and precision not in PRECISIONS[device]:
+    if precision is not None and precision not in allowed:
+        with_format = "" if format == "torchscript" else f" with FORMAT={format}"
         raise ExportError(
-            f"PRECISION={precision}: DEVICE={device} takes auto, {', '.join(PRECISIONS[device])}"
+            f"PRECISION={precision}: DEVICE={device}{with_format} takes auto, {', '.join(allowed)}"
         )
+    FORMATS[format].check()
 
 
 def recheck(pair: CheckpointPair, path: Path, spec: EncoderSpec) -> ParityCertificate:
@@ -161,34 +180,36 @@ def recheck(pair: CheckpointPair, path: Path, spec: EncoderSpec) -> ParityCertif
             f"{path}: made from a checkpoint with weights {spec.checkpoint_sha256[:12]}…, MODEL has "
             f"{subject.checkpoint.weights_sha256[:12]}…; run 'make export' again"
         )
-    module = load_torchscript(path, torch.device(spec.device))
+    module = FORMATS[spec.format].load(path, torch.device(spec.device))
     return _certify(subject, module, spec.device, spec.precision, spec.normalized)
 
 
 def _make_fastest(
-    pair: CheckpointPair, subject: _Subject, device: Device, normalized: bool, work: Path
+    pair: CheckpointPair,
+    subject: _Subject,
+    format: Format,
+    device: Device,
+    normalized: bool,
+    work: Path,
 ) -> EncoderSpec:
-    candidates: list[Precision] = ["fp32"]
-    if device == "cuda":
-        candidates.append("fp16")
-    elif cpu_has_native_bf16():
-        candidates.append("bf16")
+    native = cpu_has_native_bf16()
+    candidates = [p for p in FORMATS[format].precisions[device] if p != "bf16" or native]
     timed: list[tuple[float, EncoderSpec]] = []
     for precision in candidates:
         try:
-            spec = _make(pair, subject, device, precision, normalized, work)
+            spec = _make(pair, subject, format, device, precision, normalized, work)
         except ParityError:
             # A half precision that costs this checkpoint too much is no candidate; float32 must hold.
             if precision == "fp32":
                 raise
             continue
-        timed.append((_seconds(work / f"{spec.stem}.pt", subject, device), spec))
+        timed.append((_seconds(work / spec.file_name, subject, FORMATS[format], device), spec))
     return min(timed, key=lambda pair: pair[0])[1]
 
 
-def _seconds(path: Path, subject: _Subject, device: Device) -> float:
+def _seconds(path: Path, subject: _Subject, format: EncoderFormat, device: Device) -> float:
     """Median time of a batch of `TIMED_BATCH`, in seconds."""
-    module = load_torchscript(path, torch.device(device))
+    module = format.load(path, torch.device(device))
     inputs = [i[:1].expand(TIMED_BATCH, *i.shape[1:]).contiguous() for i in subject.example]
     times = []
     for _ in range(TIMED_RUNS + 2):
@@ -202,26 +223,25 @@ def _seconds(path: Path, subject: _Subject, device: Device) -> float:
 def _make(
     pair: CheckpointPair,
     subject: _Subject,
+    format: Format,
     device: Device,
     precision: Precision,
     normalized: bool,
     work: Path,
 ) -> EncoderSpec:
-    """Traces into `work`, reloads, compares; returns the spec that the file carries."""
+    """Exports into `work`, reloads, compares; returns the spec that the file carries."""
     encoder = subject.build(normalized)
+    form = FORMATS[format]
+    inputs = replace(subject, example=tuple(i.to(device) for i in subject.example))
+    stem = encoder_stem(pair.model_id, subject.modality, device, precision)
+    made = work / f"{stem}{SUFFIXES[format]}"
     # state_dict tensors may be shared with the original, which must stay as it is.
-    with _quiet_tracing(), torch.inference_mode(False), torch.no_grad():
-        traceable = _copy(encoder).to(device=device, dtype=DTYPES[precision]).eval()
-        traced = torch.jit.trace(traceable, tuple(i.to(device) for i in subject.example), check_trace=False)
-        bare = work / "bare.pt"
-        torch.jit.save(traced, bare)
-    module = load_torchscript(bare, torch.device(device))
-    constants = device_constants(module)
-    if constants:
-        raise ExportError(
-            f"{subject.modality} encoder: the graph holds device constants ({', '.join(constants)}), "
-            "which would bind it to one device"
-        )
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            form.make(_copy(encoder).to(device=device, dtype=DTYPES[precision]).eval(), inputs, made)
+        except ExportError as error:
+            raise ExportError(f"{subject.modality} encoder: {error}") from error
+    module = form.load(made, torch.device(device))
     certificate = _certify(subject, module, device, precision, normalized)
     if not certificate.bound.holds(certificate.max_abs_diff, certificate.min_cosine):
         worst = min(certificate.cases, key=lambda case: (case.min_cosine, -case.max_abs_diff))
@@ -233,6 +253,8 @@ def _make(
     checkpoint = subject.checkpoint
     spec = EncoderSpec(
         schema_version=SCHEMA_VERSION,
+        format=format,
+        cpu_capability=form.cpu_capability(),
         model_id=pair.model_id,
         checkpoint=checkpoint.name,
         modality=subject.modality,
@@ -244,23 +266,13 @@ def _make(
         text=checkpoint.preprocessing if isinstance(checkpoint, TextCheckpoint) else None,
         logit_scale=pair.image.logit_scale,
         checkpoint_sha256=checkpoint.weights_sha256,
-        torchscript_sha256=torchscript_sha256(bare),
+        artifact_sha256=form.sha256(made),
         space_id=pair.space_id,
-        versions={name: metadata.version(name) for name in RECORDED_LIBRARIES}
+        versions={name: metadata.version(name) for name in (*RECORDED_LIBRARIES, *form.libraries)}
         | {"python": platform.python_version()},
         certificate=certificate,
     )
-    path = work / f"{spec.stem}.pt"
-    with _quiet_tracing():
-        torch.jit.save(module, path, _extra_files={SPEC_FILE: spec.to_json(), **subject.extra_files})
-    # Saving a loaded module writes other records than saving a traced one (the traced inputs are gone, and
-    # the archive is named after the file), so the hash is of the file that is published.
-    spec = replace(spec, torchscript_sha256=torchscript_sha256(path))
-    with _quiet_tracing():
-        torch.jit.save(module, path, _extra_files={SPEC_FILE: spec.to_json(), **subject.extra_files})
-    if torchscript_sha256(path) != spec.torchscript_sha256:
-        raise ExportError(f"{path.name}: saving it twice gave two different files")
-    bare.unlink()
+    form.add_extra_files(made, {SPEC_FILE: spec.to_json(), **subject.extra_files})
     return spec
 
 
@@ -273,42 +285,22 @@ def _copy(encoder: nn.Module) -> nn.Module:
     return copy
 
 
-def device_constants(module: torch.jit.ScriptModule) -> list[str]:
-    """Device constants in the frozen graph; a graph that has one runs on that device only."""
-    with _quiet_tracing():
-        graph = torch.jit.freeze(module.eval()).inlined_graph
-    return [
-        str(node.output().toIValue())
-        for node in graph.findAllNodes("prim::Constant")
-        if str(node.output().type()) == "Device"
-    ]
-
-
-@contextmanager
-def _quiet_tracing() -> Iterator[None]:
-    """Silences what is known and accepted of `torch.jit`; any other warning passes."""
-    with warnings.catch_warnings():
-        # torch.jit is past its end of maintenance, which the README says once for all its calls.
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
-        yield
-
-
-def _run(module: nn.Module, device: Device, *inputs: Tensor) -> FloatArray:
+def _run(module: Module, device: Device, *inputs: Tensor) -> FloatArray:
     with torch.inference_mode():
-        output: Tensor = module(*(i.to(device) for i in inputs))
+        output = module(*(i.to(device) for i in inputs))
     array: FloatArray = output.cpu().numpy()
     return array
 
 
 def _certify(
-    subject: _Subject, module: nn.Module, device: Device, precision: Precision, normalized: bool
+    subject: _Subject, module: Module, device: Device, precision: Precision, normalized: bool
 ) -> ParityCertificate:
     def run(*inputs: Tensor) -> FloatArray:
         return _run(module, device, *inputs)
 
     cases = [
-        _compare(name, traced(run), _as(normalized, original()))
-        for name, traced, original in subject.comparisons
+        _compare(name, exported(run), _as(normalized, original()))
+        for name, exported, original in subject.comparisons
     ]
     golden = _as(normalized, subject.golden_reference())
     cases.append(_compare("golden input", run(*subject.golden_tensors), golden))
@@ -328,10 +320,10 @@ def _as(normalized: bool, embeddings: FloatArray) -> FloatArray:
     return unit
 
 
-def _compare(name: str, traced: FloatArray, original: FloatArray) -> ParityCase:
-    if traced.shape != original.shape:
-        raise ParityError(f"{name}: the trace gives {traced.shape}, the original {original.shape}")
-    a, b = traced.astype(np.float64), original.astype(np.float64)
+def _compare(name: str, exported: FloatArray, original: FloatArray) -> ParityCase:
+    if exported.shape != original.shape:
+        raise ParityError(f"{name}: the export gives {exported.shape}, the original {original.shape}")
+    a, b = exported.astype(np.float64), original.astype(np.float64)
     # In units of the original's length: the bound means the same for un-normalised embeddings.
     norms = np.linalg.norm(b, axis=1, keepdims=True)
     a, b = a / norms, b / norms
@@ -360,6 +352,8 @@ def _image_subject(checkpoint: ImageCheckpoint) -> _Subject:
         checkpoint=checkpoint,
         build=checkpoint.build,
         example=(pixels(cropped_noise(1, TRACE_BATCH, checkpoint.preprocessing)),),
+        names=("pixel_values",),
+        varying=({0: ("batch", None)},),
         comparisons=[
             comparison("noise, batch 1", noise[:1]),
             comparison("noise, batch 3", noise[1:4]),
@@ -393,6 +387,8 @@ def _text_subject(checkpoint: TextCheckpoint) -> _Subject:
         checkpoint=checkpoint,
         build=checkpoint.build,
         example=tokens(1, [TRACE_LENGTH - 2, TRACE_LENGTH]),
+        names=("input_ids", "attention_mask"),
+        varying=({0: ("batch", None), 1: ("length", longest)},) * 2,
         comparisons=[
             comparison("random tokens, 1 x 5", 2, [5]),
             comparison("random tokens, 3 x 17, padded", 3, [17, 4, 11]),

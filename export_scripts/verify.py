@@ -10,10 +10,12 @@ from pathlib import Path
 
 import transformers
 
-from clipserve.encoder_spec import EncoderSpec, read_spec, torchscript_sha256
+from clipserve.encoder_spec import SPEC_FILE, TOKENIZER_FILE, EncoderSpec
 from clipserve.errors import ClipServeError, ExportError, ParityError, SpecError
 from export_scripts.checkpoints import CheckpointPair, load_pair
-from export_scripts.export import STORE
+from export_scripts.djl import djl_encoders
+from export_scripts.export import DJL, STORE
+from export_scripts.formats import encoder_files, format_of, read_any_spec
 from export_scripts.tracing import recheck
 
 
@@ -26,23 +28,30 @@ def verify_store(store: Path, model: str | None, text_model: str | None) -> None
     Raises:
         ClipServeError: the store is empty, a file is not what its spec says, or beyond its bound.
     """
-    specs = {path: read_spec(path) for path in sorted(store.glob("*.pt"))}
+    in_folders = djl_encoders(store)
+    specs = {path: read_any_spec(path) for path in [*encoder_files(store), *in_folders]}
     if not specs:
         raise ExportError(f"{store} holds no encoder; run 'make export' first")
-    stems = [spec.stem for spec in specs.values()]
-    width = max(len(stem) for stem in stems)
-    print(f"{'variant':<{width}}  {'MB':>7}  {'max-abs':>9}  {'min cosine':>10}  {'s':>5}")
+    names = {path: path.relative_to(store).as_posix() for path in specs}
+    width = max(map(len, names.values()))
+    print(
+        f"{'artefact':<{width}}  {'format':<11}  {'precision':<9}  {'MB':>7}  {'max-abs':>9}  "
+        f"{'min cosine':>10}  {'s':>5}"
+    )
     pairs: dict[tuple[str, str], CheckpointPair] = {}
     for path, spec in specs.items():
-        if torchscript_sha256(path) != spec.torchscript_sha256:
+        if path in in_folders:
+            _check_folder(path)
+        if format_of(path).sha256(path) != spec.artifact_sha256:
             raise SpecError(f"{path}: changed since its export; run 'make export' again")
-        names = _checkpoints(specs.values(), spec, model, text_model)
-        if names not in pairs:
-            pairs[names] = load_pair(*names)
+        checkpoints = _checkpoints(specs.values(), spec, model, text_model)
+        if checkpoints not in pairs:
+            pairs[checkpoints] = load_pair(*checkpoints)
         start = time.monotonic()
-        certificate = recheck(pairs[names], path, spec)
+        certificate = recheck(pairs[checkpoints], path, spec)
         print(
-            f"{spec.stem:<{width}}  {path.stat().st_size / 1e6:7.1f}  {certificate.max_abs_diff:9.2g}  "
+            f"{names[path]:<{width}}  {DJL if path in in_folders else spec.format:<11}  {spec.precision:<9}  "
+            f"{path.stat().st_size / 1e6:7.1f}  {certificate.max_abs_diff:9.2g}  "
             f"{certificate.min_cosine:10.6f}  {time.monotonic() - start:5.1f}",
             flush=True,
         )
@@ -50,6 +59,18 @@ def verify_store(store: Path, model: str | None, text_model: str | None) -> None
             raise ParityError(
                 f"{path}: max-abs {certificate.max_abs_diff:.3g}, min cosine "
                 f"{certificate.min_cosine:.6f}, the bound is {certificate.bound}; run 'make export' again"
+            )
+
+
+def _check_folder(path: Path) -> None:
+    """Checks that spec and tokenizer in a DJL folder are those inside its encoder file."""
+    for name in (SPEC_FILE, TOKENIZER_FILE):
+        beside = path.parent / name
+        if name == TOKENIZER_FILE and not beside.exists() and read_any_spec(path).text is None:
+            continue
+        if not beside.is_file() or beside.read_bytes() != format_of(path).extra_file(path, name):
+            raise SpecError(
+                f"{beside}: missing, or not what is inside {path.name}; run 'make export FORMAT=djl' again"
             )
 
 

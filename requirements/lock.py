@@ -21,6 +21,7 @@ TORCH_NEEDS = "filelock\ntyping-extensions\nsympy\nnetworkx\njinja2\nfsspec\nset
 ENVIRONMENTS: dict[str, dict[str, tuple[str, ...]]] = {
     ".venv": {
         "run": ("client", "export", "serve", "demo"),
+        "onnx": ("onnx",),
         "dev": ("dev",),
     },
     ".venv-search": {

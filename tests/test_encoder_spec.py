@@ -31,12 +31,12 @@ from clipserve.encoder_spec import (
     TOKENIZER_FILE,
     EncoderSpec,
     ParityBound,
+    artifact_sha256,
     decode_vector,
     encode_vector,
     read_extra_file,
     read_spec,
     sha256,
-    torchscript_sha256,
 )
 from clipserve.errors import SpecError
 
@@ -125,19 +125,18 @@ def test_text_that_is_no_json(text: str) -> None:
 
 @pytest.mark.parametrize("value", [[], "a", 5, None, True, {}], ids=str)
 def test_json_that_is_no_spec(value: Any) -> None:
-    assert "schema_version None, this clipserve reads 1" in refusal(json.dumps(value))
+    assert "schema_version None, this clipserve reads 2" in refusal(json.dumps(value))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, [1]], ids=repr)
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, [2]], ids=repr)
 def test_other_schema_versions(version: Any, data: dict[str, Any]) -> None:
     message = refusal({**data, "schema_version": version})
     assert f"schema_version {version!r}" in message
     assert "run 'make export' again" in message
 
 
-@pytest.mark.parametrize("version", [True, 1.0], ids=repr)
-def test_schema_version_that_only_equals_1(version: Any, data: dict[str, Any]) -> None:
-    assert "schema_version" in refusal({**data, "schema_version": version})
+def test_schema_version_that_only_equals_2(data: dict[str, Any]) -> None:
+    assert "schema_version" in refusal({**data, "schema_version": 2.0})
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -264,7 +263,7 @@ def test_endless_nesting() -> None:
 
 
 def test_file_that_does_not_exist(tmp_path: Path) -> None:
-    for read in (read_spec, torchscript_sha256, lambda path: read_extra_file(path, SPEC_FILE)):
+    for read in (read_spec, artifact_sha256, lambda path: read_extra_file(path, SPEC_FILE)):
         with pytest.raises(SpecError, match=r"nothing\.pt: not a readable encoder \(.*run 'make export'"):
             read(tmp_path / "nothing.pt")
 
@@ -273,7 +272,7 @@ def test_file_that_does_not_exist(tmp_path: Path) -> None:
 def test_file_that_is_no_archive(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(content)
-    for read in (read_spec, torchscript_sha256):
+    for read in (read_spec, artifact_sha256):
         with pytest.raises(SpecError, match=r"x\.pt: not a readable encoder"):
             read(path)
 
@@ -340,23 +339,23 @@ def change_one_bit(module: torch.jit.ScriptModule) -> None:
 @MODALITIES
 def test_hash_is_of_code_and_weights_and_not_of_the_spec(modality: str, paths: Paths, tmp_path: Path) -> None:
     path = paths[modality]
-    expected = read_spec(path).torchscript_sha256
-    assert torchscript_sha256(path) == expected
+    expected = read_spec(path).artifact_sha256
+    assert artifact_sha256(path) == expected
     # Of another name's archive the records' folder is another, which does not count.
     same = resaved(path, tmp_path / "same" / path.name)
-    assert torchscript_sha256(same) == expected
+    assert artifact_sha256(same) == expected
     other_spec = with_spec(path, tmp_path / "spec" / path.name, checkpoint="another", logit_scale=1.0)
     assert read_spec(other_spec).checkpoint == "another"
-    assert torchscript_sha256(other_spec) == expected
+    assert artifact_sha256(other_spec) == expected
     other_weight = resaved(path, tmp_path / "weight" / path.name, change=change_one_bit)
-    assert torchscript_sha256(other_weight) != expected
+    assert artifact_sha256(other_weight) != expected
 
 
 @MODALITIES
 def test_hash_does_not_depend_on_the_file_name(modality: str, paths: Paths, tmp_path: Path) -> None:
     renamed = tmp_path / "renamed.pt"
     shutil.copy(paths[modality], renamed)
-    assert torchscript_sha256(renamed) == read_spec(renamed).torchscript_sha256
+    assert artifact_sha256(renamed) == read_spec(renamed).artifact_sha256
     assert ENCODERS[modality](renamed, CPU).spec == read_spec(paths[modality])
 
 
@@ -570,8 +569,8 @@ def test_variant_for_the_device_and_the_cpu(
     ("present", "found"),
     [
         ([], "no encoder at all"),
-        (["image-cpu-fp32", "text-cpu-fp32"], "clip-image-cpu-fp32, clip-text-cpu-fp32"),
-        (["image-cuda-fp32"], "clip-image-cuda-fp32"),
+        (["image-cpu-fp32", "text-cpu-fp32"], "clip-image-cpu-fp32.pt, clip-text-cpu-fp32.pt"),
+        (["image-cuda-fp32"], "clip-image-cuda-fp32.pt"),
     ],
 )
 def test_no_variant_for_the_device(present: list[str], found: str, paths: Paths, tmp_path: Path) -> None:

@@ -585,6 +585,8 @@ def test_nesting_does_not_depend_on_the_recursion_limit() -> None:
 def spec(logit_scale: float = 100.0) -> EncoderSpec:
     return EncoderSpec(
         schema_version=SCHEMA_VERSION,
+        format="torchscript",
+        cpu_capability=None,
         model_id="clip-ViT-B-32",
         checkpoint="clip-ViT-B-32",
         modality="image",
@@ -596,7 +598,7 @@ def spec(logit_scale: float = 100.0) -> EncoderSpec:
         text=None,
         logit_scale=logit_scale,
         checkpoint_sha256="c",
-        torchscript_sha256="t",
+        artifact_sha256="t",
         space_id="0123456789abcdef",
         versions={},
         certificate=ParityCertificate(PARITY_BOUNDS["fp32"], 0.0, 1.0, (), Golden("", "")),

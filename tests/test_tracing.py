@@ -23,17 +23,18 @@ from clipserve.encoder_spec import (
     Modality,
     ParityBound,
     Precision,
+    artifact_sha256,
     decode_vector,
     read_spec,
-    torchscript_sha256,
 )
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, preprocess
 from export_scripts import tracing
 from export_scripts.checkpoints import CheckpointPair, load_pair
 from export_scripts.encoders import ACTIVATIONS, Mlp
+from export_scripts.formats import device_constants
 from export_scripts.parity_inputs import photograph_like
-from export_scripts.tracing import check_device, device_constants, export_encoder, recheck
+from export_scripts.tracing import check_device, export_encoder, recheck
 from tests import checkpoints
 
 CPU = torch.device("cpu")
@@ -319,7 +320,7 @@ def test_published_files(modality: Modality, pair: CheckpointPair, tmp_path: Pat
     assert sorted(p.name for p in folder.iterdir()) == [f"{spec.stem}.json", f"{spec.stem}.pt"]
     assert read_spec(path) == spec
     assert path.with_suffix(".json").read_text(encoding="utf-8") == spec.to_json()
-    assert torchscript_sha256(path) == spec.torchscript_sha256
+    assert artifact_sha256(path) == spec.artifact_sha256
     checkpoint = pair.image if modality == "image" else pair.text
     assert (spec.checkpoint, spec.checkpoint_sha256) == (checkpoint.name, checkpoint.weights_sha256)
     assert (spec.model_id, spec.space_id) == (pair.model_id, pair.space_id)
@@ -365,7 +366,7 @@ def test_export_again_replaces(pair: CheckpointPair, tmp_path: Path) -> None:
 def test_export_is_repeatable(pair: CheckpointPair, tmp_path: Path) -> None:
     first, second = (export_encoder(pair, "text", "cpu", "fp32", tmp_path / name) for name in "ab")
     # TorchScript numbers its types through the process, so that the code's names differ.
-    assert replace(first, torchscript_sha256=second.torchscript_sha256) == second
+    assert replace(first, artifact_sha256=second.artifact_sha256) == second
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
@@ -523,7 +524,7 @@ def test_wrong_encoders_are_not_published(
     pair: CheckpointPair,
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(ParityError, match=r"(max-abs .*min cosine|the trace gives .* the original )"):
+    with pytest.raises(ParityError, match=r"(max-abs .*min cosine|the export gives .* the original )"):
         export_encoder(rebuilt(pair, modality, change), modality, "cpu", precision, tmp_path)
     assert empty(tmp_path)
 
