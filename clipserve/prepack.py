@@ -50,5 +50,7 @@ def prepack_linear_layers(module: torch.jit.ScriptModule) -> None:
                 continue
             graph: Any = layer.graph
             torch._C._jit_pass_custom_pattern_based_rewrite_graph(PLAIN_LINEAR, PACKED_LINEAR, graph)
+            if graph.findNode("mkldnn::_linear_pointwise") is None:
+                continue
             # The original is dropped at once: no second copy of all weights at any time.
             layer.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from clipserve.encoder import load_torchscript
 from clipserve.prepack import prepack_linear_layers
 
 BF16 = pytest.param(
@@ -29,19 +31,19 @@ class Layers(nn.Module):
         return y
 
 
-def traced(dtype: torch.dtype) -> tuple[torch.jit.ScriptModule, Tensor]:
+def loaded(folder: Path, dtype: torch.dtype) -> torch.jit.ScriptModule:
     torch.manual_seed(0)
-    example = torch.randn(2, 5, 48, dtype=dtype)
+    path = folder / "layers.pt"
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.filterwarnings("ignore", "`torch.jit.trace` is deprecated")
-        module = torch.jit.trace(Layers().to(dtype).eval(), example)
-    return module, example
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
+        example = torch.randn(2, 5, 48, dtype=dtype)
+        torch.jit.save(torch.jit.trace(Layers().to(dtype).eval(), example), path)
+    return load_torchscript(path, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
-def test_packed_weights_give_the_same_numbers(dtype: torch.dtype) -> None:
-    plain, _ = traced(dtype)
-    packed, _ = traced(dtype)
+def test_packed_weights_give_the_same_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    plain, packed = loaded(tmp_path, dtype), loaded(tmp_path, dtype)
     prepack_linear_layers(packed)
     layouts = [m.weight.layout for m in packed.modules() if m.original_name == "Linear"]
     assert layouts == [torch._mkldnn] * 2
@@ -53,16 +55,16 @@ def test_packed_weights_give_the_same_numbers(dtype: torch.dtype) -> None:
     assert "aten::linear" not in str(packed.inlined_graph)
 
 
-def test_types_that_onednn_does_not_multiply_are_left_alone() -> None:
-    module, example = traced(torch.float64)
+def test_types_that_onednn_does_not_multiply_are_left_alone(tmp_path: Path) -> None:
+    module, example = loaded(tmp_path, torch.float64), torch.randn(2, 5, 48, dtype=torch.float64)
     expected = module(example)
     prepack_linear_layers(module)
     assert module.outer.weight.layout == torch.strided
     torch.testing.assert_close(module(example), expected, rtol=0, atol=0)
 
 
-def test_without_onednn_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onednn_nothing_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    module, _ = traced(torch.float32)
+    module = loaded(tmp_path, torch.float32)
     prepack_linear_layers(module)
     assert module.outer.weight.layout == torch.strided
