@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clipserve import __version__
@@ -35,8 +37,59 @@ ARCHIVES: dict[str, tuple[str, ...]] = {
     "clip_similarity": ("image", "text"),
 }
 
+TUNED_FILE = "tuned.json"
+
 # Earliest time that a zip entry can have: equal inputs give equal archives.
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `make tune` found best for one endpoint.
+
+    Attributes:
+        files: names of the encoder files to package.
+        workers, threads: processes, and threads of each.
+        batch: items of one forward pass, and requests that TorchServe hands over at once.
+    """
+
+    files: tuple[str, ...]
+    workers: int
+    threads: int
+    batch: int
+
+
+def write_tuned(
+    store: Path, space_id: str, endpoints: Mapping[str, Tuned], measured: Mapping[str, object]
+) -> None:
+    """Writes `tuned.json`; `measured` is for people to read."""
+    content = {"space_id": space_id, "endpoints": {k: asdict(v) for k, v in endpoints.items()}, **measured}
+    part = store / f".{TUNED_FILE}"
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.replace(store / TUNED_FILE)
+
+
+def _read_tuned(store: Path, specs: Mapping[Path, EncoderSpec]) -> dict[str, Tuned]:
+    """What was tuned for these encoders; empty where nothing was, or for others than these."""
+    path = store / TUNED_FILE
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        tuned = {
+            name: Tuned(tuple(e["files"]), int(e["workers"]), int(e["threads"]), int(e["batch"]))
+            for name, e in content["endpoints"].items()
+        }
+        space_id = content["space_id"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{path}: not readable ({error!r}); remove it, or run 'make tune'") from error
+    names = {file.name for file in specs}
+    if {spec.space_id for spec in specs.values()} != {space_id} or not all(
+        set(t.files) <= names for t in tuned.values()
+    ):
+        print(f"{path.name} is of other encoders and not obeyed; 'make tune' makes one for these", flush=True)
+        return {}
+    return tuned
 
 
 def build_archives(store: Path, model_id: str | None, precision: str | None) -> list[Path]:
@@ -53,12 +106,16 @@ def build_archives(store: Path, model_id: str | None, precision: str | None) -> 
         ClipServeError: nothing to package, ambiguous, stale or of different embedding spaces.
     """
     specs = _select(store, model_id, precision)
+    tuned = _read_tuned(store, specs)
     with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as work:
         made = []
         for name, modalities in ARCHIVES.items():
             chosen = {path: spec for path, spec in specs.items() if spec.modality in modalities}
+            settings = tuned.get(name)
+            if settings is not None:
+                chosen = {path: spec for path, spec in chosen.items() if path.name in settings.files}
             print(f"packaging {name}.mar: {', '.join(sorted(p.name for p in chosen))}", flush=True)
-            made.append(_build(name, chosen, Path(work)))
+            made.append(_build(name, chosen, settings, Path(work)))
         # All or none: an image archive of one export beside a text archive of another would not pair.
         return [Path(shutil.move(path, store / path.name)) for path in made]
 
@@ -112,7 +169,7 @@ def _check_published(path: Path, spec: EncoderSpec) -> None:
         raise SpecError(f"{path}: its certificate is beyond the bound; run 'make export' again")
 
 
-def _build(name: str, specs: dict[Path, EncoderSpec], work: Path) -> Path:
+def _build(name: str, specs: dict[Path, EncoderSpec], tuned: Tuned | None, work: Path) -> Path:
     stage = work / f"{name}-files"
     package = stage / "clipserve"
     package.mkdir(parents=True)
@@ -121,7 +178,7 @@ def _build(name: str, specs: dict[Path, EncoderSpec], work: Path) -> Path:
     for path in specs:
         os.link(path, stage / path.name)
     config = work / f"{name}.yaml"
-    config.write_text(_config(name, specs.values()), encoding="utf-8")
+    config.write_text(_config(name, specs.values(), tuned), encoding="utf-8")
     handler = ROOT / "handlers" / f"{name}.py"
     _write_sums(stage, [handler, config])
     private = work / "tmp"
@@ -151,9 +208,22 @@ def _build(name: str, specs: dict[Path, EncoderSpec], work: Path) -> Path:
     return made
 
 
-def _config(name: str, specs: Iterable[EncoderSpec]) -> str:
+def _config(name: str, specs: Iterable[EncoderSpec], tuned: Tuned | None) -> str:
     """The handler's YAML, bound to the CPU where the archive has nothing for a GPU."""
     text = (ROOT / "handlers" / f"{name}.yaml").read_text(encoding="utf-8")
+    if tuned is not None:
+        values = {
+            "minWorkers": tuned.workers,
+            "maxWorkers": tuned.workers,
+            "batchSize": tuned.batch,
+            "threads": tuned.threads,
+            "max_batch": tuned.batch,
+        }
+        for key, value in values.items():
+            # In the text, so that its comments stay.
+            text, found = re.subn(rf"(?m)^( *{key}:) *\d+", rf"\1 {value}", text)
+            if found != 1:
+                raise ExportError(f"handlers/{name}.yaml: {found} lines set {key}, should be 1")
     devices = {spec.device for spec in specs}
     if devices == {"cpu"}:
         text += "\n# The archive carries CPU variants only.\ndeviceType: cpu\n"

@@ -1,0 +1,270 @@
+"""Finds the fastest settings for this machine and builds the archives with them: `make tune`.
+
+Every precision that the hardware multiplies natively, every division of the cores into workers x threads and
+every batch size is timed, with as many workers at once as would serve. All that is timed has kept its parity
+bound at export. What is chosen goes into `tuned.json` in the store, which `make archive` obeys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import transformers
+from tqdm import tqdm
+
+from clipserve.encoder import check_cpu, cpu_capability, cpu_has_native_bf16
+from clipserve.encoder_spec import SUFFIXES, Device, EncoderSpec, Modality, Precision, read_spec
+from clipserve.errors import ClipServeError, ExportError, ParityError, SpecError
+from export_scripts.archive import ARCHIVES, ROOT, TUNED_FILE, Tuned, build_archives, write_tuned
+from export_scripts.checkpoints import CheckpointPair, load_pair
+from export_scripts.export import STORE
+from export_scripts.timing import TEXT_TOKENS
+from export_scripts.tracing import check_device, export_encoder
+
+# A larger batch must gain more than this to be worth the longer wait.
+WORTH = 0.03
+
+# Of a worker beside its weights: Python, PyTorch and a batch, MB.
+WORKER_MEGABYTES = 400
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One measurement.
+
+    Attributes:
+        file: name of the encoder file.
+        min_cosine: from its certificate.
+        workers, threads: processes at once, and threads of each.
+        batch: items of one forward pass.
+        per_second: items of all workers together, median of the rounds.
+    """
+
+    file: str
+    modality: Modality
+    precision: Precision
+    min_cosine: float
+    workers: int
+    threads: int
+    batch: int
+    per_second: float
+
+
+def export_candidates(pair: CheckpointPair, device: Device, store: Path) -> list[Path]:
+    """Exports what is not in the store yet of the precisions that this hardware multiplies natively.
+
+    Returns:
+        Every file of the pair for this device that runs here, of whatever format.
+
+    Raises:
+        ExportError: the device is not to be had.
+    """
+    check_device(device, None)
+    other: Precision = "fp16" if device == "cuda" else "bf16"
+    precisions: list[Precision] = ["fp32", other] if device == "cuda" or cpu_has_native_bf16() else ["fp32"]
+    modalities: tuple[Modality, ...] = ("image", "text")
+    for modality in modalities:
+        for precision in precisions:
+            if any(spec.precision == precision for spec in _of_pair(pair, modality, device, store).values()):
+                continue
+            print(f"exporting the {modality} encoder in {precision}", flush=True)
+            try:
+                export_encoder(pair, modality, device, precision, store)
+            except ParityError as error:
+                if precision == "fp32":
+                    raise
+                print(f"left out: {error}", flush=True)
+    return [path for modality in modalities for path in _of_pair(pair, modality, device, store)]
+
+
+def _of_pair(
+    pair: CheckpointPair, modality: Modality, device: Device, store: Path
+) -> dict[Path, EncoderSpec]:
+    files = [*store.glob(f"*{SUFFIXES['torchscript']}"), *store.glob(f"*{SUFFIXES['aoti']}")]
+    found = {}
+    for path in sorted(files):
+        spec = read_spec(path)
+        if (spec.space_id, spec.modality, spec.device) == (pair.space_id, modality, device):
+            try:
+                check_cpu(path, spec)
+            except SpecError:
+                continue
+            found[path] = spec
+    return found
+
+
+def layouts(device: Device, megabytes: float) -> list[tuple[int, int]]:
+    """Workers x threads that use all cores, as far as workers of this size fit into a sixth of the memory.
+
+    A sixth, since three endpoints share one half.
+    """
+    if device == "cuda":
+        return [(1, 1)]
+    cores = len(os.sched_getaffinity(0))
+    most = max(1, int(psutil.virtual_memory().total / 1e6 / 6 / megabytes))
+    return [
+        (workers, cores // workers)
+        for workers in range(1, cores + 1)
+        if cores % workers == 0 and workers <= most
+    ]
+
+
+def time_file(path: Path, workers: int, threads: int, seconds: float) -> list[Timing]:
+    """Times every batch size of one file in one layout; see `export_scripts.timing`.
+
+    Raises:
+        ExportError: the file does not load.
+    """
+    command = [sys.executable, "-m", "export_scripts.timing", str(path.resolve())]
+    command += ["--workers", str(workers), "--threads", str(threads), "--seconds", str(seconds)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise ExportError(f"{path.name} cannot be timed: {result.stderr.strip().splitlines()[-1]}")
+    spec = read_spec(path)
+    return [
+        Timing(
+            path.name,
+            spec.modality,
+            spec.precision,
+            spec.certificate.min_cosine,
+            workers,
+            threads,
+            int(batch),
+            statistics.median(rates),
+        )
+        for batch, rates in json.loads(result.stdout).items()
+    ]
+
+
+def choose(timings: Sequence[Timing]) -> Timing:
+    """The fastest file and layout, with the smallest batch that is nearly as fast."""
+    best = max(timings, key=lambda timing: timing.per_second)
+    alike = [t for t in timings if (t.file, t.workers, t.threads) == (best.file, best.workers, best.threads)]
+    enough = (1 - WORTH) * best.per_second
+    return min((t for t in alike if t.per_second >= enough), key=lambda timing: timing.batch)
+
+
+def tune(pair: CheckpointPair, device: Device, store: Path, seconds: float) -> dict[str, Tuned]:
+    """Times all candidates, writes `tuned.json` and `tuned.png`, and returns what each endpoint should have.
+
+    Args:
+        seconds: of one measurement.
+
+    Raises:
+        ClipServeError: an encoder cannot be exported or does not load.
+    """
+    candidates = export_candidates(pair, device, store)
+    work = [
+        (path, workers, threads)
+        for path in candidates
+        for workers, threads in layouts(device, path.stat().st_size / 1e6 + WORKER_MEGABYTES)
+    ]
+    timings: list[Timing] = []
+    with tqdm(work, unit="layout", leave=False) as bar:
+        for path, workers, threads in bar:
+            bar.set_description(f"{path.name}, {workers} workers x {threads} threads")
+            timings += time_file(path, workers, threads, seconds)
+    best = {
+        modality: choose([timing for timing in timings if timing.modality == modality])
+        for modality in ("image", "text")
+    }
+    tuned = {}
+    for name, modalities in ARCHIVES.items():
+        # Similarity is mostly pictures: its texts are remembered.
+        leading = best[modalities[0]]
+        files = tuple(best[modality].file for modality in modalities)
+        fitting = layouts(device, sum((store / f).stat().st_size for f in files) / 1e6 + WORKER_MEGABYTES)
+        workers, threads = max(layout for layout in fitting if layout[0] <= leading.workers)
+        tuned[name] = Tuned(files, workers, threads, leading.batch)
+    machine = {"cores": len(os.sched_getaffinity(0)), "cpu_capability": cpu_capability()}
+    write_tuned(store, pair.space_id, tuned, {"machine": machine, "timings": [asdict(t) for t in timings]})
+    plot(timings, [best["image"], best["text"]], store / "tuned.png")
+    return tuned
+
+
+def plot(timings: Sequence[Timing], chosen: Sequence[Timing], path: Path) -> None:
+    """Speed against fidelity, a panel for each encoder; what was chosen is ringed."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for axes, best in zip(panels, chosen, strict=True):
+        of_encoder = [t for t in timings if t.modality == best.modality]
+        layouts_seen = sorted({(t.workers, t.threads) for t in of_encoder})
+        for index, layout in enumerate(layouts_seen):
+            points = [t for t in of_encoder if (t.workers, t.threads) == layout]
+            axes.scatter(
+                [_loss(t) for t in points],
+                [t.per_second for t in points],
+                s=[12 + 3 * t.batch for t in points],
+                marker="osD^v"[index % 5],
+                alpha=0.6,
+                label=f"{layout[0]} workers x {layout[1]} threads",
+            )
+        axes.scatter([_loss(best)], [best.per_second], s=320, facecolors="none", edgecolors="black")
+        axes.annotate(
+            f"{best.precision}, batch {best.batch}",
+            (_loss(best), best.per_second),
+            textcoords="offset points",
+            xytext=(0, -24),
+            ha="center",
+        )
+        axes.set_xscale("log")
+        axes.invert_xaxis()
+        axes.margins(x=0.25)
+        axes.set_ylim(bottom=0)
+        axes.set_title(f"{best.modality} encoder")
+        axes.set_xlabel("1 - min cosine to the original (further right is closer)")
+        axes.set_ylabel("pictures/s" if best.modality == "image" else f"texts of {TEXT_TOKENS} tokens/s")
+        axes.legend(title="larger marks: larger batches", fontsize=8, title_fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _loss(timing: Timing) -> float:
+    """1 - min cosine; float32's is not told from 0 in float32 arithmetic."""
+    return max(1 - timing.min_cosine, float(np.finfo(np.float32).eps))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    parser = argparse.ArgumentParser(prog="python -m export_scripts.tune", description=__doc__)
+    parser.add_argument("--model", default="clip-ViT-B-32", help="'demo', a hub name or a folder")
+    parser.add_argument("--text-model", help="hub name or folder of the text encoder")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--store", type=Path, default=STORE)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
+    arguments = parser.parse_args(argv)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        pair = load_pair(arguments.model, arguments.text_model)
+        arguments.store.mkdir(parents=True, exist_ok=True)
+        tuned = tune(pair, arguments.device, arguments.store, arguments.seconds)
+        for name, settings in tuned.items():
+            print(
+                f"{name}: {settings.workers} workers x {settings.threads} threads, batch {settings.batch}, "
+                f"{', '.join(settings.files)}"
+            )
+        build_archives(arguments.store, pair.model_id, None)
+    except ClipServeError as error:
+        print(f"tune: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.store / TUNED_FILE} and tuned.png say what was measured; 'make serve' serves it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
