@@ -49,6 +49,11 @@ verify: setup $(if $(wildcard model_store/*.onnx),$(VENV)/.onnx-stamp) ## compar
 archive: setup ## package the encoders of model_store/ into .mar archives (MODEL=… where it holds several)
 	@$(RUN) -m export_scripts.archive $(call GIVEN,MODEL,--model)
 
+.PHONY: triton
+triton: setup ## a model repository for NVIDIA's Triton, in model_store/triton/ (MODEL=… DEVICE=… PRECISION=…)
+	@$(RUN) -m export_scripts.triton --store model_store --output model_store/triton --device "$(DEVICE)" \
+		$(call GIVEN,MODEL,--model) $(call GIVEN,PRECISION,--precision)
+
 .PHONY: serve
 serve: setup ## start TorchServe on the archives; prints URL, token and three curl lines
 	@$(RUN) -m serving serve
@@ -161,6 +166,26 @@ $(SEARCH_VENV)/.run-stamp: requirements/search.lock | $(SEARCH)
 
 $(SEARCH_VENV)/.dev-stamp: requirements/search-dev.lock $(SEARCH_VENV)/.run-stamp
 	@$(call INSTALL_SEARCH,requirements/search-dev.lock)
+	@touch $@
+
+##@ old readers
+
+OLD_TORCH_VENV := .venv-old-torch
+OLD_TORCH := $(OLD_TORCH_VENV)/bin/python
+
+.PHONY: test-old-torch
+test-old-torch: $(VENV)/.dev-stamp $(OLD_TORCH_VENV)/.run-stamp ## today's encoder files in PyTorch 2.0, the oldest that opens them
+	@$(RUN) -m pytest tests/old_torch $(PYTEST_ARGS)
+
+$(OLD_TORCH):
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 10), (3, 11)) else f"Python {v[0]}.{v[1]}: PyTorch 2.0 is for 3.10 and 3.11; name one: make test-old-torch PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(OLD_TORCH_VENV) || { rm -rf $(OLD_TORCH_VENV); exit 1; }
+
+$(OLD_TORCH_VENV)/.run-stamp: requirements/old-torch.lock requirements/old-torch.txt tests/old_torch/stand_ins.py | $(OLD_TORCH)
+	@echo "installing an old PyTorch into $(OLD_TORCH_VENV): 620 MB"
+	@$(subst $(RUN),$(OLD_TORCH),$(call INSTALL,requirements/old-torch.lock))
+	@$(OLD_TORCH) -m pip install --quiet --disable-pip-version-check --no-deps $$(cat requirements/old-torch.txt)
+	@$(OLD_TORCH) tests/old_torch/stand_ins.py
 	@touch $@
 
 ##@ work on it

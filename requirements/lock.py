@@ -51,8 +51,9 @@ def main() -> int:
                 command += ["--output-file", str(HERE / f"{name}.lock")]
                 subprocess.run(command, check=True)
                 earlier.append(str(HERE / f"{name}.lock"))
-        java = [*uv, str(HERE / "java.in"), "--output-file", str(HERE / "java.lock")]
-        subprocess.run(java, check=True)
+        for name in ("java", "old-torch"):
+            alone = [*uv, str(HERE / f"{name}.in"), "--output-file", str(HERE / f"{name}.lock")]
+            subprocess.run(alone, check=True)
     return 0
 
 

@@ -1,0 +1,62 @@
+"""Today's encoder files in the oldest PyTorch that opens them: `make test-old-torch`."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from clipserve.encoder_spec import Precision
+from export_scripts.checkpoints import load_pair
+from export_scripts.tracing import export_encoder
+from tests.golden import flip_golden, save_golden_inputs
+
+ROOT = Path(__file__).parents[2]
+OLD_PYTHON = ROOT / ".venv-old-torch" / "bin" / "python"
+VERSION = (ROOT / "requirements" / "old-torch.txt").read_text().strip().removeprefix("torch==")
+
+pytestmark = [
+    pytest.mark.skipif(not OLD_PYTHON.is_file(), reason="no .venv-old-torch; run 'make test-old-torch'"),
+    # As tests/test_tracing.py has it: torch's own filter for warnings about its own code.
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn.functional"),
+]
+
+
+def read(*encoders: Path) -> subprocess.CompletedProcess[str]:
+    """Has the old torch read them; their golden inputs are put beside them."""
+    command = [str(OLD_PYTHON), "-I", str(Path(__file__).with_name("read_encoder.py"))]
+    for encoder in encoders:
+        command += [str(encoder), str(save_golden_inputs(encoder, encoder.parent))]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_golden_embeddings_in_the_old_torch(
+    precision: Precision,
+    clip_folder: Path,
+    multilingual_folder: Path,
+    m_clip_bert_folder: Path,
+    m_clip_xlm_roberta_folder: Path,
+    tmp_path: Path,
+) -> None:
+    encoders = []
+    for text in (clip_folder, multilingual_folder, m_clip_bert_folder, m_clip_xlm_roberta_folder):
+        pair = load_pair(str(clip_folder), str(text))
+        folder = tmp_path / text.name
+        if text == clip_folder:
+            encoders.append(folder / export_encoder(pair, "image", "cpu", precision, folder).file_name)
+        encoders.append(folder / export_encoder(pair, "text", "cpu", precision, folder).file_name)
+    done = read(*encoders)
+    assert done.returncode == 0, done.stdout + done.stderr
+    line = re.compile(
+        rf"torch {re.escape(VERSION)}\S*: (image|text) {precision} batch [13] max-abs \S+ cosine \S+"
+    )
+    assert len(line.findall(done.stdout)) == 2 * len(encoders), done.stdout
+
+
+def test_other_embedding_is_found(text_path: Path, tmp_path: Path) -> None:
+    done = read(flip_golden(text_path, tmp_path / "flipped.pt"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "cosine -1.00000000 BEYOND THE BOUND" in done.stdout
