@@ -54,6 +54,10 @@ triton: setup ## a model repository for NVIDIA's Triton, in model_store/triton/ 
 	@$(RUN) -m export_scripts.triton --store model_store --output model_store/triton --device "$(DEVICE)" \
 		$(call GIVEN,MODEL,--model) $(call GIVEN,PRECISION,--precision)
 
+.PHONY: tune
+tune: setup ## MODEL=… : time precisions, workers x threads and batches on this machine; archives with the best
+	@$(RUN) -m export_scripts.tune --model "$(MODEL)" --device "$(DEVICE)" $(call GIVEN,TEXT_MODEL,--text-model)
+
 .PHONY: serve
 serve: setup ## start TorchServe on the archives; prints URL, token and three curl lines
 	@$(RUN) -m serving serve

@@ -211,15 +211,14 @@ def plot(timings: Sequence[Timing], chosen: Sequence[Timing], path: Path) -> Non
                 s=[12 + 3 * t.batch for t in points],
                 marker="osD^v"[index % 5],
                 alpha=0.6,
-                label=f"{layout[0]} workers x {layout[1]} threads",
+                label=f"{layout[0]} x {layout[1]}",
             )
         axes.scatter([_loss(best)], [best.per_second], s=320, facecolors="none", edgecolors="black")
         axes.annotate(
             f"{best.precision}, batch {best.batch}",
             (_loss(best), best.per_second),
             textcoords="offset points",
-            xytext=(0, -24),
-            ha="center",
+            xytext=(16, -4),
         )
         axes.set_xscale("log")
         axes.invert_xaxis()
@@ -228,7 +227,7 @@ def plot(timings: Sequence[Timing], chosen: Sequence[Timing], path: Path) -> Non
         axes.set_title(f"{best.modality} encoder")
         axes.set_xlabel("1 - min cosine to the original (further right is closer)")
         axes.set_ylabel("pictures/s" if best.modality == "image" else f"texts of {TEXT_TOKENS} tokens/s")
-        axes.legend(title="larger marks: larger batches", fontsize=8, title_fontsize=8)
+        axes.legend(title="workers x threads; larger: larger batch", fontsize=8, title_fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
