@@ -191,7 +191,7 @@ class Aoti(_ZipFormat):
 
         with _quiet_export(), fresh_cache(dir=str(path.parent)):
             program = _export(encoder, inputs)
-            aoti_compile_and_package(program, package_path=path, inductor_configs=dict(self.options))
+            aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(self.options))
 
     def load(self, path: Path, device: torch.device) -> Run:
         """`aoti_load_package`."""
