@@ -156,6 +156,8 @@ class Aoti(_ZipFormat):
     options: Mapping[str, Any] = {
         # Weights are packed for oneDNN once, now, and not at every call.
         "freezing": True,
+        # The instruction sets of the kernels it writes, which `cpu_capability` names, and no others.
+        "cpp.march": "",
         # As many threads as the worker is given, not as this process has.
         "cpp.dynamic_threads": True,
     }
@@ -189,7 +191,7 @@ class Aoti(_ZipFormat):
 
         with _quiet_export(), fresh_cache(dir=str(path.parent)):
             program = _export(encoder, inputs)
-            aoti_compile_and_package(program, package_path=path, inductor_configs=dict(self.options))
+            aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(self.options))
 
     def load(self, path: Path, device: torch.device) -> Run:
         """`aoti_load_package`."""
@@ -199,8 +201,8 @@ class Aoti(_ZipFormat):
 class Onnx:
     """A graph of ONNX's standard operators, weights inside; extra files are metadata properties."""
 
-    # ONNX Runtime has no bfloat16 kernels for a CPU.
-    precisions: Mapping[Device, tuple[Precision, ...]] = {"cpu": ("fp32",), "cuda": ()}
+    # ONNX Runtime's CPU kernels take no bfloat16; float16 they compute in float32.
+    precisions: Mapping[Device, tuple[Precision, ...]] = {"cpu": ("fp32", "fp16"), "cuda": ()}
     libraries: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
 
     def check(self) -> None:
@@ -349,6 +351,7 @@ def _quiet_export() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+            warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
             yield
     finally:
         registration.setLevel(level)

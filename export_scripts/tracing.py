@@ -192,8 +192,8 @@ def _make_fastest(
     normalized: bool,
     work: Path,
 ) -> EncoderSpec:
-    native = cpu_has_native_bf16()
-    candidates = [p for p in FORMATS[format].precisions[device] if p != "bf16" or native]
+    native = {"fp32", "fp16"} if device == "cuda" else {"fp32", "bf16"} if cpu_has_native_bf16() else {"fp32"}
+    candidates = [p for p in FORMATS[format].precisions[device] if p in native]
     timed: list[tuple[float, EncoderSpec]] = []
     for precision in candidates:
         try:

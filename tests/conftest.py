@@ -10,18 +10,21 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.encoder_spec import Format, Modality, Precision
 from export_scripts.checkpoints import CheckpointPair, load_pair
 from export_scripts.tracing import export_encoder
 from tests import checkpoints
 
 CPU = torch.device("cpu")
+
+ExportedAs = Callable[[str, Format, Precision], Path]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -81,6 +84,34 @@ def store(pair: CheckpointPair, tmp_path_factory: pytest.TempPathFactory) -> Pat
     export_encoder(pair, "image", "cpu", "fp32", folder)
     export_encoder(pair, "text", "cpu", "fp32", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported_as(
+    clip_folder: Path,
+    multilingual_folder: Path,
+    m_clip_xlm_roberta_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ExportedAs:
+    """Exports `image` or a text layout in a format, each once: compiling takes a while. To be read only."""
+    folder = tmp_path_factory.mktemp("formats")
+    texts = {
+        "image": multilingual_folder,
+        "multilingual": multilingual_folder,
+        "clip": clip_folder,
+        "m-clip-xlm-r": m_clip_xlm_roberta_folder,
+    }
+    made: dict[tuple[str, Format, Precision], Path] = {}
+
+    def export(name: str, format: Format, precision: Precision) -> Path:
+        if (name, format, precision) not in made:
+            pair = load_pair(str(clip_folder), str(texts[name]))
+            modality: Modality = "image" if name == "image" else "text"
+            spec = export_encoder(pair, modality, "cpu", precision, folder / name, format=format)
+            made[name, format, precision] = folder / name / spec.file_name
+        return made[name, format, precision]
+
+    return export
 
 
 @pytest.fixture(scope="session")

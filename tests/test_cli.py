@@ -161,7 +161,50 @@ def test_verify_measures_what_export_certified(
         ["--store", str(store), "--model", str(made / "clip"), "--text-model", str(made / "multilingual")]
     ) == 0  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["variant", "clip-image-cpu-fp32", "clip-text-cpu-fp32"]
+    assert lines[0].split() == ["artefact", "format", "precision", "MB", "max-abs", "min", "cosine", "s"]
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["clip-image-cpu-fp32.pt", "torchscript", "fp32"], ["clip-text-cpu-fp32.pt", "torchscript", "fp32"],
+    ]  # fmt: skip
+
+
+def test_every_kind_in_one_table(capsys: pytest.CaptureFixture[str], made: Path, tmp_path: Path) -> None:
+    """Two formats exported by the command, and what is changed in a folder for DJL."""
+    store = tmp_path / "store"
+    checkpoints = ["--model", str(made / "clip"), "--text-model", str(made / "multilingual")]
+    for format in ("djl", "onnx"):
+        status, message = run(
+            export.main,
+            capsys,
+            *checkpoints,
+            "--precision",
+            "fp32",
+            "--format",
+            format,
+            "--store",
+            str(store),
+        )
+        assert (status, message) == (0, "")
+    assert verify.main(["--store", str(store), *checkpoints]) == 0
+    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [
+        ["clip-image-cpu-fp32.onnx", "onnx", "fp32"],
+        ["clip-image-cpu-fp32.pt", "torchscript", "fp32"],
+        ["clip-text-cpu-fp32.onnx", "onnx", "fp32"],
+        ["clip-text-cpu-fp32.pt", "torchscript", "fp32"],
+        ["djl/clip-image-cpu-fp32/clip-image-cpu-fp32.pt", "djl", "fp32"],
+        ["djl/clip-text-cpu-fp32/clip-text-cpu-fp32.pt", "djl", "fp32"],
+    ]
+    beside = store / "djl" / "clip-text-cpu-fp32" / "tokenizer.json"
+    beside.write_text(beside.read_text() + " ")
+    status, message = run(verify.main, capsys, "--store", str(store), *checkpoints)
+    assert_one_sentence(status, message, "tokenizer.json", "not what is inside", "FORMAT=djl")
+    shutil.rmtree(store / "djl")
+    path = store / "clip-image-cpu-fp32.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # in a weight
+    path.write_bytes(content)
+    status, message = run(verify.main, capsys, "--store", str(store), *checkpoints)
+    assert_one_sentence(status, message, "fp32.onnx: changed since its export", "make export")
 
 
 def test_verify_against_another_checkpoint(

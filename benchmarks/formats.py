@@ -1,0 +1,170 @@
+"""Every format and precision beside each other, full size: `python -m benchmarks.formats`.
+
+Full-size checkpoints (ViT-B/32 and the multilingual DistilBERT's shape) with seeded random weights, one
+thread. What is timed is the CPU time of a call, in turns over all files, so that other work on the machine
+weighs on all alike and waiting for a core does not count. Writes its table into docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from clipserve.encoder_spec import EncoderSpec, Format, Modality, Precision
+from clipserve.errors import ClipServeError
+from export_scripts.checkpoints import CheckpointPair, load_pair
+from export_scripts.formats import FORMATS, Run
+from export_scripts.tracing import export_encoder
+from tests.checkpoints import (
+    DISTILBERT_MULTILINGUAL,
+    TINY_CLIP,
+    TINY_TEXT,
+    VIT_B_32,
+    write_clip,
+    write_multilingual,
+)
+
+PAGE = Path(__file__).parents[1] / "docs" / "formats.md"
+BEGIN, END = "<!-- written by benchmarks/formats.py -->\n", "<!-- end -->\n"
+
+VARIANTS: tuple[tuple[Format, Precision], ...] = (
+    ("torchscript", "fp32"),
+    ("torchscript", "bf16"),
+    ("onnx", "fp32"),
+    ("aoti", "bf16"),
+    ("aoti", "fp32"),
+)
+BATCHES = (1, 8)
+TOKENS = 16  # length of the timed texts
+WARM_UP = 3  # calls; the first two are TorchScript's profiling executor's
+
+
+@dataclass
+class Measured:
+    """What was measured of one file.
+
+    Attributes:
+        milliseconds: CPU time of a call by batch size, one entry for each round.
+    """
+
+    spec: EncoderSpec
+    export_seconds: float
+    megabytes: float
+    milliseconds: dict[int, list[float]] = field(default_factory=dict)
+
+
+def inputs(spec: EncoderSpec, batch: int) -> tuple[Tensor, ...]:
+    """Noise of the encoder's size, or texts of `TOKENS` tokens."""
+    rng = np.random.default_rng(batch)
+    if spec.image is not None:
+        size = (batch, 3, spec.image.crop_height, spec.image.crop_width)
+        return (torch.from_numpy(rng.integers(0, 256, size, dtype=np.uint8)),)
+    ids = torch.from_numpy(rng.integers(10, 500, (batch, TOKENS), dtype=np.int64))
+    return ids, torch.ones_like(ids)
+
+
+def measure(pair: CheckpointPair, modality: Modality, store: Path, rounds: int) -> list[Measured]:
+    """Exports one encoder in every variant and times them in turns."""
+    measured: list[Measured] = []
+    runs: list[Run] = []
+    for format, precision in VARIANTS:
+        start = time.perf_counter()
+        spec = export_encoder(pair, modality, "cpu", precision, store, format=format)
+        seconds = time.perf_counter() - start
+        path = store / spec.file_name
+        measured.append(Measured(spec, seconds, path.stat().st_size / 1e6))
+        runs.append(FORMATS[format].load(path, torch.device("cpu")))
+        print(f"{spec.file_name}: exported and proven in {seconds:.0f} s", flush=True)
+    with torch.inference_mode():
+        for batch in BATCHES:
+            given = inputs(measured[0].spec, batch)
+            for run in runs:
+                for _ in range(WARM_UP):
+                    run(*given)
+            for _ in range(rounds):
+                for entry, run in zip(measured, runs, strict=True):
+                    start = time.process_time()
+                    run(*given)
+                    spent = 1000 * (time.process_time() - start)
+                    entry.milliseconds.setdefault(batch, []).append(spent)
+    return measured
+
+
+def table(measured: Sequence[Measured]) -> str:
+    """Markdown: a row for each file."""
+    columns = ["encoder", "format", "precision", "MB", "max-abs", "min cosine", "export, s"]
+    columns += [f"batch {batch}, ms" for batch in BATCHES]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for entry in measured:
+        spec, certificate = entry.spec, entry.spec.certificate
+        times = [_median_and_spread(entry.milliseconds[batch]) for batch in BATCHES]
+        cells = [
+            spec.modality,
+            f"`{spec.format}`",
+            spec.precision,
+            f"{entry.megabytes:.0f}",
+            f"{certificate.max_abs_diff:.1e}",
+            f"{certificate.min_cosine:.6f}",
+            f"{entry.export_seconds:.0f}",
+            *times,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _median_and_spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.formats", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--tiny", action="store_true", help="tiny checkpoints, and the table printed only")
+    arguments = parser.parse_args(argv)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    clip_shape, text_shape = (TINY_CLIP, TINY_TEXT) if arguments.tiny else (VIT_B_32, DISTILBERT_MULTILINGUAL)
+    loads = [os.getloadavg()[0]]
+    measured: list[Measured] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="clipserve-formats-") as name:
+            work = Path(name)
+            clip = write_clip(work / "clip-ViT-B-32", clip_shape)
+            pair = load_pair(str(clip), str(write_multilingual(work / "multilingual", text_shape)))
+            modalities: tuple[Modality, ...] = ("image", "text")
+            for modality in modalities:
+                measured += measure(pair, modality, work / "store", arguments.rounds)
+                loads.append(os.getloadavg()[0])
+                print(table(measured), flush=True)
+    except ClipServeError as error:
+        print(f"formats: {error}", file=sys.stderr)
+        return 1
+    said = (
+        f"{table(measured)}\nMedian (least–most) of {arguments.rounds} rounds, CPU time of one thread; texts "
+        f"of {TOKENS} tokens; load average {', '.join(f'{load:.1f}' for load in loads)} before, between and "
+        f"after, on {os.cpu_count()} cores; PyTorch {torch.__version__}.\n"
+    )
+    print(said)
+    if not arguments.tiny:
+        page = PAGE.read_text(encoding="utf-8")
+        before, _, rest = page.partition(BEGIN)
+        PAGE.write_text(before + BEGIN + said + END + rest.partition(END)[2], encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
