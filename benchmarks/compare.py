@@ -49,7 +49,6 @@ VERSIONS = (
     "pillow",
     "numpy",
     "tokenizers",
-    "aiohttp",
 )
 
 

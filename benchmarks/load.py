@@ -15,8 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-import aiohttp
+import httptools
 import numpy as np
 
 from benchmarks.child import Job, Result, answer_jobs
@@ -28,6 +30,7 @@ FRESH = b"@@@@@@@@@@"
 ANSWERS_PER_CLIENT = 2
 PATIENCE = 4  # times the wanted duration
 TIMEOUT_SECONDS = 120.0
+REFUSED_SECONDS = 0.05  # a refused caller does not hammer
 
 
 @dataclass(frozen=True)
@@ -80,23 +83,97 @@ class LoadResult:
     response_bytes: float = 0.0
 
 
+class Connection(asyncio.Protocol):
+    """A kept-alive connection with one request under way at most.
+
+    A client library takes ten times the CPU for each request, which would be missing to the server beside it.
+
+    Attributes:
+        open: whether another request may be sent.
+    """
+
+    def __init__(self) -> None:
+        self.open = False
+        self._transport: asyncio.Transport
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._answer: asyncio.Future[tuple[int, int]] | None = None
+        self._received = 0
+
+    async def ask(self, request: Sequence[bytes]) -> tuple[int, int]:
+        """Sends a request; the answer's status, and the size of its body.
+
+        Raises:
+            OSError: the connection ended before the answer did.
+        """
+        loop = asyncio.get_running_loop()
+        self._answer = loop.create_future()
+        self._received = 0
+        patience = loop.call_later(TIMEOUT_SECONDS, self._transport.abort)
+        self._transport.writelines(request)
+        try:
+            return await self._answer
+        finally:
+            patience.cancel()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.open = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio."""
+        self.open = False
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(exc or ConnectionResetError("closed before the answer's end"))
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio."""
+        self._parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        """Called by httptools."""
+        self._received += len(body)
+
+    def on_message_complete(self) -> None:
+        """Called by httptools."""
+        if not self._parser.should_keep_alive():
+            self.close()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result((self._parser.get_status_code(), self._received))
+
+    def close(self) -> None:
+        """Ends it."""
+        self.open = False
+        self._transport.close()
+
+
 class Generator:
     """One job's requests, and what became of them.
 
     Attributes:
         answers: of each answer, when its latency began to count and when it came; seconds.
+        errors: what else came, and how often.
+        received: bytes of all answers' bodies.
     """
 
-    def __init__(self, job: LoadJob, session: aiohttp.ClientSession):
+    def __init__(self, job: LoadJob):
         self._job = job
-        self._session = session
         self._bodies = [Path(path).read_bytes() for path in job.bodies]
         self._fresh = FRESH in self._bodies[0]
         self._number = time.time_ns() // 1_000_000
         self._sent = 0
+        self._idle: list[Connection] = []
         self.answers: list[tuple[float, float]] = []
         self.errors: Counter[str] = Counter()
         self.received = 0
+        url = urlsplit(job.url)
+        self._host, self._port = url.hostname or "", url.port or 80
+        lines = [f"POST {url.path} HTTP/1.1", f"Host: {url.netloc}"]
+        lines += [f"{name}: {value}" for name, value in job.headers.items()]
+        self._heads = [
+            "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() for body in self._bodies
+        ]
 
     @property
     def request_bytes(self) -> float:
@@ -105,22 +182,40 @@ class Generator:
 
     async def ask(self, since: float) -> None:
         """One request, whose latency counts from `since`."""
-        body = self._bodies[self._sent % len(self._bodies)]
+        which = self._sent % len(self._bodies)
+        body = self._bodies[which]
         self._sent += 1
         if self._fresh:
             body = body.replace(FRESH, b"%010d" % ((self._number + self._sent) % 10**10))
         try:
-            async with self._session.post(self._job.url, data=body, headers=self._job.headers) as response:
-                answer = await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
+            connection = await self._connection()
+            status, size = await connection.ask((self._heads[which], body))
+        except OSError as error:
             self.errors[type(error).__name__] += 1
-            await asyncio.sleep(0.05)  # a refused caller does not hammer
+            await asyncio.sleep(REFUSED_SECONDS)
             return
-        if response.status != HTTPStatus.OK:
-            self.errors[str(response.status)] += 1
+        if connection.open:
+            self._idle.append(connection)
+        if status != HTTPStatus.OK:
+            self.errors[str(status)] += 1
+            await asyncio.sleep(REFUSED_SECONDS)
             return
-        self.received += len(answer)
+        self.received += size
         self.answers.append((since, time.perf_counter()))
+
+    async def _connection(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.open:
+                return connection
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(Connection, self._host, self._port)
+        return connection
+
+    def close(self) -> None:
+        """Ends its connections."""
+        for connection in self._idle:
+            connection.close()
 
     async def closed_loop(self, clients: int) -> float:
         """Runs the clients until each has its last answer; when the measurement began."""
@@ -177,14 +272,14 @@ def _rate(moments: Sequence[float]) -> float:
 async def run(job: LoadJob) -> LoadResult:
     """Sends the requests of a job, waits for all their answers, and sums up."""
     start, cpu = time.perf_counter(), time.process_time()
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(TIMEOUT_SECONDS)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        generator = Generator(job, session)
+    generator = Generator(job)
+    try:
         if job.clients is not None:
             begin = await generator.closed_loop(job.clients)
         else:
             begin = await generator.open_loop(job.rate or 0.0)
+    finally:
+        generator.close()
     answers = generator.answers
     result = LoadResult(
         answered=len(answers),

@@ -96,7 +96,7 @@ class HttpPeer(Protocol):
         """All of it."""
 
     def workers(self) -> dict[str, list[psutil.Process]]:
-        """Its processes by what they serve."""
+        """Its processes by what they serve; empty where one process serves everything."""
 
     def target(self, workload: Workload) -> Target:
         """Where a workload's requests go."""
@@ -272,7 +272,7 @@ class _ProcessPeer:
 
     def workers(self) -> dict[str, list[psutil.Process]]:
         """See `HttpPeer`."""
-        return {"all": self.processes()}
+        return {}
 
 
 class InfinityPeer(_ProcessPeer):
@@ -373,6 +373,11 @@ class RayServePeer(_OurBodies, _ProcessPeer):
         first = time.perf_counter() - begin
         _check_same(decode_vector(answer["data"][0]["embedding"]), self._inputs.reference, self.title)
         return {"cold_start_s": first, "ready_s": first}
+
+    def workers(self) -> dict[str, list[psutil.Process]]:
+        """See `HttpPeer`."""
+        everything = self.processes()
+        return {name: [p for p in everything if f":{name}" in p.name()] for name in ENDPOINTS}
 
     @property
     def _key_file(self) -> Path:

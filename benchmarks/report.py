@@ -38,6 +38,7 @@ LINES = {"sentence_transformers": "--", "openvino": "-.", "limit": ":"}
 MARKERS = {"clipserve": "o", "ray_serve": "s", "infinity": "^"}
 
 CLIENTS = (1, 8, 32)
+QUIET_CORES = 0.1  # more than that is somebody else's work
 SHARES = (50, 80, 110)
 
 Row = Sequence[str]
@@ -64,10 +65,11 @@ def write_page(results: Results) -> None:
         _plot_throughput(results, PLOTS / "throughput.png")
         _plot_latency(results, PLOTS / "latency.png")
         _plot_open_loop(results, PLOTS / "open-loop.png")
-    PAGE.write_text("\n".join(_page(results)) + "\n", encoding="utf-8")
+    PAGE.write_text("\n".join(page(results)) + "\n", encoding="utf-8")
 
 
-def _page(results: Results) -> Iterator[str]:
+def page(results: Results) -> Iterator[str]:
+    """The lines of `docs/benchmarks.md`."""
     yield "# Benchmarks"
     yield ""
     yield "Written by `make bench`, and again by `make bench-report`, from `benchmarks/results/latest.json`."
@@ -83,7 +85,7 @@ def _page(results: Results) -> Iterator[str]:
     yield (
         "Closed loop: each client asks again as soon as it is answered. Medians of the rounds, rates with "
         "their spread. *CPU* is that of the server's whole process tree. *load gen.* is the share of one "
-        "core that the load generator took, a process of its own, the same for all; the server did not have it."
+        "core that the load generator took: a process of its own, the same for all."
     )
     yield ""
     yield "![throughput by clients](benchmarks/throughput.png)"
@@ -182,7 +184,8 @@ def _how(results: Results) -> Iterator[str]:
     yield (
         f"* {settings['rounds']} rounds, {settings['seconds']:g} s a measurement, peers in turns; load "
         f"average at their begin {', '.join(f'{value:.1f}' for value in load)}; other programs took "
-        f"{others:.2f} cores during the median measurement{'' if others < 0.1 else ': **the machine was not quiet**'}"
+        f"{others:.2f} cores during the median measurement"
+        + (": **the machine was not quiet**" if others > QUIET_CORES else "")
     )
     for peer, note in _missing(results):
         yield f"* **{NAMES[peer]} was not measured**: {note}"
