@@ -24,6 +24,7 @@ import transformers
 
 from benchmarks import ratios, report
 from benchmarks.child import say
+from benchmarks.peers import INFINITY_ENVIRONMENT
 from benchmarks.rounds import Rounds, archive_settings
 from benchmarks.workloads import SIZES, write_pictures
 from clipserve.client import ENDPOINTS
@@ -35,9 +36,9 @@ from export_scripts.export import export_pair
 from tests.checkpoints import DISTILBERT_MULTILINGUAL, VIT_B_32, write_clip, write_multilingual
 
 # Checkpoints, pictures and archives; the first two are made once.
-WORK = Path(".bench")
+WORK = Path(__file__).parents[1] / ".bench"
 
-SECONDS = 3.0
+SECONDS = 2.5
 ROUNDS = 3
 
 VERSIONS = (
@@ -182,7 +183,14 @@ def _machine() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in VERSIONS} | {"python": platform.python_version()}
+    found = {name: metadata.version(name) for name in VERSIONS} | {"python": platform.python_version()}
+    # The environment of a peer, which runs another transformers.
+    folders = [str(folder) for folder in INFINITY_ENVIRONMENT.glob("lib/*/site-packages")]
+    for distribution in metadata.distributions(path=folders):
+        if distribution.name in ("infinity-emb", "torch", "transformers"):
+            prefix = "" if distribution.name == "infinity-emb" else "infinity-emb's "
+            found[f"{prefix}{distribution.name}"] = distribution.version
+    return found
 
 
 def _mean_size(paths: Sequence[Path]) -> float:

@@ -29,6 +29,7 @@ FRESH = b"@@@@@@@@@@"
 # A server that answers in large batches needs a few of them before a rate means something.
 ANSWERS_PER_CLIENT = 2
 PATIENCE = 4  # times the wanted duration
+LEAST_ARRIVALS = 10
 TIMEOUT_SECONDS = 120.0
 REFUSED_SECONDS = 0.05  # a refused caller does not hammer
 
@@ -250,12 +251,12 @@ class Generator:
 
 
 def _arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
-    """Moments of a Poisson process, in seconds from its begin."""
+    """Moments of a Poisson process, in seconds from its begin; at least a few, however slow it is."""
     rng = np.random.default_rng(seed)
-    due = rng.exponential(1 / rate)
-    while due < seconds:
+    due, count = rng.exponential(1 / rate), 0
+    while due < seconds or count < LEAST_ARRIVALS:
         yield due
-        due += rng.exponential(1 / rate)
+        due, count = due + rng.exponential(1 / rate), count + 1
 
 
 def _rate(moments: Sequence[float]) -> float:
@@ -264,8 +265,6 @@ def _rate(moments: Sequence[float]) -> float:
     A count over a window would be off by up to a batch at either end, which is much where a server answers
     32 requests at once.
     """
-    if len(moments) < 2 or moments[-1] == moments[0]:
-        return 0.0
     return float(np.polyfit(np.array(moments) - moments[0], np.arange(len(moments)), 1)[0])
 
 
@@ -288,12 +287,17 @@ async def run(job: LoadJob) -> LoadResult:
         request_bytes=generator.request_bytes,
         response_bytes=generator.received / max(1, len(answers)),
     )
-    latencies = [1000 * (done - since) for since, done in answers if since >= begin]
-    if latencies:
-        quantiles = np.quantile(latencies, (0.5, 0.95, 0.99))
-        result.requests = len(latencies)
+    if answers:
+        # On a machine so slow that nothing was asked after the warm-up, the warm-up is all there is.
+        counted = [(since, done) for since, done in answers if since >= begin] or answers
+        quantiles = np.quantile([1000 * (done - since) for since, done in counted], (0.5, 0.95, 0.99))
+        result.requests = len(counted)
         result.p50_ms, result.p95_ms, result.p99_ms = (float(q) for q in quantiles)
-        result.rate = _rate([done for _, done in answers if done >= begin])
+        moments = [done for _, done in answers if done >= begin]
+        if len(set(moments)) > 1:
+            result.rate = _rate(moments)
+        else:
+            result.rate = len(answers) / (answers[-1][1] - answers[0][0])
     return result
 
 

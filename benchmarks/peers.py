@@ -29,6 +29,9 @@ from serving.server import Server, free_ports, private_server
 
 ROOT = Path(__file__).parents[1]
 
+INFINITY_ENVIRONMENT = ROOT / ".venv-infinity"
+RAY_ENVIRONMENT = ROOT / ".venv-scale"
+
 START_SECONDS = 300.0
 POLL_SECONDS = 0.1
 STOP_SECONDS = 15.0
@@ -292,7 +295,7 @@ class InfinityPeer(_ProcessPeer):
         begin = time.perf_counter()
         self._run(
             [
-                str(ROOT / ".venv-infinity" / "bin" / "infinity_emb"),
+                str(INFINITY_ENVIRONMENT / "bin" / "infinity_emb"),
                 "v2",
                 *("--model-id", str(self._model.resolve())),
                 *("--served-model-name", "clip"),
@@ -359,7 +362,7 @@ class RayServePeer(_OurBodies, _ProcessPeer):
         begin = time.perf_counter()
         self._run(
             [
-                str(ROOT / ".venv-scale" / "bin" / "python"),
+                str(RAY_ENVIRONMENT / "bin" / "python"),
                 *("-m", "scale.serve_app"),
                 *("--store", str(self._inputs.store)),
                 *("--port", str(port)),

@@ -5,41 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from benchmarks.plots import CLIENTS, NAMES, SERVERS, SHARES, figures_of, write_plots
 from benchmarks.ratios import RATIOS, Results
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "benchmarks"
 
-NAMES = {
-    "clipserve": "clipserve (TorchServe)",
-    "ray_serve": "clipserve on Ray Serve",
-    "infinity": "infinity-emb",
-    "sentence_transformers": "sentence-transformers",
-    "openvino": "OpenVINO",
-}
-SERVERS = ("clipserve", "ray_serve", "infinity")
-
-# Okabe and Ito's colours, which colour-blind people tell apart too.
-COLOURS = {
-    "clipserve": "#0072B2",
-    "ray_serve": "#56B4E9",
-    "infinity": "#D55E00",
-    "sentence_transformers": "#CC79A7",
-    "openvino": "#009E73",
-}
-LINES = {"sentence_transformers": "--", "openvino": "-.", "limit": ":"}
-MARKERS = {"clipserve": "o", "ray_serve": "s", "infinity": "^"}
-
-CLIENTS = (1, 8, 32)
 QUIET_CORES = 0.1  # more than that is somebody else's work
-SHARES = (50, 80, 110)
 
 Row = Sequence[str]
 
@@ -61,10 +35,7 @@ def summary(results: Results) -> str:
 def write_page(results: Results) -> None:
     """Writes `docs/benchmarks.md` and the plots beside it."""
     PLOTS.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        _plot_throughput(results, PLOTS / "throughput.png")
-        _plot_latency(results, PLOTS / "latency.png")
-        _plot_open_loop(results, PLOTS / "open-loop.png")
+    write_plots(results, PLOTS)
     PAGE.write_text("\n".join(page(results)) + "\n", encoding="utf-8")
 
 
@@ -248,7 +219,7 @@ _CLOSED_HEAD = ("", "", "items/s", "p50 ms", "p95 ms", "p99 ms", "CPU ms per ite
 def _closed_rows(results: Results, measurements: Sequence[str]) -> Iterator[Row]:
     for measurement in measurements:
         for server in SERVERS:
-            figures = _get(results, server, measurement)
+            figures = figures_of(results, server, measurement)
             if figures is None:
                 continue
             low, high = (results[end][server][measurement]["rate"] for end in ("min", "max"))
@@ -266,7 +237,7 @@ def _closed_rows(results: Results, measurements: Sequence[str]) -> Iterator[Row]
 def _open_rows(results: Results) -> Iterator[Row]:
     for server in SERVERS:
         for share in SHARES:
-            figures = _get(results, server, f"image_open{share}")
+            figures = figures_of(results, server, f"image_open{share}")
             if figures is not None:
                 yield (
                     NAMES[server],
@@ -288,7 +259,7 @@ def _wire_rows(results: Results) -> Iterator[Row]:
     }
     for measurement, form in forms.items():
         for server in SERVERS:
-            figures = _get(results, server, measurement)
+            figures = figures_of(results, server, measurement)
             if figures is not None:
                 sizes = (figures["request_bytes"], figures["response_bytes"])
                 yield (form, NAMES[server], *(f"{size / 1000:.1f} kB" for size in sizes))
@@ -306,7 +277,7 @@ def _in_process_rows(results: Results) -> Iterator[Row]:
         ("openvino", "image_alone"): "pixels, batch 1, latency mode",
     }
     for (who, measurement), name in names.items():
-        figures = _get(results, who, measurement)
+        figures = figures_of(results, who, measurement)
         if figures is not None:
             yield (
                 NAMES[who],
@@ -329,7 +300,7 @@ def _floor_rows(results: Results) -> Iterator[Row]:
         "decode_12 MP": ("decode and resize 12 MP, ms", "p50_ms"),
     }
     for key, (name, figure) in floors.items():
-        both = (_get(results, f"floors_{how}", key) for how in ("alone", "together"))
+        both = (figures_of(results, f"floors_{how}", key) for how in ("alone", "together"))
         yield (name, *(_number(figures[figure]) if figures else "" for figures in both))
     for key, name in (
         ("model_gflops", "encoder, GFLOP/s"),
@@ -341,7 +312,7 @@ def _floor_rows(results: Results) -> Iterator[Row]:
 
 def _memory_rows(results: Results) -> Iterator[Row]:
     for server in SERVERS:
-        memory, start = _get(results, server, "rss_mb"), _get(results, server, "start")
+        memory, start = figures_of(results, server, "rss_mb"), figures_of(results, server, "start")
         if memory is not None and start is not None:
             yield (
                 NAMES[server],
@@ -372,11 +343,6 @@ def _table(head: Row, rows: Iterator[Row], caption: str = "") -> Iterator[str]:
     yield ""
 
 
-def _get(results: Results, who: str, what: str) -> dict[str, Any] | None:
-    figures: dict[str, Any] | None = results["median"].get(who, {}).get(what)
-    return figures
-
-
 def _failures(results: Results, server: str, measurement: str) -> str:
     """How many requests of all rounds failed, and with what."""
     kinds: dict[str, int] = {}
@@ -391,140 +357,3 @@ def _number(value: float) -> str:
     if value <= 0 or value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
-
-
-def _present(results: Results) -> list[str]:
-    return [server for server in SERVERS if server in results["median"]]
-
-
-def _plot_throughput(results: Results, path: Path) -> None:
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    servers = _present(results)
-    for axes, kind, unit in ((left, "image", "pictures"), (right, "text", "texts")):
-        for number, server in enumerate(servers):
-            _bars(
-                axes,
-                results,
-                server,
-                kind,
-                (number - (len(servers) - 1) / 2) * 0.8 / len(servers),
-                0.8 / len(servers),
-            )
-        limits = {
-            "sentence_transformers": (
-                "sentence-transformers, in process",
-                "image" if kind == "image" else "text_batch32",
-            ),
-        }
-        for who, (label, measurement) in limits.items():
-            figures = _get(results, who, measurement)
-            if figures is not None:
-                axes.axhline(figures["rate"], color=COLOURS[who], linestyle=LINES[who], label=label)
-        floor = "pipeline_batch8" if kind == "image" else "text_batch32"
-        name = "decode + encode in process, all cores" if kind == "image" else "encode in process, all cores"
-        axes.axhline(
-            results["median"]["floors_together"][floor]["rate"], color="black", linestyle=":", label=name
-        )
-        axes.set_xticks(range(len(CLIENTS)), [str(n) for n in CLIENTS])
-        axes.set_xlabel("clients, each with one request under way")
-        axes.set_ylabel(f"{unit} per second")
-        axes.set_title(
-            f"{unit.capitalize()}, one per request" + (" (0.3 MP)" if kind == "image" else " (40 languages)")
-        )
-        axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.42)
-        axes.legend(fontsize=8, loc="upper left", frameon=False)
-        axes.grid(axis="y", alpha=0.3)
-        axes.set_axisbelow(True)
-    figure.savefig(path, dpi=120)
-
-
-def _bars(axes: Axes, results: Results, server: str, kind: str, offset: float, width: float) -> None:
-    found = [_get(results, server, f"{kind}_c{n}") for n in CLIENTS]
-    rates = [figures["rate"] if figures else 0.0 for figures in found]
-    ends = [
-        [results[end][server].get(f"{kind}_c{n}", {}).get("rate", 0.0) for n in CLIENTS]
-        for end in ("min", "max")
-    ]
-    spread = [
-        [rate - low for rate, low in zip(rates, ends[0], strict=True)],
-        [high - rate for rate, high in zip(rates, ends[1], strict=True)],
-    ]
-    places = [number + offset for number in range(len(CLIENTS))]
-    bars = axes.bar(
-        places, rates, width * 0.95, yerr=spread, capsize=3, color=COLOURS[server], label=NAMES[server]
-    )
-    axes.bar_label(bars, [_number(rate) for rate in rates], padding=3, fontsize=8)
-
-
-def _plot_latency(results: Results, path: Path) -> None:
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    for axes, kind, title in zip(
-        figure.subplots(1, 2), ("image", "text"), ("Pictures (0.3 MP)", "Texts"), strict=True
-    ):
-        servers = _present(results)
-        for number, server in enumerate(servers):
-            for place, clients in enumerate(CLIENTS):
-                figures = _get(results, server, f"{kind}_c{clients}")
-                if figures is None:
-                    continue
-                x = place + (number - (len(servers) - 1) / 2) * 0.22
-                axes.plot([x, x], [figures["p50_ms"], figures["p99_ms"]], color=COLOURS[server], linewidth=2)
-                for percentile, size in ((50, 9), (95, 6), (99, 4)):
-                    axes.plot(
-                        x,
-                        figures[f"p{percentile}_ms"],
-                        marker=MARKERS[server],
-                        markersize=size,
-                        color=COLOURS[server],
-                        linestyle="none",
-                        label=NAMES[server] if place == 0 and percentile == 50 else None,
-                    )
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_xticks(range(len(CLIENTS)), [str(n) for n in CLIENTS])
-        axes.set_xlim(-0.5, len(CLIENTS) - 0.5)
-        axes.set_xlabel("clients, each with one request under way")
-        axes.set_ylabel("latency in ms (log scale): p50, p95, p99 from large to small")
-        axes.set_title(title)
-        axes.legend(fontsize=8, loc="upper left", frameon=False)
-        axes.grid(axis="y", which="both", alpha=0.2)
-    figure.savefig(path, dpi=120)
-
-
-def _plot_open_loop(results: Results, path: Path) -> None:
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for server in _present(results):
-        points = [(share, _get(results, server, f"image_open{share}")) for share in SHARES]
-        found = [(share, figures) for share, figures in points if figures is not None]
-        for percentile, line in ((50, "-"), (99, "--")):
-            if found:
-                axes.plot(
-                    [figures["offered"] for _, figures in found],
-                    [figures[f"p{percentile}_ms"] for _, figures in found],
-                    linestyle=line,
-                    marker=MARKERS[server],
-                    color=COLOURS[server],
-                    label=f"{NAMES[server]}, p{percentile}",
-                )
-        for share, figures in found:
-            axes.annotate(
-                f"{share} %",
-                (figures["offered"], figures["p50_ms"]),
-                textcoords="offset points",
-                xytext=(0, -14),
-                ha="center",
-                fontsize=8,
-                color=COLOURS[server],
-            )
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlim(left=0)
-    axes.margins(y=0.15)
-    axes.set_xlabel("pictures per second that are due (share of the server's own capacity)")
-    axes.set_ylabel("latency from the due moment, ms (log scale)")
-    axes.set_title("Open loop: pictures of 0.3 MP, Poisson arrivals")
-    axes.legend(fontsize=8, frameon=False)
-    axes.grid(which="both", alpha=0.2)
-    figure.savefig(path, dpi=120)
