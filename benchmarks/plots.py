@@ -52,6 +52,8 @@ KINDS: tuple[Literal["image", "text"], ...] = ("image", "text")
 
 SIZE = (10.5, 4.6)  # inches
 RESOLUTION = 120  # dots per inch
+# So that a line that passes a label does not strike it out.
+BEHIND_LABELS = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
 
 
 def write_plots(results: Results, folder: Path) -> None:
@@ -77,6 +79,10 @@ def _answered(results: Results, who: str, what: str) -> dict[str, Any] | None:
 
 def _present(results: Results) -> list[str]:
     return [server for server in SERVERS if server in results["median"]]
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _beside(count: int, number: int) -> float:
@@ -116,7 +122,7 @@ def _bars(axes: Axes, results: Results, server: str, kind: str, offset: float, w
             color=COLOURS[server],
             label=NAMES[server] if place == 0 else None,
         )
-        axes.bar_label(bars, [f"{rate:.3g}"], padding=3, fontsize=8)
+        axes.bar_label(bars, [_short(rate)], padding=3, fontsize=8, bbox=BEHIND_LABELS)
 
 
 def _latency(figure: Figure, results: Results) -> None:
@@ -134,7 +140,7 @@ def _latency(figure: Figure, results: Results) -> None:
                     label = f"{NAMES[server]}: p50" if place == 0 and percentile == 50 else None
                     axes.plot(x, figures[f"p{percentile}_ms"], markersize=size, label=label, **style)
                 axes.annotate(
-                    f"{figures['p50_ms']:.3g}",
+                    _short(figures["p50_ms"]),
                     (x, figures["p50_ms"]),
                     textcoords="offset points",
                     xytext=(0, -15),
@@ -188,7 +194,7 @@ def _open_loop(figure: Figure, results: Results) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlim(0, axes.get_xlim()[1] * 1.05)
         axes.margins(y=0.2)
-        axes.set_xlabel("pictures per second that are due (% of the server's own capacity)")
+        axes.set_xlabel("pictures due per second (labels: share of the server's capacity)")
         axes.set_title(f"Open loop, pictures of 0.3 MP: p{percentile}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)

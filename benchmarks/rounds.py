@@ -132,7 +132,7 @@ class Rounds:
             self._originals = self._child("benchmarks.in_process", cores)
             originals = self._originals.ask({"load": "sentence-transformers", **given})
             threads = archive_settings(store / "clip_image.mar")["handler"]["threads"]
-            floors = {"store": str(store), **given, **_shapes_of_image_encoder(clip), "threads": threads}
+            floors = {"store": str(store), **given, **image_encoder_shapes(clip), "threads": threads}
             self._floors = [self._child("benchmarks.floors", 1) for _ in range(cores)]
             self.encoders = ask_together(self._floors, floors)[0]
             inputs = Inputs(pictures, clip, text, store, np.array(originals["reference"], np.float32))
@@ -179,7 +179,7 @@ class Rounds:
             found["openvino"] = self._or_note("openvino", self._openvino.ask, job)
         short = self._seconds / 2
         found["floors_alone"] = self._floors[0].ask({"seconds": short, "alone": True})
-        found["floors_together"] = _joined(ask_together(self._floors, {"seconds": short, "alone": False}))
+        found["floors_together"] = joined(ask_together(self._floors, {"seconds": short, "alone": False}))
         return {name: figures for name, figures in found.items() if figures != {}}
 
     def _child(self, module: str, threads: int) -> Child:
@@ -279,19 +279,19 @@ def _busy_seconds() -> float:
     return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
 
-def _joined(figures: Sequence[Figures]) -> Figures:
+def joined(figures: Sequence[Figures]) -> Figures:
     """Of children that measured at the same time: rates added, everything else averaged."""
-    joined: Figures = {}
+    total: Figures = {}
     for key, first in figures[0].items():
         values = [f[key] for f in figures]
         if isinstance(first, Mapping):
-            joined[key] = _joined(values)
+            total[key] = joined(values)
         else:
-            joined[key] = sum(values) if key == "rate" else sum(values) / len(values)
-    return joined
+            total[key] = sum(values) if key == "rate" else sum(values) / len(values)
+    return total
 
 
-def _shapes_of_image_encoder(clip: Path) -> Figures:
+def image_encoder_shapes(clip: Path) -> Figures:
     """Its matrix products and floating-point operations, from the checkpoint's config."""
     inner = clip / "0_CLIPModel"
     config = transformers.CLIPConfig.from_pretrained(inner if inner.is_dir() else clip)

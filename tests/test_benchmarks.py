@@ -13,12 +13,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import ratios, report
 from benchmarks.child import Child, PeerError
 from benchmarks.load import FRESH, Generator, LoadJob, run
+from benchmarks.rounds import image_encoder_shapes, joined
 from benchmarks.workloads import KNOWN_LABELS, SIZES, WORKLOADS, labels, sentences, write_pictures
 from demo.captions import LANGUAGES
+from tests.checkpoints import write_clip
 
 
 class Answering(BaseHTTPRequestHandler):
@@ -164,6 +169,27 @@ def test_inputs_are_what_the_page_says(tmp_path: Path, monkeypatch: pytest.Monke
     before = found["2 MP"][0].read_bytes()
     found["2 MP"][0].unlink()
     assert write_pictures(tmp_path)["2 MP"][0].read_bytes() == before
+
+
+def test_flops_are_those_that_torch_counts(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip")
+    shapes = image_encoder_shapes(clip)
+    model = transformers.CLIPVisionModelWithProjection.from_pretrained(
+        clip / "0_CLIPModel", attn_implementation="eager"
+    )
+    edge = model.config.image_size
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        tokens = model(torch.zeros(1, 3, edge, edge)).last_hidden_state.shape[1]
+    assert shapes["tokens"] == tokens
+    assert shapes["flops"] == counter.get_total_flops()
+
+
+def test_of_children_side_by_side_rates_add_up() -> None:
+    alone = {"gemm_gflops": 2.0, "model": {"rate": 3.0, "cpu_ms_per_item": 5.0}}
+    beside = {"gemm_gflops": 4.0, "model": {"rate": 1.0, "cpu_ms_per_item": 7.0}}
+    together = joined([alone, beside])
+    assert together == {"gemm_gflops": 3.0, "model": {"rate": 4.0, "cpu_ms_per_item": 6.0}}
 
 
 def test_ratios_are_of_the_same_round() -> None:
