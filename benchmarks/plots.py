@@ -197,6 +197,7 @@ def _open_loop(figure: Figure, results: Results) -> None:
         axes.set_xlabel("pictures due per second (labels: share of the server's capacity)")
         axes.set_title(f"Open loop, pictures of 0.3 MP: p{percentile}")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, frameon=False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, frameon=False)
         axes.yaxis.set_tick_params(labelleft=True)
         axes.set_ylabel("latency from the due moment in ms (log scale)")
