@@ -192,25 +192,55 @@ $(OLD_TORCH_VENV)/.run-stamp: requirements/old-torch.lock requirements/old-torch
 	@$(OLD_TORCH) tests/old_torch/stand_ins.py
 	@touch $@
 
+##@ benchmarks
+
+INFINITY_VENV := .venv-infinity
+INFINITY := $(INFINITY_VENV)/bin/python
+BENCH = $(RUN) -m benchmarks.compare $(call GIVEN,SECONDS,--seconds) $(call GIVEN,ROUNDS,--rounds) \
+	$(call GIVEN,BENCH_STORE,--store) $(foreach w,$(WORKERS),--workers $(w))
+
+# A peer that cannot be installed here is named in the table; the others are measured without it.
+.PHONY: bench
+bench: $(VENV)/.bench-stamp ## all peers side by side, a quarter of an hour, 8 GB; SECONDS ROUNDS BENCH_STORE WORKERS=clip_image=2
+	@$(MAKE) --no-print-directory $(INFINITY_VENV)/.run-stamp || echo "infinity-emb cannot be installed here" >&2
+	@$(BENCH)
+
+.PHONY: bench-small
+bench-small: $(VENV)/.bench-stamp ## ours beside sentence-transformers in process, sized for CI: a minute or two
+	@$(BENCH) --small --output .bench/small.json
+
+.PHONY: bench-report
+bench-report: $(VENV)/.bench-stamp ## docs/benchmarks.md and its plots from benchmarks/results/latest.json
+	@$(RUN) -m benchmarks.compare --report
+
+$(VENV)/.bench-stamp: requirements/bench.lock $(VENV)/.dev-stamp
+	@$(call INSTALL,requirements/bench.lock)
+	@touch $@
+
+$(INFINITY):
+	@$(PYTHON) -m venv $(INFINITY_VENV) || { rm -rf $(INFINITY_VENV); exit 1; }
+
+$(INFINITY_VENV)/.run-stamp: requirements/infinity.lock requirements/torch.txt | $(INFINITY)
+	@echo "installing infinity-emb, a peer of the benchmark, into $(INFINITY_VENV)"
+	@$(subst $(RUN),$(INFINITY),$(call INSTALL,requirements/infinity.lock))
+	@$(INFINITY) -m pip install --quiet --disable-pip-version-check $$(cat requirements/torch.txt)
+	@touch $@
+
 ##@ work on it
 
 .PHONY: setup
 setup: $(VENV)/.run-stamp ## create .venv with pinned versions, and a Java where there is none
 
 .PHONY: test
-test: $(VENV)/.dev-stamp ## every test that needs no GPU, a real TorchServe included
+test: $(VENV)/.bench-stamp ## every test that needs no GPU, a real TorchServe included
 	@$(RUN) -m pytest -m "not full" $(PYTEST_ARGS)
 
 .PHONY: test-full
 test-full: $(VENV)/.dev-stamp ## the whole flow with full-size checkpoints (random weights): minutes, 6 GB
 	@$(RUN) -m pytest tests/full $(PYTEST_ARGS)
 
-.PHONY: bench
-bench: $(VENV)/.dev-stamp ## our server beside sentence-transformers, same inputs and cores: minutes
-	@$(RUN) -m benchmarks.compare
-
 .PHONY: check
-check: $(VENV)/.dev-stamp ## formatting, lint and types
+check: $(VENV)/.bench-stamp ## formatting, lint and types
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy

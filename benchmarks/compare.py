@@ -1,178 +1,204 @@
-"""Our server beside sentence-transformers in process, same inputs, same cores, in turns: `make bench`.
+"""Everything side by side in one run: `make bench`, `make bench-small`, `make bench-report`.
 
-Full-size checkpoints (ViT-B/32 and the multilingual DistilBERT's shape) with seeded random weights. What
-counts are the ratios, measured side by side in one run; the absolute numbers belong to that run's machine.
+Our server, the other servers, sentence-transformers and OpenVINO get the same pictures and sentences on the
+same cores, in turns, several rounds of them. Full-size checkpoints (ViT-B/32, and the shape of the
+multilingual DistilBERT) with seeded random weights. What counts are the ratios of one run; the absolute
+numbers belong to its machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import json
-import os
-import statistics
+import platform
+import shutil
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import psutil
-import torch
 import transformers
-from PIL import Image
-from sentence_transformers import SentenceTransformer
 
-from clipserve.client import Client
+from benchmarks import ratios, report
+from benchmarks.child import say
+from benchmarks.peers import INFINITY_ENVIRONMENT
+from benchmarks.rounds import Rounds, archive_settings
+from benchmarks.workloads import SIZES, write_pictures
+from clipserve.client import ENDPOINTS
 from clipserve.encoder import cpu_has_native_bf16
+from clipserve.encoder_spec import Precision
 from clipserve.errors import ClipServeError
-from demo.captions import load_vocabularies
-from demo.world import RUNNING_EXAMPLE
 from export_scripts.archive import build_archives
 from export_scripts.export import export_pair
-from export_scripts.parity_inputs import photograph_like
-from serving.server import private_server
+from serving.server import interrupt_on_sigterm
 from tests.checkpoints import DISTILBERT_MULTILINGUAL, VIT_B_32, write_clip, write_multilingual
 
-RESULTS = Path(__file__).parent / "results" / "latest.json"
+# Checkpoints, pictures and archives; the first two are made once.
+WORK = Path(__file__).parents[1] / ".bench"
 
-PHOTOGRAPH = (640, 480)  # pixels
-CLIENTS = (1, 8, 32)
+SECONDS = 2.5
 ROUNDS = 3
 
-Measured = dict[str, list[float]]
-
-
-def closed_loop(ask: Callable[[int], object], clients: int, seconds: float) -> tuple[float, list[float]]:
-    """Each client asks again as soon as it is answered.
-
-    Args:
-        ask: one request; its argument counts up.
-        clients: threads that ask.
-        seconds: how long.
-
-    Returns:
-        Requests per second, and the latency of each in seconds.
-    """
-    latencies: list[float] = []
-    failures: list[BaseException] = []
-    start = time.perf_counter()
-    deadline = start + seconds
-
-    def run(number: int) -> None:
-        count = number
-        try:
-            while (begin := time.perf_counter()) < deadline:
-                ask(count)
-                latencies.append(time.perf_counter() - begin)
-                count += clients
-        except ClipServeError as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-    return len(latencies) / (time.perf_counter() - start), latencies
-
-
-def measure_round(
-    client: Client, originals: dict[str, SentenceTransformer], photographs: Sequence[bytes], seconds: float
-) -> dict[str, float]:
-    """One round of every measurement, ours and theirs in turns."""
-    sentences = [v.captions(scene)[0] for v in load_vocabularies().values() for scene in RUNNING_EXAMPLE]
-    pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in photographs]
-    values: dict[str, float] = {"load_average": os.getloadavg()[0]}
-    kinds: dict[str, tuple[Callable[[int], object], Sequence[object]]] = {
-        "image": (lambda i: client.embed_images([photographs[i % len(photographs)]]), pictures),
-        "text": (lambda i: client.embed_texts([sentences[i % len(sentences)]]), sentences),
-    }
-    for kind, (ask, inputs) in kinds.items():
-        for clients in CLIENTS:
-            rate, latencies = closed_loop(ask, clients, seconds)
-            values[f"{kind}_http_c{clients}_per_s"] = rate
-            values[f"{kind}_http_c{clients}_p50_ms"] = 1000 * statistics.median(latencies)
-            values[f"{kind}_http_c{clients}_p95_ms"] = 1000 * float(np.quantile(latencies, 0.95))
-        start, done = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
-            originals[kind].encode(list(inputs)[:32], batch_size=32, show_progress_bar=False)
-            done += len(inputs[:32])
-        values[f"{kind}_sentence_transformers_per_s"] = done / (time.perf_counter() - start)
-    return values
+VERSIONS = (
+    "torch",
+    "torchserve",
+    "transformers",
+    "sentence-transformers",
+    "openvino",
+    "pillow",
+    "numpy",
+    "tokenizers",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="at least three for a spread")
+    parser.add_argument("--store", type=Path, help="archives made of the checkpoints; default: exported anew")
+    parser.add_argument("--model", type=Path, help="folder of the CLIP checkpoint; default: random weights")
+    parser.add_argument("--text-model", type=Path, help="folder of the text checkpoint, with --model")
+    parser.add_argument(
+        "--workers",
+        type=_workers,
+        action="append",
+        default=[],
+        metavar="ENDPOINT=N",
+        help="workers of one of our endpoints, where not what its archive says",
+    )
+    parser.add_argument("--small", action="store_true", help="ours and sentence-transformers only, one round")
+    parser.add_argument("--report", action="store_true", help="measure nothing: write the page and the plots")
+    parser.add_argument("--output", type=Path, default=ratios.LATEST, help="the JSON file")
     arguments = parser.parse_args(argv)
+    if (arguments.model is None) != (arguments.text_model is None):
+        parser.error("--model and --text-model go together")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    rng = np.random.default_rng(0)
-    photographs = []
-    for _ in range(32):
-        buffer = io.BytesIO()
-        photograph_like(rng, *PHOTOGRAPH).save(buffer, "JPEG", quality=90)
-        photographs.append(buffer.getvalue())
     try:
-        with tempfile.TemporaryDirectory(prefix="clipserve-bench-") as name:
-            work = Path(name)
-            clip = write_clip(work / "clip-ViT-B-32", VIT_B_32)
-            text = write_multilingual(work / "multilingual", DISTILBERT_MULTILINGUAL)
-            specs = export_pair(str(clip), str(text), "cpu", None, work / "store")
-            build_archives(work / "store", None, None)
-            originals = {
-                "image": SentenceTransformer(str(clip), device="cpu"),
-                "text": SentenceTransformer(str(text), device="cpu"),
-            }
-            torch.set_num_threads(psutil.cpu_count(logical=False) or 1)
-            server = private_server(work / "store", work / "server")
-            try:
-                begin = time.perf_counter()
-                server.start()
-                server.wait_ready()
-                cold_start = time.perf_counter() - begin
-                with server.client() as client:
-                    measure_round(client, originals, photographs, 1.0)  # warms both up
-                    rounds = [
-                        measure_round(client, originals, photographs, arguments.seconds)
-                        for _ in range(ROUNDS)
-                    ]
-            finally:
-                server.stop()
+        if not arguments.report:
+            measured = run(
+                seconds=arguments.seconds,
+                rounds=1 if arguments.small else arguments.rounds,
+                store=arguments.store,
+                checkpoints=(arguments.model, arguments.text_model) if arguments.model else None,
+                workers=dict(arguments.workers),
+                small=arguments.small,
+            )
+            ratios.write(measured, arguments.output)
+            print(report.summary(measured))
+        if arguments.output == ratios.LATEST:
+            report.write_page(ratios.read(ratios.LATEST))
     except ClipServeError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    measured: Measured = {key: [r[key] for r in rounds] for key in rounds[0]}
-    ratios = {
-        f"{kind}_http_c{clients}_vs_sentence_transformers": statistics.median(
-            r[f"{kind}_http_c{clients}_per_s"] / r[f"{kind}_sentence_transformers_per_s"] for r in rounds
-        )
-        for kind in ("image", "text")
-        for clients in CLIENTS
-    }
-    variants = [spec.stem for spec in specs]
-    result = {
-        "machine": {"cores": psutil.cpu_count(), "native_bf16": cpu_has_native_bf16()},
-        "variants": variants,
-        "cold_start_s": cold_start,
-        "measured": measured,
-        "ratios": ratios,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for key, values in measured.items():
-        print(f"{key:<40} {statistics.median(values):9.1f}  ({min(values):.1f} to {max(values):.1f})")
-    for key, ratio in ratios.items():
-        print(f"{key:<50} {ratio:.2f}")
-    print(f"cold start to first correct vectors: {cold_start:.1f} s; variants: {', '.join(variants)}")
     return 0
 
 
+def _workers(text: str) -> tuple[str, int]:
+    endpoint, _, count = text.partition("=")
+    if endpoint not in ENDPOINTS or not count.isdecimal() or int(count) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: should be one of {', '.join(ENDPOINTS)}, '=', a number")
+    return endpoint, int(count)
+
+
+def run(
+    *,
+    seconds: float,
+    rounds: int,
+    store: Path | None,
+    checkpoints: tuple[Path, Path] | None,
+    workers: Mapping[str, int],
+    small: bool,
+) -> ratios.Results:
+    """Prepares, measures all rounds, sums up; the content of `latest.json`.
+
+    Raises:
+        ClipServeError: ours or sentence-transformers cannot be measured; of another peer, it is noted.
+    """
+    begin = time.monotonic()
+    say("preparing checkpoints, pictures and archives")
+    clip, text = checkpoints or _random_checkpoints(WORK / "checkpoints")
+    pictures = write_pictures(WORK / "pictures")
+    if store is None:
+        store = WORK / "store"
+        shutil.rmtree(store, ignore_errors=True)
+        # Timing all precisions is the export's business; the CI-sized run takes the native one at once.
+        native: Precision = "bf16" if cpu_has_native_bf16() else "fp32"
+        export_pair(str(clip), str(text), "cpu", native if small else None, store)
+        build_archives(store, None, None)
+    with Rounds(store, clip, text, pictures, workers, seconds, small=small) as bench:
+        measured = [bench.measure(number, rounds) for number in range(1, rounds + 1)]
+        found: ratios.Results = {
+            "machine": _machine(),
+            "versions": _versions(),
+            "settings": {
+                "seconds": seconds,
+                "rounds": rounds,
+                "checkpoints": "random weights, full size" if checkpoints is None else clip.name,
+                "pictures": {
+                    key: {"pixels": SIZES[key][0], "count": len(paths), "bytes": _mean_size(paths)}
+                    for key, paths in pictures.items()
+                },
+                "endpoints": {name: archive_settings(store / f"{name}.mar") for name in ENDPOINTS},
+                "workers": dict(workers),
+                "encoders": bench.encoders,
+                "openvino": bench.openvino,
+            },
+            "peers": bench.notes,
+            **ratios.summarise(measured),
+        }
+    found["rss_image_worker_mb"] = found["median"]["clipserve"]["rss_mb"]["clip_image"]
+    found["cold_start_s"] = found["median"]["clipserve"]["start"]["cold_start_s"]
+    found["rounds"] = measured
+    found["took_s"] = time.monotonic() - begin
+    return found
+
+
+def _random_checkpoints(folder: Path) -> tuple[Path, Path]:
+    """Writes the full-size checkpoints where they are not there yet: CLIP and text."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".checkpoints-", dir=folder.parent) as name:
+            write_clip(Path(name) / "new" / "clip-ViT-B-32", VIT_B_32)
+            write_multilingual(Path(name) / "new" / "multilingual", DISTILBERT_MULTILINGUAL)
+            (Path(name) / "new").rename(folder)
+    return folder / "clip-ViT-B-32", folder / "multilingual"
+
+
+def _machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": psutil.cpu_count(),
+        "memory_gb": psutil.virtual_memory().total / 1e9,
+        "native_bf16": cpu_has_native_bf16(),
+        "instructions": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16") if f in flags],
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {name: metadata.version(name) for name in VERSIONS} | {"python": platform.python_version()}
+    # The environment of a peer, which runs another transformers.
+    folders = [str(folder) for folder in INFINITY_ENVIRONMENT.glob("lib/*/site-packages")]
+    for distribution in metadata.distributions(path=folders):
+        if distribution.name in ("infinity-emb", "torch", "transformers"):
+            prefix = "" if distribution.name == "infinity-emb" else "infinity-emb's "
+            found[f"{prefix}{distribution.name}"] = distribution.version
+    return found
+
+
+def _mean_size(paths: Sequence[Path]) -> float:
+    return sum(path.stat().st_size for path in paths) / len(paths)
+
+
 if __name__ == "__main__":
+    # The servers that it started end with it.
+    interrupt_on_sigterm()
     sys.exit(main())

@@ -1,7 +1,8 @@
 """Resolves the pinned versions of `pyproject.toml` anew, for Python 3.10 to 3.13: `make lock`.
 
 torch is left out (its CPU and CUDA builds have other hashes, see `requirements/torch.txt`) with what only its
-CUDA build needs; what its CPU build needs is named here, so that it is pinned as well.
+CUDA build needs; what its CPU build needs is named here, so that it is pinned as well. Left out are also what
+would have to match torch's build and no CLIP needs, and what sends usage statistics.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PROJECT = HERE.parent / "pyproject.toml"
 
+LEFT_OUT = ("torch", "torchvision", "timm", "openvino-telemetry")
 TORCH_NEEDS = "filelock\ntyping-extensions\nsympy\nnetworkx\njinja2\nfsspec\nsetuptools<82\n"
 
 # Environment -> lock file -> extras of pyproject.toml; each builds on those before it in its environment. The
@@ -23,6 +25,7 @@ ENVIRONMENTS: dict[str, dict[str, tuple[str, ...]]] = {
         "run": ("client", "export", "serve", "demo"),
         "onnx": ("onnx",),
         "dev": ("dev",),
+        "bench": ("bench",),
     },
     ".venv-search": {
         "search": ("client", "search"),
@@ -38,14 +41,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         needs = Path(folder) / "torch-needs.in"
         needs.write_text(TORCH_NEEDS, encoding="utf-8")
-        without_torch = Path(folder) / "without-torch.txt"
-        without_torch.write_text("torch ; python_version < '0'\n", encoding="utf-8")
+        left_out = Path(folder) / "left-out.txt"
+        left_out.write_text(
+            "".join(f"{name} ; python_version < '0'\n" for name in LEFT_OUT), encoding="utf-8"
+        )
         for environment, locks in ENVIRONMENTS.items():
             extras: list[str] = []
             earlier: list[str] = []
             for name, added in locks.items():
                 extras += [word for extra in added for word in ("--extra", extra)]
-                command = [*uv, str(PROJECT), *extras, "--override", str(without_torch)]
+                command = [*uv, str(PROJECT), *extras, "--override", str(left_out)]
                 command += [str(needs)] if environment == ".venv" else []
                 command += [word for lock in earlier for word in ("--constraint", lock)]
                 command += ["--output-file", str(HERE / f"{name}.lock")]
@@ -54,6 +59,8 @@ def main() -> int:
         for name in ("java", "old-torch"):
             alone = [*uv, str(HERE / f"{name}.in"), "--output-file", str(HERE / f"{name}.lock")]
             subprocess.run(alone, check=True)
+        infinity = [*uv, str(HERE / "infinity.in"), str(needs), "--override", str(left_out)]
+        subprocess.run([*infinity, "--output-file", str(HERE / "infinity.lock")], check=True)
     return 0
 
 

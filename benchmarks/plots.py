@@ -1,0 +1,203 @@
+"""The plots of `docs/benchmarks.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.ratios import Results
+
+NAMES = {
+    "clipserve": "clipserve (TorchServe)",
+    "ray_serve": "clipserve on Ray Serve",
+    "infinity": "infinity-emb",
+    "sentence_transformers": "sentence-transformers",
+    "openvino": "OpenVINO",
+}
+SERVERS = ("clipserve", "ray_serve", "infinity")
+
+# Okabe and Ito's colours, which colour-blind people tell apart too.
+COLOURS = {
+    "clipserve": "#0072B2",
+    "ray_serve": "#56B4E9",
+    "infinity": "#D55E00",
+    "sentence_transformers": "#CC79A7",
+    "openvino": "#009E73",
+}
+MARKERS = {"clipserve": "o", "ray_serve": "s", "infinity": "^"}
+
+CLIENTS = (1, 8, 32)
+SHARES = (50, 80, 110)
+
+# In process, drawn as lines: who, the measurement, the line's style, what it is called.
+LEVELS: dict[str, Sequence[tuple[str, str, str, str]]] = {
+    "image": (
+        ("openvino", "image", "-.", "OpenVINO in process, nothing decoded"),
+        ("floors_together", "pipeline_batch8", ":", "decode, resize and encode in process, all cores"),
+        ("sentence_transformers", "image", "--", "sentence-transformers in process"),
+    ),
+    "text": (
+        ("floors_together", "text_batch32", ":", "encode in process, 32 at once, all cores"),
+        ("sentence_transformers", "text_batch32", "--", "sentence-transformers in process, 32 at once"),
+    ),
+}
+TITLES = {"image": "Pictures of 0.3 MP, one per request", "text": "Texts in 40 languages, one per request"}
+UNITS = {"image": "pictures", "text": "texts"}
+KINDS: tuple[Literal["image", "text"], ...] = ("image", "text")
+
+SIZE = (10.5, 4.6)  # inches
+RESOLUTION = 120  # dots per inch
+# So that a line that passes a label does not strike it out.
+BEHIND_LABELS = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+
+
+def write_plots(results: Results, folder: Path) -> None:
+    """Writes `throughput.png`, `latency.png` and `open-loop.png`."""
+    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        for name, draw in (("throughput", _throughput), ("latency", _latency), ("open-loop", _open_loop)):
+            figure = Figure(figsize=SIZE, layout="constrained")
+            draw(figure, results)
+            figure.savefig(folder / f"{name}.png", dpi=RESOLUTION)
+
+
+def figures_of(results: Results, who: str, what: str) -> dict[str, Any] | None:
+    """Median figures of a measurement; None where it was not made."""
+    figures: dict[str, Any] | None = results["median"].get(who, {}).get(what)
+    return figures
+
+
+def _answered(results: Results, who: str, what: str) -> dict[str, Any] | None:
+    """The same; None too where every request failed: there is nothing to draw."""
+    figures = figures_of(results, who, what)
+    return None if figures is None or figures.get("requests") == 0 else figures
+
+
+def _present(results: Results) -> list[str]:
+    return [server for server in SERVERS if server in results["median"]]
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _beside(count: int, number: int) -> float:
+    """Where the `number`-th of `count` stands around its tick."""
+    return (number - (count - 1) / 2) * 0.8 / count
+
+
+def _throughput(figure: Figure, results: Results) -> None:
+    servers = _present(results)
+    for axes, kind in zip(figure.subplots(1, 2), KINDS, strict=True):
+        for number, server in enumerate(servers):
+            _bars(axes, results, server, kind, _beside(len(servers), number), 0.76 / len(servers))
+        for who, measurement, line, label in LEVELS[kind]:
+            figures = _answered(results, who, measurement)
+            if figures is not None:
+                axes.axhline(figures["rate"], color=COLOURS.get(who, "black"), linestyle=line, label=label)
+        axes.set_ylabel(f"{UNITS[kind]} per second")
+        # Room for the legend above what is highest.
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.5)
+        _finish(axes, TITLES[kind])
+
+
+def _bars(axes: Axes, results: Results, server: str, kind: str, offset: float, width: float) -> None:
+    for place, clients in enumerate(CLIENTS):
+        measurement = f"{kind}_c{clients}"
+        figures = _answered(results, server, measurement)
+        if figures is None:
+            continue
+        rate = figures["rate"]
+        low, high = (results[end][server][measurement]["rate"] for end in ("min", "max"))
+        bars = axes.bar(
+            place + offset,
+            rate,
+            width,
+            yerr=[[rate - low], [high - rate]],
+            capsize=3,
+            color=COLOURS[server],
+            label=NAMES[server] if place == 0 else None,
+        )
+        axes.bar_label(bars, [_short(rate)], padding=3, fontsize=8, bbox=BEHIND_LABELS)
+
+
+def _latency(figure: Figure, results: Results) -> None:
+    servers = _present(results)
+    for axes, kind in zip(figure.subplots(1, 2), KINDS, strict=True):
+        for number, server in enumerate(servers):
+            for place, clients in enumerate(CLIENTS):
+                figures = _answered(results, server, f"{kind}_c{clients}")
+                if figures is None:
+                    continue
+                x = place + _beside(len(servers), number)
+                style = {"color": COLOURS[server], "marker": MARKERS[server]}
+                axes.plot([x, x], [figures["p50_ms"], figures["p99_ms"]], color=COLOURS[server], linewidth=2)
+                for percentile, size in ((50, 10), (95, 6), (99, 3)):
+                    label = f"{NAMES[server]}: p50" if place == 0 and percentile == 50 else None
+                    axes.plot(x, figures[f"p{percentile}_ms"], markersize=size, label=label, **style)
+                axes.annotate(
+                    _short(figures["p50_ms"]),
+                    (x, figures["p50_ms"]),
+                    textcoords="offset points",
+                    xytext=(0, -15),
+                    ha="center",
+                    fontsize=8,
+                )
+        for size, label in ((6, "p95"), (3, "p99")):
+            axes.plot([], [], "o", color="grey", markersize=size, label=f"smaller: {label}")
+        axes.set_ylabel("latency in ms (log scale)")
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low / 1.4, high * (high / low) ** 0.45)
+        axes.yaxis.set_major_formatter("{x:g}")
+        _finish(axes, TITLES[kind])
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title)
+    axes.set_xticks(range(len(CLIENTS)), [str(clients) for clients in CLIENTS])
+    axes.set_xlim(-0.5, len(CLIENTS) - 0.5)
+    axes.set_xlabel("clients, each with one request under way")
+    axes.legend(fontsize=8, loc="upper left", frameon=False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _open_loop(figure: Figure, results: Results) -> None:
+    for axes, percentile in zip(figure.subplots(1, 2, sharey=True), (50, 99), strict=True):
+        for server in _present(results):
+            points = [_answered(results, server, f"image_open{share}") for share in SHARES]
+            found = [(share, f) for share, f in zip(SHARES, points, strict=True) if f is not None]
+            if not found:
+                continue
+            axes.plot(
+                [figures["offered"] for _, figures in found],
+                [figures[f"p{percentile}_ms"] for _, figures in found],
+                marker=MARKERS[server],
+                color=COLOURS[server],
+                label=NAMES[server],
+            )
+            for share, figures in found:
+                axes.annotate(
+                    f"{share} %",
+                    (figures["offered"], figures[f"p{percentile}_ms"]),
+                    textcoords="offset points",
+                    xytext=(0, 8),
+                    ha="center",
+                    fontsize=8,
+                )
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(0, axes.get_xlim()[1] * 1.05)
+        axes.margins(y=0.2)
+        axes.set_xlabel("pictures due per second (labels: share of the server's capacity)")
+        axes.set_title(f"Open loop, pictures of 0.3 MP: p{percentile}")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, frameon=False)
+        axes.yaxis.set_tick_params(labelleft=True)
+        axes.set_ylabel("latency from the due moment in ms (log scale)")
