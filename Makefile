@@ -162,6 +162,25 @@ $(SEARCH_VENV)/.dev-stamp: requirements/search-dev.lock $(SEARCH_VENV)/.run-stam
 	@$(call INSTALL_SEARCH,requirements/search-dev.lock)
 	@touch $@
 
+##@ scale
+
+SCALE_VENV := .venv-scale
+SCALE := $(SCALE_VENV)/bin/python
+INSTALL_SCALE = $(subst $(RUN),$(SCALE),$(call INSTALL,$(1)))
+
+$(SCALE):
+	@$(PYTHON) -m venv $(SCALE_VENV) || { rm -rf $(SCALE_VENV); exit 1; }
+
+$(SCALE_VENV)/.run-stamp: requirements/scale.lock requirements/torch.txt | $(SCALE)
+	@echo "installing the scale room's packages into $(SCALE_VENV) (Ray and torch are large: minutes)"
+	@$(call INSTALL_SCALE,requirements/scale.lock)
+	@$(SCALE) -m pip install --quiet --disable-pip-version-check $$(cat requirements/torch.txt)
+	@touch $@
+
+$(SCALE_VENV)/.dev-stamp: requirements/scale-dev.lock $(SCALE_VENV)/.run-stamp
+	@$(call INSTALL_SCALE,requirements/scale-dev.lock)
+	@touch $@
+
 ##@ work on it
 
 .PHONY: setup
