@@ -34,7 +34,7 @@ from clipserve.handler import (
 )
 from clipserve.images import ImageLimits
 from clipserve.protocol import JSON, Embedded, Reply, RequestLimits, Row
-from clipserve.torchserve_adapter import TorchServeHandler, WorkerResources
+from clipserve.torchserve_adapter import TorchServeHandler
 from handlers.clip_image import ClipImageHandler
 from handlers.clip_similarity import ClipSimilarityHandler
 from handlers.clip_text import ClipTextHandler
@@ -880,12 +880,6 @@ def test_torchserve_archive_that_was_changed(text_path: Path, tmp_path: Path) ->
     (folder / SUMS_FILE).unlink()
     with pytest.raises(SpecError, match=f"no {SUMS_FILE}"):
         ClipTextHandler().initialize(Context(folder))
-
-
-def test_torchserve_base_class_serves_nothing(model_dir: Path) -> None:
-    resources = WorkerResources(model_dir, torch.device("cpu"), Settings())
-    with pytest.raises(NotImplementedError):
-        TorchServeHandler().build(resources)
 
 
 @pytest.mark.gpu
