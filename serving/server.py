@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,9 +20,7 @@ import psutil
 from clipserve.client import Client, KeyFile
 from clipserve.errors import ServerError
 from serving.java import java_home
-
-ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "config.properties"
+from serving.local import CONFIG, ROOT, check_port_free, free_ports, read_properties
 
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
@@ -193,14 +189,7 @@ class Server:
         ports = [urlsplit(properties[name]).port for name in ADDRESSES]
         ports += [int(properties[name]) for name in GRPC_PORTS]
         for port in ports:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port or 0))
-                except OSError as error:
-                    raise ServerError(
-                        f"port {port} is taken by another program; stop that, or change {self.config.name}"
-                    ) from error
+            check_port_free("127.0.0.1", port or 0, f"change {self.config.name}")
 
     @property
     def _model_log(self) -> Path:
@@ -232,15 +221,6 @@ class Server:
         return environment
 
 
-def interrupt_on_sigterm() -> None:
-    """Makes `kill` end a program as Ctrl-C does, so that it stops the server that it started."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-
-
 def private_server(store: Path, folder: Path, *, overrides: Mapping[str, str] | None = None) -> Server:
     """A server on free ports with everything of its own in `folder`; the settings are those of the project.
 
@@ -263,25 +243,6 @@ def private_server(store: Path, folder: Path, *, overrides: Mapping[str, str] | 
 def project_server() -> Server:
     """The server that `make serve` and the README's `torchserve --start` run."""
     return Server(ROOT, CONFIG, ROOT / "model_store")
-
-
-def read_properties(path: Path) -> dict[str, str]:
-    """Reads a properties file of plain `name=value` lines."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    pairs = [line.partition("=") for line in lines if line.strip() and not line.startswith("#")]
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on just now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
 
 
 def _torchserve() -> str:

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from clipserve.client import KeyFile
-from serving.server import CONFIG, Server, read_properties
+from serving.local import CONFIG, read_properties
+from serving.server import Server
 from tests.http.api import JSON, Api, picture
 
 SECRET = "a payload that must not reach a log"

@@ -18,7 +18,8 @@ import pytest
 
 import clipserve.client
 from clipserve.errors import ClipServeError, ServerError
-from serving.server import ROOT, Server, private_server
+from serving.local import ROOT
+from serving.server import Server, private_server
 from tests.http.conftest import READY_SECONDS
 
 TEXT_ONLY = {"load_models": "clip_text=clip_text.mar"}

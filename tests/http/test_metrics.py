@@ -8,7 +8,7 @@ import re
 import httpx
 import yaml
 
-from serving.server import ROOT
+from serving.local import ROOT
 from tests.http.api import JSON, Api, b64, picture
 
 
