@@ -487,6 +487,6 @@ def _usage(results: Sequence[Embedded | RequestError]) -> dict[str, int]:
     }
 
 
-def dump_json(body: Mapping[str, Any]) -> bytes:
+def dump_json(body: Mapping[str, Any] | Sequence[Any]) -> bytes:
     """A JSON body as it is sent."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

@@ -58,6 +58,11 @@ class Server:
         return tuple(model.partition("=")[0] for model in self.properties["load_models"].split(","))
 
     @property
+    def logs(self) -> Path:
+        """Folder of its logs."""
+        return self.folder / "logs"
+
+    @property
     def key_file(self) -> KeyFile:
         """Its tokens; there is no such file while it does not run."""
         return KeyFile(self.folder / "key_file.json", self.properties["management_address"])
@@ -129,7 +134,7 @@ class Server:
         with self.client() as client:
             while True:
                 if self.running_pid() is None:
-                    raise ServerError(f"TorchServe has ended; {self.folder / 'logs/ts_log.log'} says why")
+                    raise ServerError(f"TorchServe has ended; {self.logs / 'ts_log.log'} says why")
                 try:
                     client.check_ready(self.endpoints)
                 except ServerError as error:
@@ -193,7 +198,7 @@ class Server:
 
     @property
     def _model_log(self) -> Path:
-        return self.folder / "logs" / "model_log.log"
+        return self.logs / "model_log.log"
 
     def _give_up_on_crash_loop(self) -> None:
         """TorchServe restarts a failing worker for minutes; no reason to fail heals by that."""

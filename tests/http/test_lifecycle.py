@@ -22,6 +22,10 @@ from serving.local import ROOT
 from serving.server import Server, private_server
 from tests.http.conftest import READY_SECONDS
 
+pytestmark = pytest.mark.torchserve_only(
+    "how TorchServe is started and stopped; Ray Serve: test_ray_serve.py"
+)
+
 TEXT_ONLY = {"load_models": "clip_text=clip_text.mar"}
 
 
