@@ -17,9 +17,9 @@ import torch
 
 from clipserve.archive_files import verify_archive_files
 from clipserve.errors import SpecError
-from clipserve.handler import Settings
 from clipserve.meter import TIMING_HEADER, server_timing, stage_metric
 from clipserve.protocol import JSON, MULTIPART, Row, media_type
+from clipserve.settings import Settings
 from clipserve.worker import Worker
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant
-from clipserve.handler import Endpoint, Settings, SimilarityEndpoint, image_endpoint, text_endpoint
+from clipserve.handler import Endpoint, SimilarityEndpoint, image_endpoint, text_endpoint
 from clipserve.memory import trim_memory
 from clipserve.meter import Meter
 from clipserve.protocol import Reply, Row
+from clipserve.settings import Settings
 
 logger = logging.getLogger(__name__)
 

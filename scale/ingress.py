@@ -33,8 +33,8 @@ from clipserve.errors import RequestError
 from clipserve.meter import TIMING_HEADER
 from clipserve.openai_protocol import model_reply, models_reply, openai_error, openai_reply, text_row
 from clipserve.protocol import MULTIPART, Reply, Row, dump_json, error_reply, media_type
+from scale.answer import Answer
 from scale.multipart import multipart_parts
-from scale.replica import Answer
 from scale.serve_settings import EndpointSettings, ServerSettings
 from scale.tokens import Kind, TokenCheck
 

@@ -6,7 +6,6 @@ import asyncio
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,10 @@ from ray import serve
 from ray.util.metrics import Counter
 
 from clipserve.meter import server_timing, stage_metric
-from clipserve.protocol import Reply, Row
+from clipserve.protocol import Row
 from clipserve.worker import Worker
+from scale.answer import Answer
 from scale.serve_settings import EndpointSettings
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A reply, and where the time of its batch went (the value of a Server-Timing header)."""
-
-    reply: Reply
-    timing: str
 
 
 class Replica:

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from clipserve.client import ENDPOINTS
 from clipserve.errors import SpecError
-from clipserve.handler import Settings
-from clipserve.worker import BUILDERS
+from clipserve.settings import Settings
 from serving.local import read_properties
 
 
@@ -64,7 +64,7 @@ def read_endpoints(folder: Path) -> list[EndpointSettings]:
     Raises:
         SpecError: a file is missing, is no YAML, or lacks a setting.
     """
-    return [_endpoint(name, folder / f"{name}.yaml") for name in BUILDERS]
+    return [_endpoint(name, folder / f"{name}.yaml") for name in ENDPOINTS]
 
 
 def _endpoint(name: str, path: Path) -> EndpointSettings:

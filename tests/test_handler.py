@@ -26,7 +26,6 @@ from clipserve.handler import (
     CachedTextEmbedder,
     Endpoint,
     ImageEmbedder,
-    Settings,
     SimilarityEndpoint,
     TextEmbedder,
     image_endpoint,
@@ -34,6 +33,7 @@ from clipserve.handler import (
 )
 from clipserve.images import ImageLimits
 from clipserve.protocol import JSON, Embedded, Reply, RequestLimits, Row
+from clipserve.settings import Settings
 from clipserve.torchserve_adapter import TorchServeHandler
 from handlers.clip_image import ClipImageHandler
 from handlers.clip_similarity import ClipSimilarityHandler
