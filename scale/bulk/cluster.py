@@ -49,7 +49,10 @@ def connect(address: str | None, object_store_bytes: int) -> None:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         where = address or "this machine"
-        raise BulkError(f"{where}: Ray cannot be used there: {first_line(error)}") from error
+        raise BulkError(
+            f"{where}: Ray cannot be used there: {first_line(error)}; if it is up, its token may not be that "
+            "of RAY_AUTH_TOKEN_PATH (~/.ray/auth_token), or its versions of Ray and Python not this machine's"
+        ) from error
 
 
 def _require_reachable(address: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.data
 from ray.exceptions import RayError
 from tqdm import tqdm
 
@@ -259,7 +260,7 @@ class _Stages:
         encoders = self._encoders()
         # The terminal has the bar and our own words; Ray Data's file in the session's folder has everything.
         for handler in logging.getLogger("ray.data").handlers:
-            if not isinstance(handler, logging.FileHandler) and isinstance(handler, logging.StreamHandler):
+            if isinstance(handler, logging.StreamHandler):
                 handler.setLevel(logging.CRITICAL)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
