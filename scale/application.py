@@ -105,7 +105,8 @@ def _deployment(settings: EndpointSettings, server: ServerSettings, gpus: float)
         max_ongoing_requests=_held(settings),
         max_queued_requests=server.queue,
         health_check_period_s=2,
-        health_check_timeout_s=settings.response_seconds,
+        # Three missed checks are one dead worker; a busy one answers them beside its work.
+        health_check_timeout_s=settings.response_seconds / 3,
         graceful_shutdown_timeout_s=settings.response_seconds,
         max_constructor_retry_count=START_ATTEMPTS,
         **replicas,

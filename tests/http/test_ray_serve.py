@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,15 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 import psutil
 import pytest
 
-from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
-from clipserve.errors import ClipServeError
-from scale.server_process import READY, SCALE_PYTHON
+from scale.server_process import SCALE_PYTHON
 from serving.local import ROOT, free_ports
 from tests.http.api import AnyServer, Api, picture, vectors
 
@@ -207,66 +200,3 @@ def test_a_missing_encoder_is_named(tmp_path: Path) -> None:
     assert ended.stderr.count("\n") == 1
     assert "no image encoder for cpu here, only no encoder at all; run 'make export" in ended.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_ctrl_c_under_load_leaves_nothing(archives: Path) -> None:
-    """As a terminal sends it, to the whole group: answers or failures, nothing between, and no process."""
-    (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
-        key_file = Path(folder) / "key_file.json"
-        command = subprocess.Popen(
-            [
-                *(SCALE_PYTHON, "-m", "scale.serve_app", "--store", archives, "--port", str(port)),
-                *("--key-file", key_file, "--temporary", folder),
-            ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        with command:
-            assert command.stdout is not None
-            said = []
-            for line in command.stdout:
-                said.append(line)
-                if line.strip() == READY:
-                    break
-            told = "".join(said)
-            token = json.loads(key_file.read_text())["inference"]["key"]
-            assert url in told
-            assert str(key_file) in told
-            assert told.count(f"curl -s -H 'Authorization: Bearer {token}'") == 3
-            family = [psutil.Process(command.pid), *psutil.Process(command.pid).children(recursive=True)]
-            right: list[bool] = []
-
-            def ask() -> None:
-                with httpx.Client(timeout=60, headers={"Authorization": f"Bearer {token}"}) as http:
-                    while True:
-                        try:
-                            response = http.post(f"{url}/predictions/clip_text", json={"input": "a dog"})
-                        except httpx.HTTPError:
-                            return
-                        if response.status_code >= 500 or response.status_code == 404:
-                            return
-                        right.append(vectors(response).shape == (1, 32))
-
-            threads = [threading.Thread(target=ask) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            while len(right) < 50:
-                time.sleep(0.01)
-            os.killpg(command.pid, signal.SIGINT)
-            for thread in threads:
-                thread.join(60)
-            assert command.wait(120) == 130
-            assert command.stderr is not None
-            errors = command.stderr.read()
-        assert "Traceback" not in errors, errors
-        assert all(right)
-        _, alive = psutil.wait_procs(family, timeout=30)
-        assert alive == []
-        assert not key_file.exists()
-        with pytest.raises(ClipServeError, match="no token file"), Client(url, url, None) as client:
-            client.embed_texts(["a dog"])
