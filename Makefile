@@ -168,6 +168,24 @@ SCALE_VENV := .venv-scale
 SCALE := $(SCALE_VENV)/bin/python
 INSTALL_SCALE = $(subst $(RUN),$(SCALE),$(call INSTALL,$(1)))
 
+.PHONY: bulk
+bulk: $(SCALE_VENV)/.run-stamp ## IMAGES=folder|file.parquet|shard.tar TABLE=… RAY=host:port ENCODER=file.pt: embed a collection
+	@$(SCALE) -m scale.bulk "$(IMAGES)" $(TABLE_GIVEN) $(call GIVEN,RAY,--ray-address) \
+		$(call GIVEN,ENCODER,--encoder) $(call GIVEN,COLUMN,--column) $(BULK_ARGS)
+
+.PHONY: test-scale
+test-scale: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## types and tests of scale/, on clusters of two nodes here
+	@$(SCALE) -m mypy -p scale -m benchmarks.bulk
+	@$(SCALE) -m pytest --confcutdir tests/scale tests/scale -m "not full" $(PYTEST_ARGS)
+
+.PHONY: test-scale-full
+test-scale-full: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## 20,000 pictures, a node and a writer killed; memory
+	@$(SCALE) -m pytest --confcutdir tests/scale tests/scale -m full $(PYTEST_ARGS)
+
+.PHONY: bench-bulk
+bench-bulk: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp ## the bulk job beside plain processes on the same cores: minutes
+	@$(SCALE) -m benchmarks.bulk
+
 $(SCALE):
 	@$(PYTHON) -m venv $(SCALE_VENV) || { rm -rf $(SCALE_VENV); exit 1; }
 

@@ -70,7 +70,7 @@ def test_handlers_do_not_import_each_other() -> None:
 
 
 def test_the_bulk_job_has_no_second_copy_of_anything() -> None:
-    # Pixels, tokens and weights are clipserve's business; rows, the writer's lock and thumbnails are search's.
+    # Pixels and weights are the business of clipserve; rows, the writer's lock and thumbnails, of search.
     for path in (ROOT / "scale").rglob("*.py"):
         assert not imported(path) & {"PIL", "tokenizers", "transformers", "torchvision"}, path.name
     users = {path.name for path in (ROOT / "scale").rglob("*.py") if "search" in imported(path)}

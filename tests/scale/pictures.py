@@ -10,17 +10,17 @@ import numpy as np
 from PIL import Image
 
 BASES = 200
-SIZE = (160, 120)  # pixels
+SIZE = (120, 90)  # pixels
 
 # Written an hour ago: a file that has only just changed is looked at again by the next run.
 AGE_NS = 3600 * 10**9
 
 
-def write_pictures(folder: Path, count: int, seed: int = 0, prefix: str = "") -> list[Path]:
-    """Writes `count` JPEGs, no two of the same bytes, in subfolders of a thousand."""
+def write_pictures(folder: Path, count: int, seed: int = 0, size: tuple[int, int] = SIZE) -> list[Path]:
+    """Writes `count` JPEGs of `size`, no two of the same bytes, in subfolders of a thousand."""
     written = []
-    for number, image in enumerate(_images(count, seed)):
-        path = folder / f"{number // 1000:03d}" / f"{prefix}{number:06d}.jpg"
+    for number, image in enumerate(_images(count, seed, size)):
+        path = folder / f"{number // 1000:03d}" / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, quality=85)
         status = path.stat()
@@ -29,17 +29,18 @@ def write_pictures(folder: Path, count: int, seed: int = 0, prefix: str = "") ->
     return written
 
 
-def _images(count: int, seed: int) -> Iterator[Image.Image]:
+def _images(count: int, seed: int, size: tuple[int, int]) -> Iterator[Image.Image]:
     rng = np.random.default_rng(seed)
+    larger = (size[0] * 4 // 3, size[1] * 4 // 3)
     bases = [
-        Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(SIZE, Image.Resampling.BICUBIC)
+        Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(larger, Image.Resampling.BICUBIC)
         for _ in range(min(count, BASES))
     ]
     for number in range(count):
         base = bases[number % len(bases)]
         # Another part of the base, and a mark that is the picture's number.
-        left, top = int(rng.integers(0, 40)), int(rng.integers(0, 30))
-        image = base.crop((left, top, left + 120, top + 90))
+        left, top = (int(rng.integers(0, of - to)) for of, to in zip(larger, size, strict=True))
+        image = base.crop((left, top, left + size[0], top + size[1]))
         bits = np.unpackbits(np.frombuffer(number.to_bytes(4, "big"), np.uint8)).reshape(4, 8) * 255
         image.paste(Image.fromarray(bits.astype(np.uint8)).resize((32, 16), Image.Resampling.NEAREST), (2, 2))
         yield image

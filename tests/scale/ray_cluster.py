@@ -102,6 +102,10 @@ class RayCluster:
                 continue
         return found
 
+    def spilled(self) -> list[Path]:
+        """Files in which nodes keep what their object store had no room for."""
+        return [path for path in self._folder.glob("session_*/ray_spilled_objects*/*") if path.is_file()]
+
     def close(self) -> None:
         """Ends all nodes."""
         processes = self.processes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -21,15 +22,17 @@ if importlib.util.find_spec("ray") is None:
 
 import lancedb
 import numpy as np
+import psutil
 import torch
 
 from clipserve.encoder import TracedImageEncoder
 from clipserve.images import ImageLimits, decode_image, preprocess
 from search.table import open_table
+from tests.scale.image_encoder import export_image_encoder
 from tests.scale.pictures import write_pictures
 from tests.scale.ray_cluster import ROOT, RayCluster
 
-STORE = ROOT / "model_store" / "demo"
+ENCODER = ROOT / "model_store" / "demo" / "demo-image-cpu-fp32.pt"
 DEADLINE = 3600
 LIMITS = ImageLimits()
 
@@ -37,10 +40,10 @@ LIMITS = ImageLimits()
 class Job:
     """`python -m scale.bulk` in a process of its own."""
 
-    def __init__(self, cluster: RayCluster, images: Path, table: Path, *words: str):
+    def __init__(self, cluster: RayCluster, images: Path, table: Path, *words: str, encoder: Path = ENCODER):
         self._shards = table / "bulk"
         command = [sys.executable, "-m", "scale.bulk", str(images), "--table", str(table)]
-        command += ["--store", str(STORE), "--ray-address", cluster.address, *words]
+        command += ["--encoder", str(encoder), "--ray-address", cluster.address, *words]
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -86,6 +89,21 @@ class Job:
 
         self.wait_for(killed)
 
+    def peak_memory(self, cluster: RayCluster) -> float:
+        """The most that the job and all processes of the cluster have at once until it ends, in MB.
+
+        What processes share, as the object store is, is counted once.
+        """
+        peak = 0
+        while self._process.poll() is None:
+            used = 0
+            for process in [psutil.Process(self._process.pid), *cluster.processes()]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    used += process.memory_full_info().pss
+            peak = max(peak, used)
+            time.sleep(0.5)
+        return peak / 1e6
+
     def kill(self) -> None:
         """Kills the driver."""
         self._process.kill()
@@ -117,7 +135,7 @@ def assert_once_each(table: Path, good: list[Path], bad: list[Path]) -> None:
 
 def assert_equal_to_one_process(table: Path, pictures: list[Path]) -> None:
     """The embeddings are those that the encoder gives here, without Ray."""
-    encoder = TracedImageEncoder(STORE / "demo-image-cpu-fp32.pt", torch.device("cpu"))
+    encoder = TracedImageEncoder(ENCODER, torch.device("cpu"))
     rows = lancedb.connect(table).open_table("pictures").search().select(["path", "embedding"]).limit(None)
     embeddings = {row["path"]: np.array(row["embedding"]) for row in rows.to_arrow().to_pylist()}
     for start in range(0, len(pictures), 32):
@@ -205,3 +223,21 @@ def test_killed_node_writer_and_driver_lose_and_double_nothing(tmp_path: Path) -
 def test_20000_pictures_with_a_node_and_a_writer_killed(tmp_path: Path) -> None:
     with RayCluster((1, 1), 300) as cluster:
         run_with_a_node_and_a_writer_killed(cluster, tmp_path, 20_000, ["--shard-size", "64"])
+
+
+@pytest.mark.full
+def test_memory_does_not_grow_with_the_folder(tmp_path: Path) -> None:
+    # 224 x 224 pixels, of 3 bytes: 7,000 pictures are 1.05 GB decoded, ten times the object store.
+    encoder = export_image_encoder(tmp_path / "store", "narrow")
+    peaks = []
+    for count in (1_000, 7_000):
+        images, table = tmp_path / f"images-{count}", tmp_path / f"table-{count}"
+        write_pictures(images, count, size=(320, 240))
+        with RayCluster((2,), 100) as cluster:
+            job = Job(cluster, images, table, "--shard-size", "64", encoder=encoder)
+            peaks.append(job.peak_memory(cluster))
+            output = job.finish()
+            spilled = sum(path.stat().st_size for path in cluster.spilled())
+        print(f"{count} pictures: peak {peaks[-1]:.0f} MB, {spilled / 1e6:.0f} MB spilled; {output}")
+        assert f"{count} added" in output
+    assert peaks[1] < 1.15 * peaks[0]
