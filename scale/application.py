@@ -69,13 +69,15 @@ def app(arguments: AppArguments) -> Application:
         )
         for settings in endpoints
     }
+    # What waits for an endpoint waits in the ingress: all queues, and all that replicas hold.
+    waiting = sum(server.queue + e.max_replicas * _held(e) for e in endpoints)
     ingress = serve.deployment(
         name="ingress",
         # It waits more than it works.
         ray_actor_options={"num_cpus": 0},
-        # What waits for an endpoint waits here: all queues, and all that replicas hold.
-        max_ongoing_requests=sum(server.queue + e.max_replicas * _held(e) for e in endpoints),
-        max_queued_requests=server.queue,
+        max_ongoing_requests=waiting,
+        # Far enough for the endpoints' queues to refuse first, and in our own words.
+        max_queued_requests=waiting,
     )(Ingress)
     model = TextModel(text.model_id, text.embedding_dim, int(time.time()))
     return ingress.bind(replicas, {e.name: e for e in endpoints}, server, str(arguments.key_file), model)
