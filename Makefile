@@ -199,6 +199,18 @@ $(SCALE_VENV)/.dev-stamp: requirements/scale-dev.lock $(SCALE_VENV)/.run-stamp
 	@$(call INSTALL_SCALE,requirements/scale-dev.lock)
 	@touch $@
 
+##@ Ray Serve
+
+.PHONY: serve-ray
+serve-ray: $(SCALE_VENV)/.run-stamp ## STORE=… PORT=8000 DEVICE=cpu|cuda: the same endpoints, and OpenAI's, on Ray Serve; Ctrl-C stops it
+	@$(SCALE) -m scale.serve_app --store "$(STORE)" $(call GIVEN,PORT,--port) $(call GIVEN,DEVICE,--device)
+
+.PHONY: test-serve-ray
+test-serve-ray: $(VENV)/.dev-stamp $(SCALE_VENV)/.run-stamp ## the tests of HTTP, errors and faults that TorchServe passes, on Ray Serve
+	@$(RUN) -m pytest tests/http --server ray $(PYTEST_ARGS)
+
+test-scale: test-serve-ray
+
 ##@ work on it
 
 .PHONY: setup
