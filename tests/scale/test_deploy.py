@@ -16,6 +16,7 @@ if importlib.util.find_spec("kubernetes_validate") is None:
 import kubernetes_validate
 import ray
 import yaml
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
 from clipserve.client import ENDPOINTS
@@ -58,10 +59,9 @@ def test_the_serve_config_builds_our_application(tmp_path: Path) -> None:
     module, _, name = app.import_path.partition(":")
     assert module == application.__name__
     write_key_file(tmp_path / "key_file.json")
-    arguments = AppArguments.model_validate(
-        app.args | {"store": STORE, "key_file": tmp_path / "key_file.json"}
-    )
-    built = getattr(application, name)(arguments)
+    arguments = app.args | {"store": str(STORE), "key_file": str(tmp_path / "key_file.json")}
+    # As Ray Serve itself calls it: with a dict, which becomes what the parameter's type says.
+    built = call_user_app_builder_with_args_if_necessary(getattr(application, name), arguments)
     assert isinstance(built, ray.serve.Application)
     assert {deployment.name for deployment in app.deployments} == {"ingress", *ENDPOINTS}
 
