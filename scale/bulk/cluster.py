@@ -5,6 +5,7 @@ Imports nothing of LanceDB, whose threads would not outlive the processes that R
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def connect(address: str | None, object_store_bytes: int) -> None:
         "log_to_driver": False,
     }
     if address is None:
+        # Else Ray ends a task's process that was idle for a second where there are more processes than CPUs,
+        # and the next takes seconds to start.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         options |= {"include_dashboard": False, "object_store_memory": object_store_bytes}
     else:
         _require_reachable(address)

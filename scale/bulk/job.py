@@ -34,6 +34,9 @@ from search.table import PictureTable, open_or_create_table, sole_writer
 
 JOBS = "bulk"
 
+# A shard's file takes a writer some ten milliseconds, a GPU at least a hundred to fill.
+ENCODERS_PER_WRITER = 4
+
 SHOWN_FAILURES = 20
 
 # Passes over what is left, one after the other, in which no shard at all was done: then the job gives up.
@@ -257,7 +260,7 @@ class _Stages:
 
     def _pass(self, plan: Plan, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         """What `write_shard` says of each shard; those that are lost are missing."""
-        encoders = self._encoders()
+        encoders, decoders = self._room()
         # The terminal has the bar and our own words; Ray Data's file in the session's folder has everything.
         for handler in logging.getLogger("ray.data").handlers:
             if isinstance(handler, logging.StreamHandler):
@@ -270,12 +273,12 @@ class _Stages:
         decoded = shards.map_batches(
             partial(decode_shard, plan=plan, preprocessing=self.preprocessing),
             batch_size=1,
-            # On CPUs one beside each encoder: more would start processes, and be further ahead, for nothing.
-            compute=ray.data.TaskPoolStrategy(None if self.pool.encoder_gpus else encoders),
+            # Tasks give back their share whenever they end: an encoder that has to move finds room.
+            compute=ray.data.TaskPoolStrategy(decoders),
             num_cpus=self.pool.decode_cpus,
         )
         with warnings.catch_warnings():
-            # Ray means to do away with such arguments, and has no other for this one yet.
+            # Ray means to do away with such arguments, and has no other for `max_task_retries` yet.
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
             embedded = decoded.map_batches(
                 Encoder,
@@ -289,40 +292,53 @@ class _Stages:
                     "batch_size": self.pool.batch_size,
                     "threads": max(1, int(self.pool.encoder_cpus)),
                 },
-                # One that is started again waits for room on a smaller cluster, and its shards wait with it.
-                max_restarts=0,
+                # One that died starts again where there is room, which a smaller cluster may never have: its
+                # shards do not wait for it.
+                max_task_retries=0,
             )
         written = embedded.map_batches(
             partial(write_shard, plan=plan),
             batch_size=1,
-            compute=ray.data.TaskPoolStrategy(max(1, encoders // 4)),
+            compute=ray.data.TaskPoolStrategy(max(1, encoders // ENCODERS_PER_WRITER)),
             # Takes a disk's time, not a core's: it must find room beside encoders and decoding.
             num_cpus=0,
         )
         yield from written.iter_rows()
 
-    def _encoders(self) -> int:
-        """How many encoders there is room for, up to those asked for.
+    def _room(self) -> tuple[int, int]:
+        """How many encoders there is room for, up to those asked for, and how many decoders beside them.
 
         Raises:
             BulkError: for none.
         """
         pool = self.pool
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # as Ray has it
-        room = 0
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        encoders = decoders = 0
         for node in nodes:
-            by_cpu = int(node.get("CPU", 0) / (pool.encoder_cpus + pool.decode_cpus) + 1e-6)
-            by_gpu = int(node.get("GPU", 0) / pool.encoder_gpus + 1e-6) if pool.encoder_gpus else by_cpu
-            room += min(by_cpu, by_gpu)
-        if not room:
-            cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+            cpus, gpus = node.get("CPU", 0.0), node.get("GPU", 0.0)
+            here = _times(cpus, pool.encoder_cpus + pool.decode_cpus)
+            if pool.encoder_gpus:
+                here = min(here, _times(gpus, pool.encoder_gpus))
+            if pool.encoders is not None:
+                here = min(here, pool.encoders - encoders)
+            rest = _times(cpus - here * pool.encoder_cpus, pool.decode_cpus)
+            encoders += here
+            # A GPU wants every other core to decode for it; of cores that encode, each decodes for itself.
+            decoders += rest if pool.encoder_gpus else min(rest, here)
+        if not encoders:
+            cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
             raise BulkError(
                 f"{len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs: no node has room for an encoder "
                 f"({pool.encoder_cpus:g} CPUs, {pool.encoder_gpus:g} GPUs) with decoding beside it "
                 f"({pool.decode_cpus:g} CPUs); ask for less (--encoder-cpus, --encoder-gpus, --decode-cpus) "
                 "or add nodes"
             )
-        return room if pool.encoders is None else min(room, pool.encoders)
+        return encoders, decoders
+
+
+def _times(there: float, each: float) -> int:
+    # 0.1 + 0.2 is not 0.3.
+    return int(there / each + 1e-6)
 
 
 def _sentence(error: BaseException) -> str:

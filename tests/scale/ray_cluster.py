@@ -38,6 +38,10 @@ class RayCluster:
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
+            # By default workers give way to whatever else runs here, and a task's process that was idle for a
+            # second ends where there are more processes than CPUs; the next takes seconds to start.
+            "RAY_worker_niceness": "0",
+            "RAY_idle_worker_killing_time_threshold_ms": "600000",
         }
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -104,7 +108,7 @@ class RayCluster:
 
     def spilled(self) -> list[Path]:
         """Files in which nodes keep what their object store had no room for."""
-        return [path for path in self._folder.glob("session_*/ray_spilled_objects*/*") if path.is_file()]
+        return [path for path in self._folder.glob("session_[0-9]*/ray_spilled_objects*/*") if path.is_file()]
 
     def close(self) -> None:
         """Ends all nodes."""
