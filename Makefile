@@ -226,6 +226,55 @@ $(INFINITY_VENV)/.run-stamp: requirements/infinity.lock requirements/torch.txt |
 	@$(INFINITY) -m pip install --quiet --disable-pip-version-check $$(cat requirements/torch.txt)
 	@touch $@
 
+##@ scale
+
+SCALE_VENV := .venv-scale
+SCALE := $(SCALE_VENV)/bin/python
+INSTALL_SCALE = $(subst $(RUN),$(SCALE),$(call INSTALL,$(1)))
+
+.PHONY: bulk
+bulk: $(SCALE_VENV)/.run-stamp ## IMAGES=folder|file.parquet|shard.tar TABLE=… RAY=host:port ENCODER=file.pt: embed a collection
+	@$(SCALE) -m scale.bulk "$(IMAGES)" $(TABLE_GIVEN) $(call GIVEN,RAY,--ray-address) \
+		$(call GIVEN,ENCODER,--encoder) $(call GIVEN,COLUMN,--column) $(BULK_ARGS)
+
+.PHONY: test-scale
+test-scale: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## types and tests of scale/, on clusters of two nodes here
+	@$(SCALE) -m mypy -p scale -m benchmarks.bulk
+	@$(SCALE) -m pytest --confcutdir tests/scale tests/scale -m "not full" $(PYTEST_ARGS)
+
+.PHONY: test-scale-full
+test-scale-full: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## 20,000 pictures, a node and a writer killed; memory
+	@$(SCALE) -m pytest --confcutdir tests/scale tests/scale -m full $(PYTEST_ARGS)
+
+.PHONY: bench-bulk
+bench-bulk: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp ## the bulk job beside plain processes on the same cores: minutes
+	@$(SCALE) -m benchmarks.bulk
+
+$(SCALE):
+	@$(PYTHON) -m venv $(SCALE_VENV) || { rm -rf $(SCALE_VENV); exit 1; }
+
+$(SCALE_VENV)/.run-stamp: requirements/scale.lock requirements/torch.txt | $(SCALE)
+	@echo "installing the scale room's packages into $(SCALE_VENV) (Ray and torch are large: minutes)"
+	@$(call INSTALL_SCALE,requirements/scale.lock)
+	@$(SCALE) -m pip install --quiet --disable-pip-version-check $$(cat requirements/torch.txt)
+	@touch $@
+
+$(SCALE_VENV)/.dev-stamp: requirements/scale-dev.lock $(SCALE_VENV)/.run-stamp
+	@$(call INSTALL_SCALE,requirements/scale-dev.lock)
+	@touch $@
+
+##@ Ray Serve
+
+.PHONY: serve-ray
+serve-ray: $(SCALE_VENV)/.run-stamp ## STORE=… PORT=8000 DEVICE=cpu|cuda: the same endpoints, and OpenAI's, on Ray Serve; Ctrl-C stops it
+	@$(SCALE) -m scale.serve_app --store "$(STORE)" $(call GIVEN,PORT,--port) $(call GIVEN,DEVICE,--device)
+
+.PHONY: test-serve-ray
+test-serve-ray: $(VENV)/.dev-stamp $(SCALE_VENV)/.run-stamp ## the tests of HTTP, errors and faults that TorchServe passes, on Ray Serve
+	@$(RUN) -m pytest tests/http --server ray $(PYTEST_ARGS)
+
+test-scale: test-serve-ray
+
 ##@ work on it
 
 .PHONY: setup

@@ -33,7 +33,7 @@ from clipserve.encoder_spec import Precision
 from clipserve.errors import ClipServeError
 from export_scripts.archive import build_archives
 from export_scripts.export import export_pair
-from serving.server import interrupt_on_sigterm
+from serving.local import interrupt_on_sigterm
 from tests.checkpoints import DISTILBERT_MULTILINGUAL, VIT_B_32, write_clip, write_multilingual
 
 # Checkpoints, pictures and archives; the first two are made once.

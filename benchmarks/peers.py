@@ -25,7 +25,8 @@ from benchmarks.workloads import SMALLEST, WORKLOADS, Workload, labels, sentence
 from clipserve.client import ENDPOINTS, KeyFile
 from clipserve.encoder_spec import FloatArray, decode_vector
 from clipserve.errors import ServerError
-from serving.server import Server, free_ports, private_server
+from serving.local import free_ports
+from serving.server import Server, private_server
 
 ROOT = Path(__file__).parents[1]
 

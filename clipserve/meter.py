@@ -5,10 +5,23 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 Stage = Literal["parse", "decode", "tokenise", "inference", "serialise"]
+
+# A request with this header gets its batch's times in the standard Server-Timing response header.
+TIMING_HEADER = "x-clipserve-timing"
+
+
+def stage_metric(stage: str) -> str:
+    """Name of the counter of the milliseconds that a stage took."""
+    return f"Clip{stage.capitalize()}Milliseconds"
+
+
+def server_timing(milliseconds: Mapping[str, float]) -> str:
+    """Milliseconds by stage as the value of a Server-Timing header."""
+    return ", ".join(f"{stage};dur={spent:.2f}" for stage, spent in milliseconds.items())
 
 
 class Meter:

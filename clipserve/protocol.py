@@ -28,6 +28,8 @@ from clipserve.encoder_spec import EncoderSpec, FloatArray, encode_vector
 from clipserve.errors import RequestError
 
 JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+MULTIPART = "multipart/form-data"
 MAX_JSON_DEPTH = 32
 JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 BRACKET = re.compile(r"[\[{\]}]")
@@ -119,6 +121,11 @@ class Embedded:
 # Requests
 
 
+def media_type(header: str) -> str:
+    """The type in a Content-Type header: in lower case, without parameters; empty where there is none."""
+    return header.partition(";")[0].strip().lower()
+
+
 def parse_text_request(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]:
     """Reads a `clip_text` request.
 
@@ -130,7 +137,7 @@ def parse_text_request(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]
         if not row.body:
             raise RequestError("empty_request", "the request has no body; send a text")
         return EmbeddingRequest([_text_item(_utf8(row.body), limits)], "float")
-    body = _json_object(row.body, {"input", "encoding_format", "model"})
+    body = json_object(row.body, {"input", "encoding_format", "model"})
     items = _item_list(body, "input", str, limits.max_items)
     return EmbeddingRequest(
         [_text_item(item, limits) for item in items], _encoding_format(body.get("encoding_format"))
@@ -151,7 +158,7 @@ def parse_image_request(row: Row, limits: RequestLimits) -> EmbeddingRequest[byt
         if not row.body:
             raise RequestError("empty_request", "the request has no body; send a picture's bytes")
         return EmbeddingRequest([row.body], "float")
-    body = _json_object(row.body, {"input", "encoding_format", "model"})
+    body = json_object(row.body, {"input", "encoding_format", "model"})
     items = _item_list(body, "input", (str, dict), limits.max_items)
     return EmbeddingRequest(
         [_image_item(item) for item in items], _encoding_format(body.get("encoding_format"))
@@ -175,14 +182,13 @@ def parse_similarity_request(row: Row, limits: RequestLimits) -> SimilarityReque
         images = [part for name, part in row.parts.items() if name not in fields]
         _check_count("files", len(images), limits.max_items)
     elif row.content_type == JSON:
-        body = _json_object(row.body, {"images", "texts", "labels", "template", "model"})
+        body = json_object(row.body, {"images", "texts", "labels", "template", "model"})
         images = [_image_item(i) for i in _item_list(body, "images", (str, dict), limits.max_items)]
     else:
         _refuse_form(row)
         raise RequestError(
             "unsupported_media_type",
-            f"content type {_shown(row.content_type or 'none')}; send application/json or "
-            "multipart/form-data",
+            f"content type {shown(row.content_type or 'none')}; send application/json or multipart/form-data",
             415,
         )
     template = body.get("template")
@@ -203,7 +209,7 @@ def parse_similarity_request(row: Row, limits: RequestLimits) -> SimilarityReque
             )
         if not isinstance(template, str) or template.count("{}") != 1:
             raise RequestError(
-                "invalid_request", f"'template' is {_shown(template)}, should be a text with one {{}}"
+                "invalid_request", f"'template' is {shown(template)}, should be a text with one {{}}"
             )
         texts = [
             template.replace("{}", label) if isinstance(label, str) else label
@@ -213,7 +219,7 @@ def parse_similarity_request(row: Row, limits: RequestLimits) -> SimilarityReque
 
 
 def _refuse_form(row: Row) -> None:
-    if row.content_type in ("application/x-www-form-urlencoded", "multipart/form-data"):
+    if row.content_type in (FORM, MULTIPART):
         raise RequestError(
             "unsupported_media_type",
             f"content type {row.content_type!r} without a file; send the header "
@@ -239,7 +245,7 @@ def _json(data: bytes, where: str) -> Any:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise RequestError("invalid_json", f"{where} has the key {_shown(key)} twice")
+                raise RequestError("invalid_json", f"{where} has the key {shown(key)} twice")
             found[key] = value
         return found
 
@@ -263,17 +269,22 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _json_object(data: bytes, allowed: set[str]) -> dict[str, Any]:
+def json_object(data: bytes, allowed: set[str]) -> dict[str, Any]:
+    """Reads a body that is one JSON object of known fields.
+
+    Raises:
+        RequestError: it is not.
+    """
     if not data:
         raise RequestError("empty_request", "the request has no body")
     body = _json(data, "the body")
     if not isinstance(body, dict):
-        raise RequestError("invalid_request", f"the body is {_shown(body)}, should be a JSON object")
+        raise RequestError("invalid_request", f"the body is {shown(body)}, should be a JSON object")
     unknown = sorted(set(body) - allowed)
     if unknown:
         raise RequestError(
             "invalid_request",
-            f"unknown field {_shown(unknown[0])}; allowed are {', '.join(sorted(allowed))}",
+            f"unknown field {shown(unknown[0])}; allowed are {', '.join(sorted(allowed))}",
         )
     return body
 
@@ -285,12 +296,12 @@ def _item_list(body: Mapping[str, Any], key: str, kinds: type | tuple[type, ...]
     value = body[key]
     items = [value] if isinstance(value, kinds) else value
     if not isinstance(items, list):
-        raise RequestError("invalid_request", f"{key!r} is {_shown(value)}, should be a list")
+        raise RequestError("invalid_request", f"{key!r} is {shown(value)}, should be a list")
     _check_count(repr(key), len(items), limit)
     return [
         item
         if isinstance(item, kinds)
-        else RequestError("invalid_item", f"an item of {key!r} is {_shown(item)}")
+        else RequestError("invalid_item", f"an item of {key!r} is {shown(item)}")
         for item in items
     ]
 
@@ -343,11 +354,11 @@ def _encoding_format(value: Any) -> EncodingFormat:
     if value == "base64":
         return "base64"
     raise RequestError(
-        "invalid_request", f"'encoding_format' is {_shown(value)}, allowed are 'float' and 'base64'"
+        "invalid_request", f"'encoding_format' is {shown(value)}, allowed are 'float' and 'base64'"
     )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as it may stand in a message: short, and never a payload."""
     if isinstance(value, str):
         return repr(value if len(value) <= 40 else value[:40] + "…")
@@ -362,7 +373,7 @@ def _shown(value: Any) -> str:
 
 def error_reply(error: RequestError) -> Reply:
     """The response to a request of which nothing could be answered."""
-    return Reply(error.status, _dump({"error": error.to_json()}))
+    return Reply(error.status, dump_json({"error": error.to_json()}))
 
 
 def embedding_reply(
@@ -385,7 +396,7 @@ def embedding_reply(
         for index, result in enumerate(results)
     ]
     body = {"object": "list", **_space(spec), "data": data, "usage": _usage(results)}
-    return Reply(200, _dump(body))
+    return Reply(200, dump_json(body))
 
 
 def similarity_reply(
@@ -422,7 +433,7 @@ def similarity_reply(
         "errors": [{"input": kind, "error": error.to_json()} for kind, error in errors],
         "usage": _usage(texts),
     }
-    return Reply(200, _dump(body))
+    return Reply(200, dump_json(body))
 
 
 def cosine_similarity(images: FloatArray, texts: FloatArray) -> np.ndarray[Any, Any]:
@@ -476,5 +487,6 @@ def _usage(results: Sequence[Embedded | RequestError]) -> dict[str, int]:
     }
 
 
-def _dump(body: Mapping[str, Any]) -> bytes:
+def dump_json(body: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    """A JSON body as it is sent."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

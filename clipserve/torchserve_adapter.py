@@ -9,50 +9,31 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from clipserve.archive_files import verify_archive_files
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant
 from clipserve.errors import SpecError
-from clipserve.handler import Endpoint, Settings
-from clipserve.memory import trim_memory
-from clipserve.protocol import JSON, Row
+from clipserve.meter import TIMING_HEADER, server_timing, stage_metric
+from clipserve.protocol import JSON, MULTIPART, Row, media_type
+from clipserve.settings import Settings
+from clipserve.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-# A request with this header gets its batch's times in the standard Server-Timing response header.
-TIMING_HEADER = "x-clipserve-timing"
-
-BATCHES_PER_TRIM = 200
-
-
-class WorkerResources:
-    """What an archive gives its handler: encoder files, a device and settings."""
-
-    def __init__(self, folder: Path, device: torch.device, settings: Settings):
-        self.settings = settings
-        self._folder = folder
-        self._device = device
-
-    def image_encoder(self) -> TracedImageEncoder:
-        """The archive's image encoder for this worker's device."""
-        return TracedImageEncoder(choose_variant(self._folder, "image", self._device), self._device)
-
-    def text_encoder(self) -> TracedTextEncoder:
-        """The archive's text encoder for this worker's device."""
-        return TracedTextEncoder(choose_variant(self._folder, "text", self._device), self._device)
-
 
 class TorchServeHandler:
-    """Base of the classes in `handlers/`, which say in `build` what they serve."""
+    """Base of the classes in `handlers/`, which say what they serve.
 
-    def build(self, resources: WorkerResources) -> Endpoint:
-        """Makes the endpoint that answers this archive's requests."""
-        raise NotImplementedError
+    Attributes:
+        endpoint: its name, one of `clipserve.worker.BUILDERS`.
+    """
+
+    endpoint: ClassVar[str]
 
     def initialize(self, context: Any) -> None:
         """Loads the encoders and proves them on their golden inputs.
@@ -63,23 +44,20 @@ class TorchServeHandler:
         properties = context.system_properties
         config = context.model_yaml_config or {}
         settings = Settings.from_mapping(config.get("handler") or {})
-        torch.set_num_threads(settings.threads)
         device = _device(properties.get("gpu_id"), config.get("deviceType"))
+        if device.type == "cpu":
+            _warn_of_too_many_threads(self.endpoint, int(config.get("maxWorkers", 1)), settings.threads)
         folder = Path(properties["model_dir"])
         verify_archive_files(folder)
-        self._batches = 0
-        self._endpoint = self.build(WorkerResources(folder, device, settings))
-        for spec in self._endpoint.specs:
-            logger.info("%s ready, space %s", spec.stem, spec.space_id)
+        self._worker = Worker(self.endpoint, folder, device, settings)
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[Any]:
         """Answers a batch: one body for each row."""
         if rows == [{}] and context.get_request_header(0, "describe"):
             # `GET /models/NAME?customized=true` arrives so: alone, without a body, with this header. The
             # header alone proves nothing: any caller may send it, and would fail the batch that he is in.
-            specs = [json.loads(spec.to_json()) for spec in self._endpoint.specs]
-            return [json.dumps({"encoders": specs}, ensure_ascii=False)]
-        replies = self._endpoint.handle([_row(row, context, i) for i, row in enumerate(rows)])
+            return [json.dumps(self._worker.describe(), ensure_ascii=False)]
+        replies = self._worker.handle([_row(row, context, i) for i, row in enumerate(rows)])
         for index, reply in enumerate(replies):
             context.set_response_content_type(index, reply.content_type)
             if reply.status != HTTPStatus.OK:
@@ -88,24 +66,30 @@ class TorchServeHandler:
                 # The id that the caller has in the x-request-id response header; never the payload.
                 logger.info("request %s refused with %s", context.get_request_id(index), reply.status)
         self._report(context, len(rows))
-        self._batches += 1
-        if self._batches % BATCHES_PER_TRIM == 0:
-            trim_memory()
         return [reply.body for reply in replies]
 
     def _report(self, context: Any, rows: int) -> None:
         """Adds to the Prometheus metrics, and tells callers who ask for it where the batch's time went."""
-        counts, errors, milliseconds = self._endpoint.meter.take()
+        counts, errors, milliseconds = self._worker.meter.take()
         for name, count in counts.items():
             context.metrics.add_counter(name, count)
         for code, count in errors.items():
             context.metrics.get_metric("ClipErrors").add_or_update(count, [context.model_name, code])
         for stage, spent in milliseconds.items():
-            context.metrics.add_counter(f"Clip{stage.capitalize()}Milliseconds", round(spent, 3))
-        timing = ", ".join(f"{stage};dur={spent:.2f}" for stage, spent in milliseconds.items())
+            context.metrics.add_counter(stage_metric(stage), round(spent, 3))
         for index in range(rows):
             if TIMING_HEADER in _headers(context, index):
-                context.set_response_header(index, "Server-Timing", timing)
+                context.set_response_header(index, "Server-Timing", server_timing(milliseconds))
+
+
+def _warn_of_too_many_threads(endpoint: str, workers: int, threads: int) -> None:
+    cores = len(os.sched_getaffinity(0))
+    if workers * threads > cores:
+        logger.warning(
+            "%s: %d workers x %d threads are more than the %d cores here, and wait for each other; lower "
+            "maxWorkers or threads in handlers/%s.yaml, or run 'make tune'",
+            *(endpoint, workers, threads, cores, endpoint),
+        )
 
 
 def _device(gpu_id: int | None, device_type: str | None) -> torch.device:
@@ -126,8 +110,8 @@ def _device(gpu_id: int | None, device_type: str | None) -> torch.device:
 
 def _row(row: dict[str, Any], context: Any, index: int) -> Row:
     headers = _headers(context, index)
-    content_type = str(headers.get("content-type", "")).partition(";")[0].strip().lower()
-    if content_type == "multipart/form-data":
+    content_type = media_type(str(headers.get("content-type", "")))
+    if content_type == MULTIPART:
         return Row(b"", content_type, {name: _bytes(part) for name, part in row.items()})
     return Row(_bytes(row.get("body", b""), parsed=content_type == JSON), content_type)
 

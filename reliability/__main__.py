@@ -14,7 +14,8 @@ from reliability.chaos import run_chaos
 from reliability.faults import FAULTS, READY_SECONDS
 from reliability.fuzz import run_fuzz
 from reliability.soak import run_soak
-from serving.server import ROOT, Server, interrupt_on_sigterm, private_server, project_server
+from serving.local import ROOT, interrupt_on_sigterm
+from serving.server import Server, private_server, project_server
 
 
 def chaos(arguments: argparse.Namespace) -> bool:

@@ -20,6 +20,7 @@ TORCH_NEEDS = "filelock\ntyping-extensions\nsympy\nnetworkx\njinja2\nfsspec\nset
 
 # Environment -> lock file -> extras of pyproject.toml; each builds on those before it in its environment. The
 # search room has one of its own: Gradio wants an older Pillow than the server's, and search needs no torch.
+# So has the scale room: Ray is large, and nobody needs it on one machine.
 ENVIRONMENTS: dict[str, dict[str, tuple[str, ...]]] = {
     ".venv": {
         "run": ("client", "export", "serve", "demo"),
@@ -31,7 +32,12 @@ ENVIRONMENTS: dict[str, dict[str, tuple[str, ...]]] = {
         "search": ("client", "search"),
         "search-dev": ("search-dev",),
     },
+    ".venv-scale": {
+        "scale": ("client", "scale"),
+        "scale-dev": ("scale-dev",),
+    },
 }
+WITH_TORCH = {".venv", ".venv-scale"}
 
 
 def main() -> int:
@@ -51,7 +57,7 @@ def main() -> int:
             for name, added in locks.items():
                 extras += [word for extra in added for word in ("--extra", extra)]
                 command = [*uv, str(PROJECT), *extras, "--override", str(left_out)]
-                command += [str(needs)] if environment == ".venv" else []
+                command += [str(needs)] if environment in WITH_TORCH else []
                 command += [word for lock in earlier for word in ("--constraint", lock)]
                 command += ["--output-file", str(HERE / f"{name}.lock")]
                 subprocess.run(command, check=True)

@@ -26,7 +26,8 @@ from search.errors import SearchError
 from search.files import FoundFile, Listing, list_pictures, read_contents
 from search.journal import Journal
 from search.paths import path_to_text, printable
-from search.table import RECALL_AT, FileState, PictureTable, Row, open_or_create_table, sole_writer
+from search.rows import FileState
+from search.table import RECALL_AT, PictureTable, Row, open_or_create_table, sole_writer
 from search.thumbnails import make_thumbnail
 
 # Requests under way at once: enough that the server finds a batch waiting whenever it takes one.
@@ -37,9 +38,6 @@ COMMIT_SECONDS = 10.0
 
 # Fragments are joined, and the ANN index is brought up to date, after this many rows, not only at the end.
 MAINTAIN_ROWS = 50_000
-
-# A file changed this recently before it was read may have changed again without its time telling so.
-RACY_NS = 2_000_000_000
 
 # The server failed on this many pictures, one after the other: it is the server, not the pictures.
 SERVER_FAILURES = CONCURRENCY + 1
@@ -171,11 +169,7 @@ class _Run:
 
     def _is_unchanged(self, found: FoundFile) -> bool:
         state = self._states.get(found.path)
-        return (
-            state is not None
-            and (state.size, state.mtime_ns) == (found.size, found.mtime_ns)
-            and state.mtime_ns + RACY_NS < state.indexed_ns
-        )
+        return state is not None and state.is_of(found.size, found.mtime_ns)
 
     def _read_all(self, todo: Sequence[FoundFile], bar: tqdm[NoReturn]) -> Generator[_Read, None, None]:
         """Reads and embeds files side by side; few at once, since their bytes are in memory."""

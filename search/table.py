@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import filelock
 import lancedb
@@ -23,6 +23,7 @@ from lancedb.query import LanceVectorQueryBuilder
 from clipserve.encoder_spec import FloatArray
 from search.errors import SearchError
 from search.paths import printable, sql_text
+from search.rows import FileState, picture_batch, picture_schema
 
 NAME = "pictures"
 LOCK = "index.lock"
@@ -46,15 +47,6 @@ REFINE = 5
 PROBES = 250
 
 RECALL_AT = 10
-
-
-class FileState(NamedTuple):
-    """What a file was when it was read: bytes, time of its last change, SHA-256; and when that was."""
-
-    size: int
-    mtime_ns: int
-    sha256: str
-    indexed_ns: int
 
 
 @dataclass(frozen=True)
@@ -98,6 +90,11 @@ class PictureTable:
     def __init__(self, folder: Path, table: lancedb.table.Table):
         self.folder = folder
         self._table = table
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns, with `space_id` and `model` in the metadata."""
+        return self._table.schema
 
     @property
     def space_id(self) -> str:
@@ -149,8 +146,35 @@ class PictureTable:
                 # Not a merge, which would look through the whole table.
                 self._table.add(self._batch(new))
             if changed:
-                merge = self._table.merge_insert("path").when_matched_update_all()
-                merge.when_not_matched_insert_all().execute(self._batch(changed))
+                self._replace(self._batch(changed))
+
+    def add_stream(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Adds rows of new paths, any number of them, in one step or not at all; few are in memory at once.
+
+        Args:
+            batches: of the table's schema, see `picture_batch`.
+
+        Raises:
+            SearchError: the folder cannot be written.
+        """
+        with _storage_errors(self.folder):
+            self._table.add(pa.RecordBatchReader.from_batches(self.schema, batches))
+
+    def replace(self, rows: pa.Table) -> None:
+        """Replaces rows by path in one step; all of them are in memory at once.
+
+        Args:
+            rows: of the table's schema, see `picture_batch`.
+
+        Raises:
+            SearchError: the folder cannot be written.
+        """
+        with _storage_errors(self.folder):
+            self._replace(rows)
+
+    def _replace(self, rows: pa.Table) -> None:
+        merge = self._table.merge_insert("path").when_matched_update_all()
+        merge.when_not_matched_insert_all().execute(rows)
 
     def remove(self, paths: Iterable[str]) -> None:
         """Removes the rows of paths.
@@ -231,16 +255,13 @@ class PictureTable:
         return sorted(hits, key=lambda hit: (-hit.score, hit.path))
 
     def _batch(self, rows: Sequence[Row]) -> pa.Table:
-        schema = self._table.schema
-        columns: dict[str, Any] = {
-            name: [getattr(row.state, name) for row in rows] for name in FileState._fields
-        }
-        columns["path"] = [row.path for row in rows]
-        columns["thumbnail"] = [row.thumbnail for row in rows]
-        columns["space_id"] = [self.space_id] * len(rows)
-        flat = pa.array(np.concatenate([row.embedding for row in rows]))
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, self.embedding_dim)
-        return pa.table(columns, schema=schema)
+        return picture_batch(
+            self.schema,
+            [row.path for row in rows],
+            [row.state for row in rows],
+            np.stack([row.embedding for row in rows]),
+            [row.thumbnail for row in rows],
+        )
 
 
 def open_table(folder: Path) -> PictureTable:
@@ -265,19 +286,7 @@ def open_or_create_table(folder: Path, space_id: str, model: str, embedding_dim:
     """
     if (folder / f"{NAME}.lance" / "_versions").is_dir():
         return open_table(folder)
-    schema = pa.schema(
-        [
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("size", pa.int64(), nullable=False),
-            pa.field("mtime_ns", pa.int64(), nullable=False),
-            pa.field("sha256", pa.string(), nullable=False),
-            pa.field("space_id", pa.string(), nullable=False),
-            pa.field("embedding", pa.list_(pa.float32(), embedding_dim), nullable=False),
-            pa.field("thumbnail", pa.binary(), nullable=False),
-            pa.field("indexed_ns", pa.int64(), nullable=False),
-        ],
-        metadata={"space_id": space_id, "model": model},
-    )
+    schema = picture_schema(space_id, model, embedding_dim)
     with _storage_errors(folder):
         return PictureTable(folder, _connect(folder).create_table(NAME, schema=schema))
 

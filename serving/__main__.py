@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clipserve.client import KeyFile
 from clipserve.errors import ClipServeError
-from serving.example import run_example
+from serving.example import EXAMPLE_IMAGE, EXAMPLE_TEXTS, PICTURES, curl_lines, run_example
+from serving.local import interrupt_on_sigterm
 from serving.probe import probe_server
-from serving.server import ROOT, Server, interrupt_on_sigterm, private_server, project_server
-
-PICTURES = ROOT / "demo" / "pictures"
-EXAMPLE_IMAGE = PICTURES / "two-dogs-in-the-snow.jpg"
-EXAMPLE_TEXTS = ("Two dogs in the snow", "A cat on a table", "A picture of London at night")
+from serving.server import private_server, project_server
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -32,7 +27,13 @@ def serve(arguments: argparse.Namespace) -> None:
     except (ClipServeError, KeyboardInterrupt):
         server.stop()
         raise
-    print(_how_to_call(server))
+    url = server.properties["inference_address"]
+    token = server.key_file.token("inference")
+    print(f"\nready at {url}\ninference token (60 minutes; the client renews it): {token}\n")
+    print(curl_lines(url, token))
+    print("\n'make example' runs the example, 'make stop' stops the server.")
+    for warning in server.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def stop(arguments: argparse.Namespace) -> None:
@@ -82,30 +83,6 @@ def demo(arguments: argparse.Namespace) -> None:
     print("  make export MODEL=demo archive serve      serve this demo checkpoint from model_store/")
     print("  make export MODEL=clip-ViT-B-32           export a real checkpoint pair (needs the model hub)")
     print("  make help                                 everything else")
-
-
-def _how_to_call(server: Server) -> str:
-    url = server.properties["inference_address"]
-    token = KeyFile(server.folder / "key_file.json").token("inference")
-    predictions = f"{url}/predictions"
-    auth = f"-H 'Authorization: Bearer {token}'"
-    image = shlex.quote(str(EXAMPLE_IMAGE.relative_to(ROOT)))
-    texts = '{"input": ["雪の中の二匹の犬", "كلبان في الثلج"]}'
-    labels = '["Two dogs in the snow", "A cat on a table", "London at night"]'
-    return f"""
-ready at {url}
-inference token (60 minutes; the client renews it): {token}
-
-# image -> vector
-curl -s {auth} -H 'Content-Type: image/jpeg' --data-binary @{image} {predictions}/clip_image
-
-# text -> vector, in any of 40 languages
-curl -s {auth} -H 'Content-Type: application/json' -d '{texts}' {predictions}/clip_text
-
-# one picture against three labels
-curl -s {auth} -F image=@{image} -F 'texts={labels}' {predictions}/clip_similarity
-
-'make example' runs the example, 'make stop' stops the server."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

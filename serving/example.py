@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,11 @@ import numpy as np
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
 from clipserve.protocol import cosine_similarity
+from serving.local import ROOT
+
+PICTURES = ROOT / "demo" / "pictures"
+EXAMPLE_IMAGE = PICTURES / "two-dogs-in-the-snow.jpg"
+EXAMPLE_TEXTS = ("Two dogs in the snow", "A cat on a table", "A picture of London at night")
 
 SHOWN = 4  # components printed at either end of an embedding
 
@@ -37,6 +43,23 @@ def run_example(client: Client, image: Path, texts: Sequence[str]) -> None:
     print("label probabilities:")
     for text, probability in zip(texts, answer.probabilities[0], strict=True):
         print(f"  {probability:.7g}  {text}")
+
+
+def curl_lines(url: str, token: str) -> str:
+    """One call of each endpoint, to paste into a shell."""
+    predictions = f"{url}/predictions"
+    auth = f"-H 'Authorization: Bearer {token}'"
+    image = shlex.quote(str(EXAMPLE_IMAGE.relative_to(ROOT)))
+    texts = '{"input": ["雪の中の二匹の犬", "كلبان في الثلج"]}'
+    labels = '["Two dogs in the snow", "A cat on a table", "London at night"]'
+    return f"""# image -> vector
+curl -s {auth} -H 'Content-Type: image/jpeg' --data-binary @{image} {predictions}/clip_image
+
+# text -> vector, in any of 40 languages
+curl -s {auth} -H 'Content-Type: application/json' -d '{texts}' {predictions}/clip_text
+
+# one picture against three labels
+curl -s {auth} -F image=@{image} -F 'texts={labels}' {predictions}/clip_similarity"""
 
 
 def _shown(embedding: FloatArray) -> str:

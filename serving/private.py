@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 from clipserve.errors import ClipServeError
-from serving.server import interrupt_on_sigterm, private_server
+from serving.local import interrupt_on_sigterm
+from serving.server import private_server
 
 READY_SECONDS = 240.0
 

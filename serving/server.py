@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,9 +20,7 @@ import psutil
 from clipserve.client import Client, KeyFile
 from clipserve.errors import ServerError
 from serving.java import java_home
-
-ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "config.properties"
+from serving.local import CONFIG, ROOT, check_port_free, free_ports, read_properties
 
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
@@ -62,6 +58,11 @@ class Server:
         return tuple(model.partition("=")[0] for model in self.properties["load_models"].split(","))
 
     @property
+    def logs(self) -> Path:
+        """Folder of its logs."""
+        return self.folder / "logs"
+
+    @property
     def key_file(self) -> KeyFile:
         """Its tokens; there is no such file while it does not run."""
         return KeyFile(self.folder / "key_file.json", self.properties["management_address"])
@@ -75,6 +76,14 @@ class Server:
             self.key_file,
             timeout=timeout,
         )
+
+    def warnings(self) -> list[str]:
+        """What its workers warned of since the start: more threads than cores."""
+        try:
+            log = self._model_log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return []
+        return list(dict.fromkeys(re.findall(r"MODEL_LOG - (.* are more than the \d+ cores .*)", log)))
 
     def processes(self) -> list[psutil.Process]:
         """The Java server and its workers; empty where it is not running."""
@@ -133,7 +142,7 @@ class Server:
         with self.client() as client:
             while True:
                 if self.running_pid() is None:
-                    raise ServerError(f"TorchServe has ended; {self.folder / 'logs/ts_log.log'} says why")
+                    raise ServerError(f"TorchServe has ended; {self.logs / 'ts_log.log'} says why")
                 try:
                     client.check_ready(self.endpoints)
                 except ServerError as error:
@@ -193,18 +202,11 @@ class Server:
         ports = [urlsplit(properties[name]).port for name in ADDRESSES]
         ports += [int(properties[name]) for name in GRPC_PORTS]
         for port in ports:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port or 0))
-                except OSError as error:
-                    raise ServerError(
-                        f"port {port} is taken by another program; stop that, or change {self.config.name}"
-                    ) from error
+            check_port_free("127.0.0.1", port or 0, f"change {self.config.name}")
 
     @property
     def _model_log(self) -> Path:
-        return self.folder / "logs" / "model_log.log"
+        return self.logs / "model_log.log"
 
     def _give_up_on_crash_loop(self) -> None:
         """TorchServe restarts a failing worker for minutes; no reason to fail heals by that."""
@@ -232,15 +234,6 @@ class Server:
         return environment
 
 
-def interrupt_on_sigterm() -> None:
-    """Makes `kill` end a program as Ctrl-C does, so that it stops the server that it started."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-
-
 def private_server(store: Path, folder: Path, *, overrides: Mapping[str, str] | None = None) -> Server:
     """A server on free ports with everything of its own in `folder`; the settings are those of the project.
 
@@ -263,25 +256,6 @@ def private_server(store: Path, folder: Path, *, overrides: Mapping[str, str] | 
 def project_server() -> Server:
     """The server that `make serve` and the README's `torchserve --start` run."""
     return Server(ROOT, CONFIG, ROOT / "model_store")
-
-
-def read_properties(path: Path) -> dict[str, str]:
-    """Reads a properties file of plain `name=value` lines."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    pairs = [line.partition("=") for line in lines if line.strip() and not line.startswith("#")]
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on just now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
 
 
 def _torchserve() -> str:

@@ -27,6 +27,12 @@ CPU = torch.device("cpu")
 ExportedAs = Callable[[str, Format, Precision], Path]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--server", choices=("torchserve", "ray"), default="torchserve", help="which one tests/http asks"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # The models are tiny: more threads cost more than they bring.
     torch.set_num_threads(1)

@@ -16,9 +16,10 @@ ALLOWED = {
     "export_scripts": {"clipserve", "export_scripts"},
     "serving": {"clipserve", "serving"},
     "search": {"clipserve", "search", "serving", "demo"},
+    "scale": {"clipserve", "scale", "search", "serving"},
     "demo": {"clipserve", "demo", "serving", "export_scripts"},
 }
-ROOMS = set(ALLOWED) | {"scale", "benchmarks", "tests"}
+ROOMS = set(ALLOWED) | {"benchmarks", "tests"}
 
 # What a worker needs; the client is for callers and has two more.
 CORE_PACKAGES = {"clipserve", "torch", "numpy", "PIL", "tokenizers"}
@@ -66,3 +67,11 @@ def test_handlers_do_not_import_each_other() -> None:
     assert len(handlers) == 3
     for path in (ROOT / "handlers").glob("*.py"):
         assert not imported(path) & handlers, path.name
+
+
+def test_the_bulk_job_has_no_second_copy_of_anything() -> None:
+    # Pixels and weights are the business of clipserve; rows, the writer's lock and thumbnails, of search.
+    for path in (ROOT / "scale").rglob("*.py"):
+        assert not imported(path) & {"PIL", "tokenizers", "transformers", "torchvision"}, path.name
+    users = {path.name for path in (ROOT / "scale").rglob("*.py") if "search" in imported(path)}
+    assert all((ROOT / "scale" / "bulk" / name).exists() for name in users), users

@@ -28,7 +28,6 @@ from clipserve.handler import (
     CachedTextEmbedder,
     Endpoint,
     ImageEmbedder,
-    Settings,
     SimilarityEndpoint,
     TextEmbedder,
     image_endpoint,
@@ -36,7 +35,8 @@ from clipserve.handler import (
 )
 from clipserve.images import ImageLimits, decode_image
 from clipserve.protocol import JSON, Embedded, Reply, RequestLimits, Row
-from clipserve.torchserve_adapter import TorchServeHandler, WorkerResources
+from clipserve.settings import Settings
+from clipserve.torchserve_adapter import TorchServeHandler
 from handlers.clip_image import ClipImageHandler
 from handlers.clip_similarity import ClipSimilarityHandler
 from handlers.clip_text import ClipTextHandler
@@ -918,7 +918,7 @@ def test_torchserve_archive_without_the_encoder(image_path: Path, tmp_path: Path
     folder = unpacked_archive(tmp_path / "archive", image_path)
     handler = ClipSimilarityHandler()
     with pytest.raises(
-        SpecError, match=r"no text encoder for cpu here, only clip-image-cpu-fp32; run 'make export"
+        SpecError, match=r"no text encoder for cpu here, only clip-image-cpu-fp32.pt; run 'make export"
     ):
         handler.initialize(Context(folder))
 
@@ -934,12 +934,6 @@ def test_torchserve_archive_that_was_changed(text_path: Path, tmp_path: Path) ->
     (folder / SUMS_FILE).unlink()
     with pytest.raises(SpecError, match=f"no {SUMS_FILE}"):
         ClipTextHandler().initialize(Context(folder))
-
-
-def test_torchserve_base_class_serves_nothing(model_dir: Path) -> None:
-    resources = WorkerResources(model_dir, torch.device("cpu"), Settings())
-    with pytest.raises(NotImplementedError):
-        TorchServeHandler().build(resources)
 
 
 @pytest.mark.gpu

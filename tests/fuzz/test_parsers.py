@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reliability.corpus import write_seeds
-from serving.server import ROOT
+from serving.local import ROOT
 
 pytest.importorskip("atheris", reason="no atheris for this Python or platform")
 

@@ -5,25 +5,52 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 
-from clipserve.client import KeyFile
+from clipserve.client import Client, KeyFile
 from clipserve.encoder_spec import FloatArray, decode_vector
-from serving.server import Server
 
 JSON = "application/json"
+
+
+class AnyServer(Protocol):
+    """What the tests need of a server, whichever it is."""
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """Its addresses, among others."""
+
+    @property
+    def key_file(self) -> KeyFile: ...
+
+    @property
+    def folder(self) -> Path:
+        """Where its `key_file.json` is."""
+
+    @property
+    def logs(self) -> Path: ...
+
+    def client(self) -> Client: ...
+
+    def processes(self) -> list[psutil.Process]:
+        """The process that it is, and all that it started."""
+
+    def wait_ready(self, timeout: float) -> None: ...
 
 
 @dataclass(frozen=True)
 class Api:
     """A server's addresses and tokens."""
 
-    server: Server
+    server: AnyServer
     http: httpx.Client
 
     @property
@@ -35,7 +62,7 @@ class Api:
         return self.server.properties["management_address"]
 
     def bearer(self, kind: str = "inference") -> dict[str, str]:
-        return {"Authorization": f"Bearer {KeyFile(self.server.folder / 'key_file.json').token(kind)}"}
+        return {"Authorization": f"Bearer {self.server.key_file.token(kind)}"}
 
     def post(
         self, endpoint: str, content: bytes | str = b"", content_type: str | None = None, **options: Any

@@ -1,4 +1,7 @@
-"""One real TorchServe for all tests of this folder, on free ports, serving the tiny pair."""
+"""One real server for all tests of this folder, on free ports, serving the tiny pair.
+
+TorchServe, or with `--server ray` Ray Serve: the same requests, the same answers.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,22 @@ import pytest
 
 from clipserve.client import Client
 from export_scripts.archive import build_archives
-from serving.server import Server, private_server
-from tests.http.api import Api
+from serving.server import private_server
+from tests.http.api import AnyServer, Api
+from tests.http.ray_server import ray_server
 
 READY_SECONDS = 240.0  # generous: the machine may be busy
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    others = "ray_only" if config.getoption("--server") == "torchserve" else "torchserve_only"
     for item in items:
         if here in item.path.parents:
             item.add_marker("server")
+            marker = item.get_closest_marker(others)
+            if marker is not None:
+                item.add_marker(pytest.mark.skip(reason=f"{others}: {marker.args[0]}"))
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +46,17 @@ def archives(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    archives: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[AnyServer]:
     """A running server; after the last test it must go without leaving a process."""
+    if pytestconfig.getoption("--server") == "ray":
+        with ray_server(archives) as ray:
+            ray.wait_ready(READY_SECONDS)
+            family = ray.processes()
+            yield ray
+        assert not [p for p in family if p.is_running()]
+        return
     server = private_server(archives, tmp_path_factory.mktemp("server"))
     server.start()
     try:
@@ -52,13 +69,13 @@ def server(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[Client]:
+def client(server: AnyServer) -> Iterator[Client]:
     with server.client() as client:
         yield client
 
 
 @pytest.fixture(scope="session")
-def api(server: Server) -> Iterator[Api]:
+def api(server: AnyServer) -> Iterator[Api]:
     """Plain HTTP to the server, without the client's help."""
     with httpx.Client(timeout=60) as http:
         yield Api(server, http)

@@ -13,26 +13,37 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from clipserve.client import KeyFile
-from serving.server import CONFIG, Server, read_properties
-from tests.http.api import JSON, Api, picture
+from serving.local import CONFIG, read_properties
+from serving.server import Server
+from tests.http.api import JSON, AnyServer, Api, picture
 
 SECRET = "a payload that must not reach a log"
 
 
-def tokens(server: Server) -> dict[str, str]:
-    key_file = KeyFile(server.folder / "key_file.json")
-    return {kind: key_file.token(kind) for kind in ("inference", "management", "API")}
+OWN_PATH = pytest.mark.torchserve_only("a path of TorchServe's own")
+OWN_KEY = pytest.mark.torchserve_only("a key of TorchServe's own")
+
+
+def tokens(server: AnyServer) -> dict[str, str]:
+    keys = json.loads((server.folder / "key_file.json").read_text(encoding="utf-8"))
+    return {kind: server.key_file.token(kind) for kind in keys}
 
 
 # ---- tokens
 
 
-@pytest.mark.parametrize("kind", [None, "management", "API", "wrong", "empty", "basic"])
 @pytest.mark.parametrize(
-    "path", ["/predictions/clip_text", "/explanations/clip_text", "/v1/models/clip_text:predict"]
+    "kind", [None, "management", pytest.param("API", marks=OWN_KEY), "wrong", "empty", "basic"]
 )
-def test_inference_needs_its_own_token(api: Api, server: Server, kind: str | None, path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/predictions/clip_text",
+        pytest.param("/explanations/clip_text", marks=OWN_PATH),
+        pytest.param("/v1/models/clip_text:predict", marks=OWN_PATH),
+    ],
+)
+def test_inference_needs_its_own_token(api: Api, server: AnyServer, kind: str | None, path: str) -> None:
     known = {
         **{name: f"Bearer {token}" for name, token in tokens(server).items()},
         "wrong": "Bearer AAAAAAAA",
@@ -45,27 +56,32 @@ def test_inference_needs_its_own_token(api: Api, server: Server, kind: str | Non
     assert response.json()["type"] == "InvalidKeyException"
 
 
-def test_a_token_is_only_read_from_its_header(api: Api, server: Server) -> None:
+def test_a_token_is_only_read_from_its_header(api: Api, server: AnyServer) -> None:
     token = tokens(server)["inference"]
     for parameters in ({"token": token}, {"key": token}, {"Authorization": f"Bearer {token}"}):
         response = api.http.post(f"{api.url}/predictions/clip_text", params=parameters, json={"input": "a"})
         assert response.status_code == 400
 
 
-@pytest.mark.parametrize("kind", [None, "inference", "API"])
+@pytest.mark.parametrize("kind", [None, "inference", pytest.param("API", marks=OWN_KEY)])
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/models"),
         ("GET", "/models/clip_text"),
-        ("PUT", "/models/clip_text?min_worker=3"),
-        ("DELETE", "/models/clip_text"),
-        ("POST", "/models?url=clip_text.mar"),
-        ("PUT", "/models/clip_text/0.1.0/set-default"),
+        *(
+            pytest.param(method, path, marks=OWN_PATH)
+            for method, path in (
+                ("GET", "/models"),
+                ("PUT", "/models/clip_text?min_worker=3"),
+                ("DELETE", "/models/clip_text"),
+                ("POST", "/models?url=clip_text.mar"),
+                ("PUT", "/models/clip_text/0.1.0/set-default"),
+            )
+        ),
     ],
 )
 def test_management_needs_its_own_token(
-    api: Api, server: Server, kind: str | None, method: str, path: str
+    api: Api, server: AnyServer, kind: str | None, method: str, path: str
 ) -> None:
     headers = {} if kind is None else {"Authorization": f"Bearer {tokens(server)[kind]}"}
     response = api.http.request(method, f"{api.management}{path}", headers=headers)
@@ -73,6 +89,7 @@ def test_management_needs_its_own_token(
     assert response.json()["type"] == "InvalidKeyException"
 
 
+@pytest.mark.torchserve_only("its tokens expire")
 @pytest.mark.parametrize("kind", [None, "inference", "management"])
 def test_renewing_tokens_needs_the_api_key(api: Api, server: Server, kind: str | None) -> None:
     before = tokens(server)
@@ -82,7 +99,7 @@ def test_renewing_tokens_needs_the_api_key(api: Api, server: Server, kind: str |
     assert tokens(server) == before
 
 
-def test_the_key_file_is_for_its_owner_only(server: Server) -> None:
+def test_the_key_file_is_for_its_owner_only(server: AnyServer) -> None:
     assert (server.folder / "key_file.json").stat().st_mode & 0o077 == 0
 
 
@@ -95,6 +112,7 @@ def outside(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copy(archives / "clip_text.mar", tmp_path_factory.mktemp("outside") / "other.mar"))
 
 
+@pytest.mark.torchserve_only("its management API")
 @pytest.mark.parametrize(
     "url",
     [
@@ -134,6 +152,7 @@ def test_models_cannot_be_removed_nor_workflows_added(api: Api, method: str, pat
 # ---- addresses and paths
 
 
+@pytest.mark.torchserve_only("its doors")
 def test_only_loopback_listens(server: Server) -> None:
     listening = {
         connection.laddr
@@ -151,12 +170,14 @@ def test_only_loopback_listens(server: Server) -> None:
     assert expected <= {address.port for address in listening}
 
 
+@pytest.mark.torchserve_only("its doors")
 def test_workers_listen_on_no_port(server: Server) -> None:
     _, *workers = server.processes()
     assert workers
     assert [c for worker in workers for c in worker.net_connections("inet")] == []
 
 
+@pytest.mark.torchserve_only("its doors")
 def test_other_addresses_of_this_machine_refuse(server: Server) -> None:
     addresses = {
         address.address
@@ -174,6 +195,7 @@ def test_other_addresses_of_this_machine_refuse(server: Server) -> None:
                 assert probe.connect_ex((address, port or 0)) != 0, (address, port)
 
 
+@pytest.mark.torchserve_only("its gRPC")
 @pytest.mark.parametrize(("kind", "answered"), [(None, False), ("management", False), ("inference", True)])
 def test_grpc_needs_a_token_too(server: Server, kind: str | None, answered: bool) -> None:
     """HTTP/2 by hand: without a token no message comes back (a DATA frame), only an error in trailers."""
@@ -242,7 +264,7 @@ def test_the_inference_address_gives_predictions_only(api: Api, path: str) -> No
 # ---- logs
 
 
-def test_keys_and_payloads_never_reach_a_log(api: Api, server: Server) -> None:
+def test_keys_and_payloads_never_reach_a_log(api: Api, server: AnyServer) -> None:
     bodies = [
         ("clip_text", JSON, json.dumps({"input": SECRET})),
         ("clip_text", JSON, json.dumps({"input": [SECRET, 5]})),
@@ -260,17 +282,18 @@ def test_keys_and_payloads_never_reach_a_log(api: Api, server: Server) -> None:
             f"{api.url}/predictions/{endpoint}", content=body, headers={"Authorization": "Bearer x"}
         )
     api.post_files("clip_similarity", {"a": ("a.png", picture(1))}, {"texts": json.dumps([SECRET])})
-    KeyFile(server.folder / "key_file.json", api.management).renew("inference", tokens(server)["inference"])
+    if "API" in tokens(server):
+        server.key_file.renew("inference", tokens(server)["inference"])
     api.post("clip_text", "once more", "text/plain")
-    logged = "".join(
-        path.read_text(encoding="utf-8", errors="replace") for path in (server.folder / "logs").rglob("*.log")
-    )
+    logs = [path for path in server.logs.rglob("*.*") if path.is_file()]
+    logged = "".join(path.read_text(encoding="utf-8", errors="replace") for path in logs)
     assert "clip_text" in logged
     assert SECRET not in logged
     for token in tokens(server).values():
         assert token not in logged
 
 
+@pytest.mark.torchserve_only("its properties")
 def test_the_project_is_configured_as_this_server_is(server: Server) -> None:
     """The tests' server differs from the project's in its ports and folders only."""
     project, ours = read_properties(CONFIG), server.properties

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,9 +18,16 @@ import psutil
 import pytest
 
 import clipserve.client
+from clipserve.encoder_spec import read_spec
 from clipserve.errors import ClipServeError, ServerError
-from serving.server import ROOT, Server, private_server
+from export_scripts.archive import Tuned, build_archives, write_tuned
+from serving.local import ROOT
+from serving.server import Server, private_server
 from tests.http.conftest import READY_SECONDS
+
+pytestmark = pytest.mark.torchserve_only(
+    "how TorchServe is started and stopped; Ray Serve: test_ray_serve.py"
+)
 
 TEXT_ONLY = {"load_models": "clip_text=clip_text.mar"}
 
@@ -165,6 +173,22 @@ def test_interrupting_serve_stops_the_server(archives: Path, tmp_path: Path, num
     assert alive == []
     assert descendants() <= before
     assert list(tmp_path.glob("clipserve-demo-*")) == []
+
+
+def test_more_threads_than_cores_are_warned_of(store: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(store, tmp_path / "store"))
+    spec = read_spec(own / "clip-text-cpu-fp32.pt")
+    threads = len(os.sched_getaffinity(0)) + 1
+    write_tuned(own, spec.space_id, {"clip_text": Tuned((spec.file_name,), 1, threads, 8)}, {})
+    build_archives(own, None, None)
+    server = private_server(own, tmp_path / "server", overrides=TEXT_ONLY)
+    try:
+        server.start()
+        server.wait_ready(READY_SECONDS)
+        [warning] = server.warnings()
+        assert warning.startswith(f"clip_text: 1 workers x {threads} threads are more than the {threads - 1}")
+    finally:
+        server.stop()
 
 
 def test_an_archive_that_was_cut_off(archives: Path, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import json
 import re
 
 import httpx
+import pytest
 import yaml
 
-from serving.server import ROOT
+from serving.local import ROOT
 from tests.http.api import JSON, Api, b64, picture
 
 
@@ -16,6 +17,7 @@ def scrape(api: Api) -> str:
     return httpx.get(f"{api.server.properties['metrics_address']}/metrics", timeout=30).text
 
 
+@pytest.mark.torchserve_only("its metrics address")
 def test_metrics(api: Api) -> None:
     """Also those of refusals, the cache and truncation; each under its documented name."""
     for _ in range(2):
@@ -39,6 +41,7 @@ def test_metrics(api: Api) -> None:
     assert not missing
 
 
+@pytest.mark.torchserve_only("its metrics.yaml")
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     metrics = yaml.safe_load((ROOT / "metrics.yaml").read_text())
     known = {m["name"] for part in ("ts_metrics", "model_metrics") for m in metrics[part]["counter"]}

@@ -20,7 +20,7 @@ from clipserve.encoder_spec import encode_vector
 from clipserve.errors import ServerError
 from serving.probe import Readiness, probe_server
 from serving.server import Server, private_server
-from tests.http.api import picture
+from tests.http.api import AnyServer, picture
 from tests.http.conftest import READY_SECONDS
 from tests.http.repack import repack
 
@@ -75,6 +75,7 @@ def refused(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         server.stop()
 
 
+@pytest.mark.torchserve_only("its archives")
 def test_wrong_archives_are_never_ready_and_say_why(refused: Server) -> None:
     said = ""
     while not all(reason in said for reason in REASONS.values()):
@@ -90,7 +91,7 @@ def test_ready(client: Client) -> None:
     client.check_ready()
 
 
-def test_a_killed_worker_is_replaced(server: Server, client: Client) -> None:
+def test_a_killed_worker_is_replaced(server: AnyServer, client: Client) -> None:
     before = client.workers("clip_image")[0]["pid"]
     (process,) = [p for p in server.processes() if p.pid == before]
     process.kill()
@@ -113,6 +114,7 @@ def probe(server: Server) -> Iterator[str]:
             thread.join()
 
 
+@pytest.mark.torchserve_only("the probe beside it")
 def test_probe(probe: str) -> None:
     assert httpx.get(f"{probe}/ready", timeout=60).json() == {"ok": True}
     assert httpx.get(f"{probe}/live", timeout=60).json() == {"ok": True}
@@ -120,13 +122,14 @@ def test_probe(probe: str) -> None:
     assert httpx.post(f"{probe}/ready", timeout=60).status_code == 501
 
 
+@pytest.mark.torchserve_only("the probe beside it")
 def test_probe_of_a_server_that_does_not_run(archives: Path, tmp_path: Path) -> None:
     readiness = Readiness(private_server(archives, tmp_path))
     assert readiness.reason() == "TorchServe is not running"
     assert not readiness.alive()
 
 
-def test_not_ready_with_another_golden_vector(server: Server, client: Client) -> None:
+def test_not_ready_with_another_golden_vector(server: AnyServer, client: Client) -> None:
     """The client compares by itself: a worker that serves other weights than it certifies is found out."""
 
     class Doubtful(Client):
@@ -138,8 +141,7 @@ def test_not_ready_with_another_golden_vector(server: Server, client: Client) ->
             return specs
 
     properties = server.properties
-    keys = KeyFile(server.folder / "key_file.json", properties["management_address"])
-    doubtful = Doubtful(properties["inference_address"], properties["management_address"], keys)
+    doubtful = Doubtful(properties["inference_address"], properties["management_address"], server.key_file)
     with doubtful, pytest.raises(ServerError, match="clip_text: the golden input's embedding has cosine"):
         doubtful.check_ready(["clip_text"])
 
@@ -163,6 +165,7 @@ def hasty(archives: Path, tmp_path: Path) -> Iterator[Server]:
         server.stop()
 
 
+@pytest.mark.torchserve_only("its tokens expire")
 def test_an_expired_token_is_refused_and_the_client_renews_it(hasty: Server) -> None:
     url = hasty.properties["inference_address"]
     keys = KeyFile(hasty.folder / "key_file.json")

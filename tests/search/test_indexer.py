@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from clipserve.client import Client
-from search import indexer, thumbnails
+from search import indexer, rows, thumbnails
 from search.errors import SearchError
 from search.indexer import Report, index_folder
 from search.paths import path_to_text
@@ -118,7 +118,7 @@ def test_change_within_the_same_instant_is_seen(
     client: Client, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A busy machine may take longer between writing and reading than two seconds.
-    monkeypatch.setattr(indexer, "RACY_NS", 3600 * 10**9)
+    monkeypatch.setattr(rows, "RACY_NS", 3600 * 10**9)
     path = picture(folder / "a.bmp", 1)
     index_folder(client, folder, tmp_path / "table")
     before = path.stat()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from search.paths import path_condition, path_to_text, printable, text_to_path
-from search.table import FileState, Row, open_or_create_table
+from search.rows import FileState
+from search.table import Row, open_or_create_table
 
 NAMES = [
     b"/a/kutya.jpg",

@@ -11,8 +11,9 @@ from search import table as table_module
 from search.errors import SearchError
 from search.journal import NAME as JOURNAL
 from search.journal import Journal
+from search.rows import FileState
 from search.server_process import ROOT
-from search.table import FileState, PictureTable, Row, open_or_create_table, open_table, sole_writer
+from search.table import PictureTable, Row, open_or_create_table, open_table, sole_writer
 
 DIM = 32
 

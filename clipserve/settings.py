@@ -1,0 +1,79 @@
+"""What an endpoint is told: the `handler` section of its YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from clipserve.errors import SpecError
+from clipserve.images import ImageLimits
+from clipserve.protocol import RequestLimits
+
+LEAST = {"draft_factor": 0}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The `handler` section of an archive's YAML.
+
+    Attributes:
+        threads: intra-op threads of one worker; workers x threads should not exceed the cores.
+        max_batch: the most items that one forward pass takes.
+        max_seconds: after so long, requests of the batch that have not begun are refused as `overloaded`.
+            Well below the server's `responseTimeout`, which would kill the worker and fail the whole batch.
+        cached_texts: how many text embeddings the similarity endpoint remembers.
+        draft_factor: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side stays at least
+            so many times what it is resized to; 0 decodes every picture whole.
+        images, requests: limits, see their classes.
+    """
+
+    threads: int = 1
+    max_batch: int = 32
+    max_seconds: int = 25
+    cached_texts: int = 10_000
+    draft_factor: int = 2
+    images: ImageLimits = field(default_factory=ImageLimits)
+    requests: RequestLimits = field(default_factory=RequestLimits)
+
+    @classmethod
+    def from_mapping(cls, section: Mapping[str, Any]) -> Settings:
+        """Reads the section as YAML gives it: flat, integers, `formats` a list.
+
+        Raises:
+            SpecError: an unknown key, or a value that is not a positive integer.
+        """
+        groups: dict[str, dict[str, Any]] = {"": {}, "images": {}, "requests": {}}
+        places = {
+            **dict.fromkeys(("threads", "max_batch", "max_seconds", "cached_texts", "draft_factor"), ""),
+            **dict.fromkeys(ImageLimits.__dataclass_fields__, "images"),
+            **dict.fromkeys(RequestLimits.__dataclass_fields__, "requests"),
+        }
+        for key, value in section.items():
+            if key not in places:
+                raise SpecError(f"handler setting {key!r} is unknown; allowed are {', '.join(places)}")
+            if key == "formats":
+                value = _formats(value)
+            elif not isinstance(value, int) or isinstance(value, bool) or value < LEAST.get(key, 1):
+                raise SpecError(
+                    f"handler setting {key}: {value!r}, should be a whole number >= {LEAST.get(key, 1)}"
+                )
+            groups[places[key]][key] = value
+        return cls(
+            images=ImageLimits(**groups["images"]),
+            requests=RequestLimits(**groups["requests"]),
+            **groups[""],
+        )
+
+
+def _formats(value: Any) -> tuple[str, ...]:
+    """Checks a list of picture formats: a name that Pillow does not know would refuse every picture."""
+    Image.init()
+    known = isinstance(value, list) and all(isinstance(name, str) and name in Image.OPEN for name in value)
+    if not known or not value:
+        raise SpecError(
+            f"handler setting formats: {value!r}, should be a list of Pillow's names, as [JPEG, PNG]"
+        )
+    return tuple(value)

@@ -1,0 +1,115 @@
+"""What the Ray Serve application is told: the files that TorchServe is told by, read once more.
+
+`handlers/NAME.yaml` is an endpoint's (workers, batches, limits), `config.properties` the server's (the size
+of a request, the length of a queue). No setting of theirs is written down a second time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipserve.client import ENDPOINTS
+from clipserve.errors import SpecError
+from clipserve.settings import Settings
+from serving.local import read_properties
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """One endpoint.
+
+    Attributes:
+        name: as in its URL.
+        batch_size: the most requests of a batch.
+        batch_wait_seconds: how long a lone request waits for company.
+        min_replicas, max_replicas: workers; more are started as requests wait.
+        response_seconds: until a stuck worker is replaced, and its callers are told to ask again.
+        startup_seconds: that a worker may take to load and to prove its encoders.
+        handler: what the endpoint itself is told.
+    """
+
+    name: str
+    batch_size: int
+    batch_wait_seconds: float
+    min_replicas: int
+    max_replicas: int
+    response_seconds: float
+    startup_seconds: float
+    handler: Settings
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What holds for all endpoints.
+
+    Attributes:
+        queue: requests that may wait for one endpoint; more are told to come back (503).
+        max_bytes: of a request's body.
+    """
+
+    queue: int
+    max_bytes: int
+
+
+def read_endpoints(folder: Path) -> list[EndpointSettings]:
+    """The settings of all endpoints.
+
+    Args:
+        folder: with a `NAME.yaml` for each.
+
+    Raises:
+        SpecError: a file is missing, is no YAML, or lacks a setting.
+    """
+    return [_endpoint(name, folder / f"{name}.yaml") for name in ENDPOINTS]
+
+
+def _endpoint(name: str, path: Path) -> EndpointSettings:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise SpecError(f"{path}: holds no settings")
+    return EndpointSettings(
+        name=name,
+        batch_size=_number(config, "batchSize", path),
+        batch_wait_seconds=_number(config, "maxBatchDelay", path) / 1000,
+        min_replicas=_number(config, "minWorkers", path),
+        max_replicas=_number(config, "maxWorkers", path),
+        response_seconds=_number(config, "responseTimeout", path),
+        startup_seconds=_number(config, "startupTimeout", path),
+        handler=Settings.from_mapping(config.get("handler") or {}),
+    )
+
+
+def read_server(path: Path) -> ServerSettings:
+    """The settings of the server.
+
+    Args:
+        path: `config.properties`.
+
+    Raises:
+        SpecError: the file is missing or lacks a setting.
+    """
+    try:
+        properties: dict[str, Any] = dict(read_properties(path))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from error
+    for name, value in properties.items():
+        if value.isdecimal():
+            properties[name] = int(value)
+    return ServerSettings(
+        queue=_number(properties, "job_queue_size", path),
+        max_bytes=_number(properties, "max_request_size", path),
+    )
+
+
+def _number(values: dict[str, Any], key: str, path: Path) -> int:
+    value = values.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SpecError(f"{path}: {key} is {value!r}, should be a whole number >= 1")
+    return value

@@ -1,0 +1,202 @@
+"""What only Ray Serve has: replicas that die under load, its own doors, its start and its end."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import psutil
+import pytest
+
+from clipserve.encoder_spec import FloatArray
+from scale.server_process import SCALE_PYTHON
+from serving.local import ROOT, free_ports
+from tests.http.api import AnyServer, Api, picture, vectors
+
+pytestmark = pytest.mark.ray_only("TorchServe's counterparts are in the other files")
+
+SAME = 2e-6
+
+
+def replica(server: AnyServer, name: str) -> psutil.Process:
+    """The one process of a deployment's replica."""
+    (found,) = [p for p in server.processes() if f"ServeReplica:clipserve:{name}" in " ".join(p.cmdline())]
+    return found
+
+
+# ---- faults
+
+
+@pytest.mark.parametrize("killed", ["clip_text", "ingress"])
+def test_a_replica_killed_under_load_loses_nothing(server: AnyServer, api: Api, killed: str) -> None:
+    """Counted requests with known answers: each is answered, and right, after the client's retries."""
+    clients, each = 6, 60
+    texts = [f"counted number {i}" for i in range(clients)]
+    expected = [vectors(api.post_json("clip_text", {"input": text})) for text in texts]
+    answered = [0] * clients
+    half = threading.Event()
+
+    def ask(number: int) -> list[FloatArray]:
+        found = []
+        with server.client() as client:
+            for _ in range(each):
+                found.append(client.embed_texts([texts[number]]))
+                answered[number] += 1
+                if sum(answered) >= clients * each // 2:
+                    half.set()
+        return found
+
+    before = replica(server, killed)
+    with ThreadPoolExecutor(clients) as pool:
+        asked = [pool.submit(ask, i) for i in range(clients)]
+        assert half.wait(120)
+        before.kill()
+        assert sum(answered) < clients * each, "killed too late: nothing was left to ask"
+        answers = [future.result() for future in asked]
+    assert [len(found) for found in answers] == [each] * clients
+    for found, right in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(np.stack(found), np.stack([right] * each), rtol=0, atol=SAME)
+    assert replica(server, killed).pid != before.pid
+
+
+def test_a_request_whose_replica_dies_is_told_to_come_back(server: AnyServer, api: Api) -> None:
+    """Without the client's help: 503 in our own words, or the answer of the replica that came after."""
+    stopped = replica(server, "clip_image")
+    stopped.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(api.post, "clip_image", picture(1))
+        time.sleep(1)  # it is with the replica, or waits for it
+        stopped.kill()
+        response = asked.result()
+    if response.status_code != 200:
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+    with server.client() as client:
+        client.wait_ready(120)
+
+
+# ---- doors
+
+
+def test_only_replicas_listen_beyond_loopback(server: AnyServer) -> None:
+    """Ray Serve opens one gRPC port of each replica to all addresses; what it answers, the next test says."""
+    beyond = {
+        (process.cmdline()[0].split(":")[2], connection.laddr.port)
+        for process in server.processes()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr.ip.removeprefix("::ffff:") != "127.0.0.1"
+    }
+    assert {kind for kind, _ in beyond} <= {"ServeReplica"}
+    assert len(beyond) <= 4
+
+
+def test_replicas_answer_nobody_without_rays_token(server: AnyServer) -> None:
+    """HTTP/2 by hand, as far as the status: 16 is UNAUTHENTICATED."""
+    process = replica(server, "clip_text")
+    ports = [
+        c.laddr.port
+        for c in process.net_connections("inet")
+        if c.status == psutil.CONN_LISTEN and c.laddr.ip == "::"
+    ]
+    script = f"""
+import grpc
+with grpc.insecure_channel("127.0.0.1:{ports[0]}") as channel:
+    call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+    try:
+        call(b"", timeout=20)
+    except grpc.RpcError as error:
+        print(error.code().name)
+"""
+    told = subprocess.run(
+        [SCALE_PYTHON, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert told.stdout.strip() == "UNAUTHENTICATED"
+
+
+def test_other_addresses_of_this_machine_refuse(api: Api) -> None:
+    addresses = {
+        address.address
+        for interface in psutil.net_if_addrs().values()
+        for address in interface
+        if address.family == socket.AF_INET and not address.address.startswith("127.")
+    }
+    for address in addresses:
+        with socket.socket() as probe:
+            probe.settimeout(5)
+            assert probe.connect_ex((address, urlsplit(api.url).port or 0)) != 0, address
+
+
+def test_ping(api: Api) -> None:
+    assert api.inference("GET", "/ping").json() == {"status": "Healthy"}
+    assert api.http.get(f"{api.url}/ping").status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/redoc", "/-/nothing", "/predictions/", "/v1"])
+def test_no_other_path(api: Api, path: str) -> None:
+    response = api.inference("GET", path)
+    assert response.status_code in (404, 405)
+    assert set(response.json()) == {"error"}
+
+
+# ---- bodies
+
+
+def test_a_body_of_unknown_length_over_the_limit(api: Api) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(40):
+            yield b"\0" * 1_000_000
+
+    response = api.http.post(f"{api.url}/predictions/clip_image", content=endless(), headers=api.bearer())
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'--b\r\nContent-Disposition: form-data; name="a"; filename="1"\r\n\r\nx\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="a"; filename="2"\r\n\r\nx\r\n--b--\r\n',
+        b'--b\r\nContent-Disposition: form-data; name="a"; filename="1"\r\n\r\nx\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="b"; filename="2"\r\n\r\ncut of',
+    ],
+    ids=["one name twice", "cut off"],
+)
+def test_multipart_that_would_lose_a_picture(api: Api, body: bytes) -> None:
+    response = api.post("clip_image", body, "multipart/form-data; boundary=b")
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
+
+
+# ---- start and end
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SCALE_PYTHON, "-m", "scale.serve_app", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_taken_port_is_named(api: Api, archives: Path) -> None:
+    port = urlsplit(api.url).port
+    ended = run("--store", archives, "--port", port)
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert f"port {port} is taken by another program" in ended.stderr
+
+
+def test_a_missing_encoder_is_named(tmp_path: Path) -> None:
+    ended = run("--store", tmp_path, "--port", free_ports(1)[0], "--key-file", tmp_path / "key_file.json")
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert "no image encoder for cpu here, only no encoder at all; run 'make export" in ended.stderr
+    assert list(tmp_path.iterdir()) == []

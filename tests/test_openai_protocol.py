@@ -1,0 +1,125 @@
+"""OpenAI's bodies on the `clip_text` endpoint's, and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipserve.encoder import TracedTextEncoder
+from clipserve.encoder_spec import decode_vector
+from clipserve.errors import RequestError
+from clipserve.handler import Endpoint, text_endpoint
+from clipserve.openai_protocol import model_reply, models_reply, openai_error, openai_reply, text_row
+from clipserve.protocol import Reply
+from clipserve.settings import Settings
+
+MODEL, DIM = "clip", 32
+
+
+@pytest.fixture(scope="module")
+def texts(text_encoder: TracedTextEncoder) -> Endpoint:
+    return text_endpoint(text_encoder, Settings())
+
+
+def ask(texts: Endpoint, **body: Any) -> Reply:
+    row = text_row(json.dumps({"model": MODEL, **body}).encode(), MODEL, DIM)
+    return openai_reply(texts.handle([row])[0])
+
+
+def test_answer(texts: Endpoint) -> None:
+    reply = ask(texts, input=["two dogs", "a cat"], user="somebody")
+    answer = json.loads(reply.body)
+    assert reply.status == 200
+    assert set(answer) == {"object", "data", "model", "usage"}
+    assert [(d["object"], d["index"], len(d["embedding"])) for d in answer["data"]] == [
+        ("embedding", 0, DIM),
+        ("embedding", 1, DIM),
+    ]
+    assert answer["model"] == MODEL
+    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 4
+
+
+def test_base64_is_what_float_is(texts: Endpoint) -> None:
+    as_float, as_base64 = (
+        json.loads(ask(texts, input="two dogs", encoding_format=name).body)["data"][0]["embedding"]
+        for name in ("float", "base64")
+    )
+    np.testing.assert_array_equal(np.asarray(as_float, np.float32), decode_vector(as_base64))
+
+
+def test_its_own_dimensions_are_honoured(texts: Endpoint) -> None:
+    assert ask(texts, input="a", dimensions=DIM).status == 200
+    assert ask(texts, input="a", dimensions=None).status == 200
+
+
+REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
+    "another model": ({"model": "text-embedding-3-small", "input": "a"}, 404, "model_not_found", "'clip' is"),
+    "no model": ({"input": "a"}, 400, "invalid_request", "'model' is missing"),
+    "no input": ({"model": MODEL}, 400, "invalid_request", "'input' is missing"),
+    "dimensions": ({"model": MODEL, "input": "a", "dimensions": 16}, 400, "invalid_request", "gives 32"),
+    "dimensions true": ({"model": MODEL, "input": "a", "dimensions": True}, 400, "invalid_request", "true"),
+    "tokens": ({"model": MODEL, "input": [5, 7]}, 400, "invalid_request", "array of tokens"),
+    "lists of tokens": ({"model": MODEL, "input": [[5, 7], [8]]}, 400, "invalid_request", "array of tokens"),
+    "unknown field": ({"model": MODEL, "input": "a", "n": 2}, 400, "invalid_request", "unknown field 'n'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_requests(name: str) -> None:
+    body, status, code, words = REFUSED[name]
+    with pytest.raises(RequestError, match=words) as refused:
+        text_row(json.dumps(body).encode(), MODEL, DIM)
+    assert (refused.value.status, refused.value.code) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "code", "param"),
+    [
+        ([], 400, "empty_request", None),
+        ({}, 400, "invalid_request", None),
+        (["a", 5], 400, "invalid_item", "input[1]"),
+        (["a", "b" * 20_001], 400, "text_too_long", "input[1]"),
+        ("b" * 20_001, 413, "text_too_long", "input[0]"),
+        (["a"] * 129, 413, "too_many_items", None),
+        (["\ud800"], 400, "invalid_encoding", "input[0]"),
+    ],
+    ids=[
+        "none",
+        "an object",
+        "a wrong one",
+        "a long one",
+        "only a long one",
+        "many",
+        "half a surrogate pair",
+    ],
+)
+def test_one_wrong_item_fails_the_request(
+    texts: Endpoint, given: Any, status: int, code: str, param: str | None
+) -> None:
+    reply = ask(texts, input=given)
+    error = json.loads(reply.body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (reply.status, error["code"], error["param"]) == (status, code, param)
+    assert error["type"] == "invalid_request_error"
+
+
+def test_wrong_encoding_format(texts: Endpoint) -> None:
+    reply = ask(texts, input="a", encoding_format="hex")
+    assert (reply.status, json.loads(reply.body)["error"]["code"]) == (400, "invalid_request")
+
+
+def test_the_servers_own_failures() -> None:
+    error = json.loads(openai_error(503, {"code": "overloaded", "message": "ask again"}).body)["error"]
+    assert error == {"message": "ask again", "type": "server_error", "param": None, "code": "overloaded"}
+
+
+def test_models() -> None:
+    listed = json.loads(models_reply(MODEL, 5).body)
+    assert listed == {"object": "list", "data": [json.loads(model_reply(MODEL, MODEL, 5).body)]}
+    assert listed["data"][0] == {"id": MODEL, "object": "model", "created": 5, "owned_by": "clipserve"}
+    with pytest.raises(RequestError, match="is not served here") as refused:
+        model_reply("gpt", MODEL, 5)
+    assert refused.value.status == 404
