@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +45,8 @@ ONNX_MOST_BYTES = 2**31 - 1
 Run = Callable[..., Tensor]
 
 
-class Inputs(Protocol):
+@dataclass(frozen=True)
+class Inputs:
     """What a format needs to know of an encoder's inputs.
 
     Attributes:

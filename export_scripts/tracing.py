@@ -45,7 +45,7 @@ from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.tokens import Tokenizer
 from export_scripts.checkpoints import CheckpointPair, ImageCheckpoint, TextCheckpoint
-from export_scripts.formats import FORMATS, EncoderFormat
+from export_scripts.formats import FORMATS, EncoderFormat, Inputs
 from export_scripts.formats import Run as Module
 from export_scripts.parity_inputs import (
     GOLDEN_SENTENCE,
@@ -71,20 +71,17 @@ TIMED_RUNS = 7
 
 RECORDED_LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "pillow", "numpy")
 
-# Input dimensions that vary: position, name, and the most that it may be.
-Varying = dict[int, tuple[str, int | None]]
-
 Run = Callable[..., FloatArray]
 Comparison = tuple[str, Callable[[Run], FloatArray], Callable[[], FloatArray]]
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """One encoder to be exported, whatever its modality; `formats.Inputs` is a part of it.
+    """One encoder to be exported, whatever its modality.
 
     Attributes:
         build: makes the traceable encoder, float32.
-        example, names, varying: see `formats.Inputs`.
+        inputs: what it is traced with.
         comparisons: a name, the exported encoder's answer given a way to run it, the original's answer.
         golden: see `Golden.input`.
         extra_files: put into the file beside the spec.
@@ -93,9 +90,7 @@ class _Subject:
     modality: Modality
     checkpoint: ImageCheckpoint | TextCheckpoint
     build: Callable[[bool], nn.Module]
-    example: tuple[Tensor, ...]
-    names: tuple[str, ...]
-    varying: tuple[Varying, ...]
+    inputs: Inputs
     comparisons: list[Comparison]
     golden_input: str
     golden_tensors: tuple[Tensor, ...]
@@ -210,7 +205,7 @@ def _make_fastest(
 def _seconds(path: Path, subject: _Subject, format: EncoderFormat, device: Device) -> float:
     """Median time of a batch of `TIMED_BATCH`, in seconds."""
     module = format.load(path, torch.device(device))
-    inputs = [i[:1].expand(TIMED_BATCH, *i.shape[1:]).contiguous() for i in subject.example]
+    inputs = [i[:1].expand(TIMED_BATCH, *i.shape[1:]).contiguous() for i in subject.inputs.example]
     times = []
     for _ in range(TIMED_RUNS + 2):
         start = time.perf_counter()
@@ -232,7 +227,7 @@ def _make(
     """Exports into `work`, reloads, compares; returns the spec that the file carries."""
     encoder = subject.build(normalized)
     form = FORMATS[format]
-    inputs = replace(subject, example=tuple(i.to(device) for i in subject.example))
+    inputs = replace(subject.inputs, example=tuple(i.to(device) for i in subject.inputs.example))
     stem = encoder_stem(pair.model_id, subject.modality, device, precision)
     made = work / f"{stem}{SUFFIXES[format]}"
     # state_dict tensors may be shared with the original, which must stay as it is.
@@ -351,9 +346,11 @@ def _image_subject(checkpoint: ImageCheckpoint) -> _Subject:
         modality="image",
         checkpoint=checkpoint,
         build=checkpoint.build,
-        example=(pixels(cropped_noise(1, TRACE_BATCH, checkpoint.preprocessing)),),
-        names=("pixel_values",),
-        varying=({0: ("batch", None)},),
+        inputs=Inputs(
+            example=(pixels(cropped_noise(1, TRACE_BATCH, checkpoint.preprocessing)),),
+            names=("pixel_values",),
+            varying=({0: ("batch", None)},),
+        ),
         comparisons=[
             comparison("noise, batch 1", noise[:1]),
             comparison("noise, batch 3", noise[1:4]),
@@ -386,9 +383,11 @@ def _text_subject(checkpoint: TextCheckpoint) -> _Subject:
         modality="text",
         checkpoint=checkpoint,
         build=checkpoint.build,
-        example=tokens(1, [TRACE_LENGTH - 2, TRACE_LENGTH]),
-        names=("input_ids", "attention_mask"),
-        varying=({0: ("batch", None), 1: ("length", longest)},) * 2,
+        inputs=Inputs(
+            example=tokens(1, [TRACE_LENGTH - 2, TRACE_LENGTH]),
+            names=("input_ids", "attention_mask"),
+            varying=({0: ("batch", None), 1: ("length", longest)},) * 2,
+        ),
         comparisons=[
             comparison("random tokens, 1 x 5", 2, [5]),
             comparison("random tokens, 3 x 17, padded", 3, [17, 4, 11]),
