@@ -6,8 +6,8 @@ HTTP ─▶ Ray Serve's proxy ─▶ Ingress ─▶ clip_image | clip_text | cli
 ```
 """
 
-# No `from __future__ import annotations`: Ray Serve makes what the type of `app`'s parameter says of a
-# config's arguments, and takes a string for no type.
+# No `from __future__ import annotations`: Ray Serve makes of a config's arguments what the type of `app`'s
+# parameter says, and takes a string for no type.
 
 import time
 from pathlib import Path

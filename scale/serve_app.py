@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -109,6 +110,8 @@ def _serve(
     from ray.serve.config import HTTPOptions, ProxyLocation
     from ray.serve.schema import LoggingConfig
 
+    # What it did is nothing new to who started it.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # No line for each request, in no process.
     quiet = LoggingConfig(enable_access_log=False)
     # The endpoints' own timeouts come first; this one ends what they do not see.
@@ -130,10 +133,14 @@ def _serve(
 
 
 def _reason(error: RuntimeError) -> str:
-    """The last line that says something: of the replica's own exception, where there is one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    known = [line for line in lines if line.startswith("clipserve.errors.")]
-    return (known or lines or ["no reason given"])[-1].removeprefix("clipserve.errors.")
+    """Why the application does not start: what its replicas themselves raised, where they did."""
+    from ray import serve
+
+    application = serve.status().applications.get(APP)
+    said = [d.message for d in application.deployments.values()] if application else []
+    # The last lines of their tracebacks.
+    raised = re.findall(r"clipserve\.errors\.\w+: (.*)", "\n".join(said))
+    return "; ".join(dict.fromkeys(raised)) or str(error).strip().splitlines()[-1]
 
 
 def _wait(until_stdin_ends: bool) -> None:
@@ -161,7 +168,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--temporary", type=Path, help="folder of Ray's sessions and logs, with a short path")
     parser.add_argument("--until-stdin-ends", action="store_true", help="for programs that start this one")
     arguments = parser.parse_args(argv)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     print("starting Ray Serve", flush=True)
     try:
         with start(
@@ -174,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=arguments.config,
             temporary=arguments.temporary,
         ) as server:
+            # Ray put a handler of its own in the place of this one.
+            interrupt_on_sigterm()
             print(f"\nready at {server.url}\ntoken (in {server.key_file}): {server.token}\n")
             print(curl_lines(server.url, server.token))
             print(f"\n# OpenAI's clients: base_url={server.url}/v1, and the token as api_key\n")

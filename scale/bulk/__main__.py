@@ -44,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     encoder.add_argument("--batch-size", type=_count, default=32, help="pictures of one forward pass (32)")
     cluster = parser.add_argument_group("the cluster")
-    cluster.add_argument("--ray-address", metavar="HOST:PORT", help="of a running Ray (starts one here)")
+    cluster.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="of a running Ray, or auto (starts one here)"
+    )
     cluster.add_argument("--encoders", type=_count, help="actors at most (as many as there is room for)")
     cluster.add_argument("--encoder-cpus", type=_share, help="of each (0.75; with a GPU 1)")
     cluster.add_argument("--encoder-gpus", type=_share, help="of each (0; of an encoder for cuda 1)")

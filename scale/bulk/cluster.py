@@ -28,7 +28,7 @@ def connect(address: str | None, object_store_bytes: int) -> None:
     The rooms' code travels with the job, so that every node runs the driver's.
 
     Args:
-        address: `HOST:PORT`, or None for a cluster of its own.
+        address: `HOST:PORT`; `auto` for the cluster that this machine is of; None for one of its own.
         object_store_bytes: of that; of another cluster its nodes decide.
 
     Raises:
@@ -47,7 +47,8 @@ def connect(address: str | None, object_store_bytes: int) -> None:
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         options |= {"include_dashboard": False, "object_store_memory": object_store_bytes}
     else:
-        _require_reachable(address)
+        if address != "auto":
+            _require_reachable(address)
         options["address"] = address
     try:
         ray.init(**options)

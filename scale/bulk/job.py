@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import sys
 import time
 import warnings
@@ -19,8 +20,6 @@ from ray.exceptions import RayError
 from tqdm import tqdm
 
 from clipserve.encoder_spec import EncoderSpec, ImagePreprocessing, read_spec
-from clipserve.errors import ClipServeError
-from scale.bulk.cluster import first_line
 from scale.bulk.commit import commit
 from scale.bulk.encoding import Encoder
 from scale.bulk.error_table import ErrorTable
@@ -239,7 +238,7 @@ class _Stages:
             total=plan.pictures, initial=done_before, unit=" images", disable=None, smoothing=0.05
         ) as bar:
             while rest:
-                problem = "no shard came back"
+                problem = "a worker or a node died"
                 try:
                     for done in self._pass(plan, rest):
                         problem = str(done["problem"]) or problem
@@ -341,14 +340,11 @@ def _times(there: float, each: float) -> int:
     return int(there / each + 1e-6)
 
 
-def _sentence(error: BaseException) -> str:
-    """The innermost of our own errors, or Ray's first line."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, ClipServeError):
-            return str(inner)
-        inner = inner.__cause__
-    return first_line(error)
+def _sentence(error: RayError) -> str:
+    """The last line of Ray's text, where the cause is; of our own errors their sentence alone."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    return re.sub(r"^clipserve\.errors\.\w+: ", "", last)[:300]
 
 
 def print_report(report: Report) -> None:
