@@ -299,7 +299,8 @@ class MeanPooledTextEncoder(nn.Module):
     def __init__(self, transformer: PreTrainedModel, projection: nn.Linear, output: nn.Module):
         super().__init__()
         embeddings: Any = transformer.embeddings
-        self.tokens = embeddings.word_embeddings
+        # Without the original's `padding_idx`, which steers gradients only and makes the tracer warn.
+        self.tokens = nn.Embedding.from_pretrained(embeddings.word_embeddings.weight)
         self.norm = embeddings.LayerNorm
         stack: Any = transformer
         config: Any = transformer.config
