@@ -30,7 +30,7 @@ class Encoder:
         torch.set_num_threads(threads)
         self._batch_size = batch_size
         self._encoder = TracedImageEncoder(path, torch.device(spec.device))
-        if self._encoder.spec.torchscript_sha256 != spec.torchscript_sha256:
+        if self._encoder.spec.artifact_sha256 != spec.artifact_sha256:
             raise SpecError(f"{path}: this node's file is not the driver's; copy it to every node")
 
     def __call__(self, batch: Batch) -> Batch:

@@ -20,6 +20,7 @@ from clipserve.encoder_spec import FloatArray, ImagePreprocessing
 from clipserve.errors import ClipServeError, RequestError
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
 from clipserve.memory import trim_memory
+from clipserve.settings import Settings
 from scale.bulk.plan import Plan
 from scale.bulk.sources import Failure, Picture
 from search.files import Contents
@@ -32,6 +33,7 @@ Batch = dict[str, np.ndarray[Any, Any]]
 LEDGER = b"ledger"
 
 LIMITS = ImageLimits()
+DRAFT_FACTOR = Settings().draft_factor
 
 
 @dataclass
@@ -96,7 +98,12 @@ def decode_shard(batch: Batch, plan: Plan, preprocessing: ImagePreprocessing) ->
 
 
 def _decode(contents: Contents, preprocessing: ImagePreprocessing) -> tuple[PixelArray, bytes]:
-    image = decode_image(contents.data, LIMITS)
+    image = decode_image(
+        contents.data,
+        LIMITS,
+        shortest_edge=preprocessing.shortest_edge,
+        draft_factor=DRAFT_FACTOR,
+    )
     try:
         thumbnail = make_thumbnail(contents.data)
     except Exception as error:
