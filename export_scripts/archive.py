@@ -27,6 +27,7 @@ from clipserve.encoder_spec import (
     read_spec,
 )
 from clipserve.errors import ClipServeError, ExportError, SpecError
+from export_scripts.formats import ZIP_EPOCH
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,9 +39,6 @@ ARCHIVES: dict[str, tuple[str, ...]] = {
 }
 
 TUNED_FILE = "tuned.json"
-
-# Earliest time that a zip entry can have: equal inputs give equal archives.
-ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
