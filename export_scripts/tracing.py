@@ -179,6 +179,12 @@ def recheck(pair: CheckpointPair, path: Path, spec: EncoderSpec) -> ParityCertif
     return _certify(subject, module, spec.device, spec.precision, spec.normalized)
 
 
+def native_precisions(device: Device, format: Format = "torchscript") -> list[Precision]:
+    """The precisions of a format that this hardware multiplies natively."""
+    native = {"fp32", "fp16"} if device == "cuda" else {"fp32", "bf16"} if cpu_has_native_bf16() else {"fp32"}
+    return [p for p in FORMATS[format].precisions[device] if p in native]
+
+
 def _make_fastest(
     pair: CheckpointPair,
     subject: _Subject,
@@ -187,10 +193,8 @@ def _make_fastest(
     normalized: bool,
     work: Path,
 ) -> EncoderSpec:
-    native = {"fp32", "fp16"} if device == "cuda" else {"fp32", "bf16"} if cpu_has_native_bf16() else {"fp32"}
-    candidates = [p for p in FORMATS[format].precisions[device] if p in native]
     timed: list[tuple[float, EncoderSpec]] = []
-    for precision in candidates:
+    for precision in native_precisions(device, format):
         try:
             spec = _make(pair, subject, format, device, precision, normalized, work)
         except ParityError:

@@ -22,14 +22,14 @@ import psutil
 import transformers
 from tqdm import tqdm
 
-from clipserve.encoder import check_cpu, cpu_capability, cpu_has_native_bf16
+from clipserve.encoder import check_cpu, cpu_capability
 from clipserve.encoder_spec import SUFFIXES, Device, EncoderSpec, Modality, Precision, read_spec
 from clipserve.errors import ClipServeError, ExportError, ParityError, SpecError
 from export_scripts.archive import ARCHIVES, ROOT, TUNED_FILE, Tuned, build_archives, write_tuned
 from export_scripts.checkpoints import CheckpointPair, load_pair
 from export_scripts.export import STORE
 from export_scripts.timing import TEXT_TOKENS
-from export_scripts.tracing import check_device, export_encoder
+from export_scripts.tracing import check_device, export_encoder, native_precisions
 
 # A larger batch must gain more than this to be worth the longer wait.
 WORTH = 0.03
@@ -70,11 +70,9 @@ def export_candidates(pair: CheckpointPair, device: Device, store: Path) -> list
         ExportError: the device is not to be had.
     """
     check_device(device, None)
-    other: Precision = "fp16" if device == "cuda" else "bf16"
-    precisions: list[Precision] = ["fp32", other] if device == "cuda" or cpu_has_native_bf16() else ["fp32"]
     modalities: tuple[Modality, ...] = ("image", "text")
     for modality in modalities:
-        for precision in precisions:
+        for precision in native_precisions(device):
             if any(spec.precision == precision for spec in _of_pair(pair, modality, device, store).values()):
                 continue
             print(f"exporting the {modality} encoder in {precision}", flush=True)
