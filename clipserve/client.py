@@ -278,6 +278,8 @@ class Client:
         Raises:
             ServerError: one is not ready; the message says which and why.
         """
+        # All workers before any golden input: asked again and again during a start, the endpoints that are up
+        # would take the cores from those that still load.
         for endpoint in endpoints:
             workers = self._management(f"/models/{endpoint}")[0]
             ready = [w for w in workers["workers"] if w["status"] == "READY"]
@@ -287,6 +289,7 @@ class Client:
                     f"{endpoint}: {len(ready)} of {workers['minWorkers']} workers are ready ({states}); "
                     "logs/model_log.log says why"
                 )
+        for endpoint in endpoints:
             for spec in self.specs(endpoint):
                 self._check_golden(endpoint, spec)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import httpx
 import pytest
@@ -33,10 +34,11 @@ def test_metrics(api: Api) -> None:
         'ClipErrors{ModelName="clip_similarity",Code="invalid_base64"',
         'ts_queue_latency_microseconds{model_name="clip_text"',
     }
-    for _ in range(100):  # the workers' metrics take a moment through TorchServe's log reader
+    for _ in range(100):  # workers report once a second, through TorchServe's log reader
         text = scrape(api)
         if all(name in text for name in wanted):
             break
+        time.sleep(0.1)
     missing = [name for name in wanted if name not in text]
     assert not missing
 
