@@ -29,10 +29,11 @@ from benchmarks.rounds import Rounds, archive_settings
 from benchmarks.workloads import SIZES, write_pictures
 from clipserve.client import ENDPOINTS
 from clipserve.encoder import cpu_has_native_bf16
-from clipserve.encoder_spec import Precision
 from clipserve.errors import ClipServeError
 from export_scripts.archive import build_archives
+from export_scripts.checkpoints import load_pair
 from export_scripts.export import export_pair
+from export_scripts.tune import tune
 from serving.local import interrupt_on_sigterm
 from tests.checkpoints import DISTILBERT_MULTILINGUAL, VIT_B_32, write_clip, write_multilingual
 
@@ -59,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at least three for a spread")
-    parser.add_argument("--store", type=Path, help="archives made of the checkpoints; default: exported anew")
+    parser.add_argument(
+        "--store", type=Path, help="archives made of the checkpoints; default: exported and tuned anew"
+    )
     parser.add_argument("--model", type=Path, help="folder of the CLIP checkpoint; default: random weights")
     parser.add_argument("--text-model", type=Path, help="folder of the text checkpoint, with --model")
     parser.add_argument(
@@ -126,9 +129,15 @@ def run(
     if store is None:
         store = WORK / "store"
         shutil.rmtree(store, ignore_errors=True)
-        # Timing all precisions is the export's business; the CI-sized run takes the native one at once.
-        native: Precision = "bf16" if cpu_has_native_bf16() else "fp32"
-        export_pair(str(clip), str(text), "cpu", native if small else None, store)
+        if small:
+            # What tuning would choose on most machines, without its minutes.
+            export_pair(str(clip), str(text), "cpu", "bf16" if cpu_has_native_bf16() else "fp32", store)
+            cores = psutil.cpu_count() or 1
+            workers = {"clip_image": cores, "clip_text": cores, **workers}
+        else:
+            say("tuning precision, workers, threads and batches for this machine")
+            store.mkdir(parents=True)
+            tune(load_pair(str(clip), str(text)), "cpu", store)
         build_archives(store, None, None)
     with Rounds(store, clip, text, pictures, workers, seconds, small=small) as bench:
         measured = [bench.measure(number, rounds) for number in range(1, rounds + 1)]

@@ -51,15 +51,16 @@ class Floors:
         self._files = {key: [path.read_bytes() for path in paths] for key, paths in pictures.items()}
         self._pixels = [self._decode(data) for data in self._files[SMALLEST]]
         self._sentences = sentences()
-        dtype = DTYPES[self._image.spec.precision]
         generator = torch.Generator().manual_seed(0)
-        self._matrices = [
+        self._matrices_fp32 = [
             (
-                torch.randn(BATCH * tokens, rows, generator=generator).to(dtype),
-                torch.randn(rows, columns, generator=generator).to(dtype),
+                torch.randn(BATCH * tokens, rows, generator=generator),
+                torch.randn(rows, columns, generator=generator),
             )
             for rows, columns in products
         ]
+        dtype = DTYPES[self._image.spec.precision]
+        self._matrices = [(a.to(dtype), b.to(dtype)) for a, b in self._matrices_fp32]
         self._flops = flops
         self._threads = threads
 
@@ -70,12 +71,10 @@ class Floors:
     def together(self, seconds: float) -> Result:
         """What is asked of every core at once."""
         model = timed(lambda n: self._image.embed(in_turns(self._pixels, BATCH, n)), BATCH, seconds)
-        product_flops = sum(2.0 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in self._matrices)
-        products = timed(self._multiply, 1, seconds)
         return {
             "model_batch8": model,
             "model_gflops": model["rate"] * self._flops / 1e9,
-            "gemm_gflops": products["rate"] * product_flops / 1e9,
+            "gemm_gflops": _gflops(self._matrices, seconds),
             "pipeline_batch8": timed(self._pipeline, BATCH, seconds),
             "text_batch32": timed(self._embed_texts, TEXTS_AT_ONCE, seconds),
         }
@@ -83,6 +82,7 @@ class Floors:
     def alone(self, seconds: float) -> Result:
         """All of that, and what a lone request waits for."""
         found = self.together(seconds)
+        found["gemm_fp32_gflops"] = _gflops(self._matrices_fp32, seconds)
         for key in SIZES:
             files = self._files[key]
             found[f"decode_{key}"] = timed(lambda n, f=files: self._decode(f[n % len(f)]), 1, seconds / 2)  # type: ignore[misc]
@@ -106,10 +106,17 @@ class Floors:
         tokenizer = self._text.tokenizer
         self._text.embed(*tokenizer.pad([tokenizer.tokenize(text).ids for text in texts]))
 
-    def _multiply(self, number: int) -> None:
+
+def _gflops(matrices: Sequence[tuple[torch.Tensor, torch.Tensor]], seconds: float) -> float:
+    """Rate at which each of the pairs is multiplied once."""
+
+    def multiply(number: int) -> None:
         with torch.inference_mode():
-            for activations, weight in self._matrices:
+            for activations, weight in matrices:
                 torch.matmul(activations, weight)
+
+    flops = sum(2.0 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in matrices)
+    return timed(multiply, 1, seconds)["rate"] * flops / 1e9
 
 
 def main() -> int:

@@ -109,8 +109,39 @@ class HttpPeer(Protocol):
         """A workload's requests, to be sent in turns."""
 
 
-class _OurBodies:
-    """Requests in our protocol, as `clipserve.client` makes them."""
+class _Asked:
+    """A server that is asked until it answers."""
+
+    def check_runs(self) -> None:
+        """Checks that it has not ended.
+
+        Raises:
+            PeerError: it has.
+        """
+        raise NotImplementedError
+
+    def target(self, workload: Workload) -> Target:
+        """See `HttpPeer`."""
+        raise NotImplementedError
+
+    def _first_answer(self, workload: Workload, body: bytes) -> dict[str, Any]:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            self.check_runs()
+            with contextlib.suppress(httpx.HTTPError, ServerError):  # no server yet, or no token
+                target = self.target(workload)
+                response = httpx.post(target.url, content=body, headers=target.headers, timeout=60.0)
+                if response.status_code == httpx.codes.OK:
+                    answer: dict[str, Any] = response.json()
+                    return answer
+            time.sleep(POLL_SECONDS)
+        raise PeerError(f"no answer within {START_SECONDS:g} s")
+
+
+class _Ours(_Asked):
+    """Our protocol: requests as `clipserve.client` makes them."""
+
+    title: str
 
     def __init__(self, inputs: Inputs):
         self._inputs = inputs
@@ -132,8 +163,16 @@ class _OurBodies:
         given = {"labels": labels(workload), "template": "a photo of {}"}
         return [_dump({"images": [{"image": _base64(path)}], **given}) for path in pictures]
 
+    def _first_vector(self, begin: float) -> float:
+        """Waits for the first picture's embedding, which must be right; seconds since `begin`."""
+        workload = WORKLOADS["image"]
+        answer = self._first_answer(workload, self.bodies(workload)[0])
+        first = time.perf_counter() - begin
+        _check_same(decode_vector(answer["data"][0]["embedding"]), self._inputs.reference, self.title)
+        return first
 
-class TorchServePeer(_OurBodies):
+
+class TorchServePeer(_Ours):
     """Ours, the three archives loaded at once.
 
     Args:
@@ -154,16 +193,18 @@ class TorchServePeer(_OurBodies):
         self._server = server = private_server(self._inputs.store, Path(self._folder.name))
         begin = time.perf_counter()
         server.start()
-        with server.client() as client:
-            client.wait_ready(START_SECONDS, ("clip_image",))
-            [embedding] = client.embed_images([self._inputs.first_picture])
-            first = time.perf_counter() - begin
-            _check_same(embedding, self._inputs.reference, self.title)
-            server.wait_ready(START_SECONDS)
-            ready = time.perf_counter() - begin
+        first = self._first_vector(begin)
+        server.wait_ready(START_SECONDS)
+        ready = time.perf_counter() - begin
         for endpoint, count in self._scale.items():
             self._set_workers(endpoint, count)
         return {"cold_start_s": first, "ready_s": ready}
+
+    def check_runs(self) -> None:
+        """See `_Asked`."""
+        assert self._server is not None
+        if self._server.running_pid() is None:
+            raise PeerError(f"TorchServe has ended; {self._server.logs / 'ts_log.log'} says why")
 
     def _set_workers(self, endpoint: str, count: int) -> None:
         assert self._server is not None
@@ -208,10 +249,8 @@ class TorchServePeer(_OurBodies):
         )
 
 
-class _ProcessPeer:
+class _ProcessPeer(_Asked):
     """A server that is one command, without tokens."""
-
-    title: str
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -232,27 +271,13 @@ class _ProcessPeer:
             start_new_session=True,
         )
 
-    def _first_answer(self, workload: Workload, body: bytes) -> dict[str, Any]:
-        """Asks until it is answered."""
+    def check_runs(self) -> None:
+        """See `_Asked`."""
         assert self._process is not None
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                self._log.seek(0)
-                said = self._log.read().strip().splitlines() or ["nothing"]
-                raise PeerError(f"ended with status {self._process.returncode}; last words: {said[-1]}")
-            with contextlib.suppress(httpx.HTTPError, ServerError):  # no server yet, or no token
-                target = self.target(workload)
-                response = httpx.post(target.url, content=body, headers=target.headers, timeout=60.0)
-                if response.status_code == httpx.codes.OK:
-                    answer: dict[str, Any] = response.json()
-                    return answer
-            time.sleep(POLL_SECONDS)
-        raise PeerError(f"no answer within {START_SECONDS:g} s")
-
-    def target(self, workload: Workload) -> Target:
-        """See `HttpPeer`."""
-        raise NotImplementedError
+        if self._process.poll() is not None:
+            self._log.seek(0)
+            said = self._log.read().strip().splitlines() or ["nothing"]
+            raise PeerError(f"ended with status {self._process.returncode}; last words: {said[-1]}")
 
     def stop(self) -> None:
         """See `HttpPeer`."""
@@ -344,13 +369,13 @@ def _infinity_images(pictures: Sequence[bytes]) -> bytes:
     return _dump({**form, "input": uris})
 
 
-class RayServePeer(_OurBodies, _ProcessPeer):
+class RayServePeer(_Ours, _ProcessPeer):
     """Ours on Ray Serve: the same core, encoders and settings behind another server."""
 
     title = "clipserve on Ray Serve"
 
     def __init__(self, inputs: Inputs):
-        _OurBodies.__init__(self, inputs)
+        _Ours.__init__(self, inputs)
         _ProcessPeer.__init__(self)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -372,10 +397,7 @@ class RayServePeer(_OurBodies, _ProcessPeer):
             {},
             f"http://127.0.0.1:{port}",
         )
-        workload = WORKLOADS["image"]
-        answer = self._first_answer(workload, self.bodies(workload)[0])
-        first = time.perf_counter() - begin
-        _check_same(decode_vector(answer["data"][0]["embedding"]), self._inputs.reference, self.title)
+        first = self._first_vector(begin)
         return {"cold_start_s": first, "ready_s": first}
 
     def workers(self) -> dict[str, list[psutil.Process]]:

@@ -168,36 +168,34 @@ def _finish(axes: Axes, title: str) -> None:
 
 
 def _open_loop(figure: Figure, results: Results) -> None:
-    for axes, percentile in zip(figure.subplots(1, 2, sharey=True), (50, 99), strict=True):
+    for axes, kind in zip(figure.subplots(1, 2), KINDS, strict=True):
         for server in _present(results):
-            points = [_answered(results, server, f"image_open{share}") for share in SHARES]
-            found = [(share, f) for share, f in zip(SHARES, points, strict=True) if f is not None]
+            points = [(share, _answered(results, server, f"{kind}_open{share}")) for share in SHARES]
+            found = [(share, figures) for share, figures in points if figures is not None]
             if not found:
                 continue
-            axes.plot(
-                [figures["offered"] for _, figures in found],
-                [figures[f"p{percentile}_ms"] for _, figures in found],
-                marker=MARKERS[server],
-                color=COLOURS[server],
-                label=NAMES[server],
-            )
+            due = [figures["offered"] for _, figures in found]
+            for percentile, line in ((50, "-"), (99, ":")):
+                latencies = [figures[f"p{percentile}_ms"] for _, figures in found]
+                style = {"color": COLOURS[server], "marker": MARKERS[server], "linestyle": line}
+                axes.plot(due, latencies, label=f"{NAMES[server]}: p{percentile}", **style)
             for share, figures in found:
                 axes.annotate(
                     f"{share} %",
-                    (figures["offered"], figures[f"p{percentile}_ms"]),
+                    (figures["offered"], figures["p50_ms"]),
                     textcoords="offset points",
-                    xytext=(0, 8),
+                    xytext=(0, -14),
                     ha="center",
                     fontsize=8,
                 )
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low / 1.4, high * (high / low) ** 0.45)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlim(0, axes.get_xlim()[1] * 1.05)
-        axes.margins(y=0.2)
-        axes.set_xlabel("pictures due per second (labels: share of the server's capacity)")
-        axes.set_title(f"Open loop, pictures of 0.3 MP: p{percentile}")
+        axes.set_xlabel(f"{UNITS[kind]} due per second (labels: share of the server's capacity)")
+        axes.set_title(f"Open loop: {TITLES[kind][0].lower()}{TITLES[kind][1:]}")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, frameon=False)
-        axes.yaxis.set_tick_params(labelleft=True)
+            axes.legend(fontsize=8, loc="upper left", frameon=False)
         axes.set_ylabel("latency from the due moment in ms (log scale)")

@@ -59,12 +59,16 @@ def value(measured: Round, *path: str) -> float:
     return float(found)
 
 
-def _vs_pipeline_limit(floors: str) -> Callable[[Round], float]:
-    def of(measured: Round) -> float:
-        seconds = value(measured, floors, "pipeline_batch8", "cpu_ms_per_item") / 1000
-        return value(measured, "clipserve", "image_c32", "rate") * seconds / value(measured, "cores")
+def _pipeline_limit(measured: Round, floors: str = "floors_alone") -> float:
+    """Pictures/s if every core did nothing but decode, resize and run our encoder."""
+    seconds = value(measured, floors, "pipeline_batch8", "cpu_ms_per_item") / 1000
+    return value(measured, "cores") / seconds
 
-    return of
+
+def _vs_pipeline_limit(floors: str) -> Callable[[Round], float]:
+    return lambda measured: (
+        value(measured, "clipserve", "image_c32", "rate") / _pipeline_limit(measured, floors)
+    )
 
 
 def _vs_decode_plus_forward(measured: Round) -> float:
@@ -131,6 +135,25 @@ RATIOS: dict[str, Ratio] = {
         "p50 at 1 client: similarity of a picture to 1,000 known labels ÷ its embedding",
         _quotient(("clipserve", "similarity_1000_known_c1", "p50_ms"), ("clipserve", "image_c1", "p50_ms")),
         at_most=1.2,
+    ),
+    "gemm_vs_fp32_gemm_per_core": Ratio(
+        "bare matrix products of the encoder's shapes, one core: in its precision ÷ in fp32",
+        _quotient(("floors_alone", "gemm_gflops"), ("floors_alone", "gemm_fp32_gflops")),
+    ),
+    "image_pipeline_limit_vs_infinity": Ratio(
+        "the ceiling here: (cores ÷ CPU time to decode, resize and run one in a batch) ÷ infinity-emb's "
+        "pictures/s",
+        lambda measured: _pipeline_limit(measured) / value(measured, "infinity", "image_c32", "rate"),
+    ),
+    "image_pipeline_limit_vs_sentence_transformers": Ratio(
+        "the same ceiling ÷ sentence-transformers' pictures/s in process",
+        lambda measured: (
+            _pipeline_limit(measured) / value(measured, "sentence_transformers", "image", "rate")
+        ),
+    ),
+    "text_in_process_vs_infinity": Ratio(
+        "the ceiling here: texts/s of our encoder in process on all cores, 32 at once ÷ infinity-emb's",
+        _quotient(("floors_together", "text_batch32", "rate"), ("infinity", "text_c32", "rate")),
     ),
     "image_http_c32_ray_serve_vs_torchserve": Ratio(
         "pictures/s over HTTP, 32 clients: ours on Ray Serve ÷ ours on TorchServe",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.plots import CLIENTS, NAMES, SERVERS, SHARES, figures_of, write_plots
+from benchmarks.plots import CLIENTS, KINDS, NAMES, SERVERS, SHARES, UNITS, figures_of, write_plots
 from benchmarks.ratios import RATIOS, Results
 
 ROOT = Path(__file__).parents[1]
@@ -84,15 +85,16 @@ def page(results: Results) -> Iterator[str]:
     yield "### Open loop"
     yield ""
     yield (
-        "Pictures are due at random moments (Poisson) at a share of the rate that the same server reached "
-        "with 32 clients; latency counts from the moment when a request was due. At 110 % every queue grows "
-        "for as long as the load lasts."
+        "Pictures, or single texts, are due at random moments (Poisson) at a share of the rate that the same "
+        "server reached with 32 clients; latency counts from the moment when a request was due. At 110 % "
+        "every queue grows for as long as the load lasts."
     )
     yield ""
     yield "![latency under open load](benchmarks/open-loop.png)"
     yield ""
     yield from _table(
-        ("", "load", "offered/s", "answered/s", "p50 ms", "p95 ms", "p99 ms", "failed"), _open_rows(results)
+        ("", "", "load", "offered/s", "answered/s", "p50 ms", "p95 ms", "p99 ms", "failed"),
+        _open_rows(results),
     )
     yield "### Bytes on the wire"
     yield ""
@@ -235,18 +237,18 @@ def _closed_rows(results: Results, measurements: Sequence[str]) -> Iterator[Row]
 
 
 def _open_rows(results: Results) -> Iterator[Row]:
-    for server in SERVERS:
-        for share in SHARES:
-            figures = figures_of(results, server, f"image_open{share}")
-            if figures is not None:
-                yield (
-                    NAMES[server],
-                    f"{share} %",
-                    _number(figures["offered"]),
-                    _number(figures["rate"]),
-                    *(_number(figures[f"p{q}_ms"]) for q in (50, 95, 99)),
-                    _failures(results, server, f"image_open{share}"),
-                )
+    for kind, server, share in itertools.product(KINDS, SERVERS, SHARES):
+        figures = figures_of(results, server, f"{kind}_open{share}")
+        if figures is not None:
+            yield (
+                UNITS[kind],
+                NAMES[server],
+                f"{share} %",
+                _number(figures["offered"]),
+                _number(figures["rate"]),
+                *(_number(figures[f"p{q}_ms"]) for q in (50, 95, 99)),
+                _failures(results, server, f"{kind}_open{share}"),
+            )
 
 
 def _wire_rows(results: Results) -> Iterator[Row]:
@@ -305,9 +307,10 @@ def _floor_rows(results: Results) -> Iterator[Row]:
     for key, name in (
         ("model_gflops", "encoder, GFLOP/s"),
         ("gemm_gflops", "its matrix products alone, GFLOP/s"),
+        ("gemm_fp32_gflops", "the same products in fp32, GFLOP/s"),
     ):
-        alone, together = (results["median"][f"floors_{how}"][key] for how in ("alone", "together"))
-        yield (f"{name} of a core", _number(alone), _number(together))
+        rates = (results["median"][f"floors_{how}"].get(key) for how in ("alone", "together"))
+        yield (f"{name} of a core", *("" if rate is None else _number(rate) for rate in rates))
 
 
 def _memory_rows(results: Results) -> Iterator[Row]:

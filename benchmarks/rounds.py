@@ -73,6 +73,7 @@ PLAN: tuple[Measurement, ...] = (
     Closed("image_2mp", 8),
     Closed("image_12mp", 8),
     *(Closed("text", clients) for clients in (1, 8, 32)),
+    *(Open("text", percent) for percent in (50, 80, 110)),
     Closed("text_floats", 32),
     Closed("text_batch32", 8),
     Closed("similarity_fresh", 1),

@@ -69,10 +69,24 @@ def test_the_smallest_batch_that_is_nearly_as_fast() -> None:
     def timing(batch: int, per_second: float, **other: object) -> Timing:
         return replace(TIMING, batch=batch, per_second=per_second, **other)  # type: ignore[arg-type]
 
-    timings = [timing(1, 50), timing(4, 98), timing(8, 99), timing(32, 100)]
+    timings = [timing(1, 5.0), timing(4, 9.8), timing(8, 9.9), timing(32, 10.0)]
     # Neither another file nor another layout is taken for its batch.
-    timings += [timing(2, 99, file="b.pt"), timing(2, 99, workers=1, threads=2)]
-    assert choose(timings) == timing(4, 98)
+    timings += [timing(2, 9.9, file="b.pt"), timing(2, 9.9, workers=1, threads=2)]
+    assert choose(timings) == timing(4, 9.8)
+
+
+def test_more_workers_unless_threads_gain_much() -> None:
+    def timing(workers: int, threads: int, batch: int, per_second: float) -> Timing:
+        return replace(TIMING, workers=workers, threads=threads, batch=batch, per_second=per_second)
+
+    nearly = [timing(1, 4, 16, 10), timing(2, 2, 8, 9.1), timing(2, 2, 16, 9.2), timing(4, 1, 8, 8.9)]
+    assert choose(nearly) == timing(2, 2, 8, 9.1)
+    # Of the time between two batches, 3 ms, a fast encoder's small batches have their share.
+    fast = [timing(2, 1, 2, 1000), timing(2, 1, 8, 1000)]
+    assert [round(t.served) for t in fast] == [571, 842]
+    assert choose(fast) == fast[1]
+    far = [timing(1, 4, 16, 10), timing(1, 4, 8, 9.8), timing(2, 2, 8, 8), timing(4, 1, 8, 7.9)]
+    assert choose(far) == timing(1, 4, 8, 9.8)
 
 
 def test_layouts_use_all_cores_and_half_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
