@@ -293,7 +293,7 @@ def joined(figures: Sequence[Figures]) -> Figures:
 
 
 def image_encoder_shapes(clip: Path) -> Figures:
-    """Its matrix products and floating-point operations, from the checkpoint's config."""
+    """Our encoder's matrix products and floating-point operations, from the checkpoint's config."""
     inner = clip / "0_CLIPModel"
     config = transformers.CLIPConfig.from_pretrained(inner if inner.is_dir() else clip)
     vision: Any = config.vision_config
@@ -301,8 +301,10 @@ def image_encoder_shapes(clip: Path) -> Figures:
     patches = (vision.image_size // vision.patch_size) ** 2
     tokens = patches + 1
     products = [(width, 3 * width), (width, width), (width, mlp), (mlp, width)]
-    layer = 2 * tokens * sum(rows * columns for rows, columns in products)
-    attention = 2 * 2 * tokens * tokens * width
+    layer = 2 * tokens * sum(rows * columns for rows, columns in products) + 2 * 2 * tokens * tokens * width
+    # Of the last layer's tokens but the first, our encoder computes keys and values only.
+    keys_values = 2 * tokens * width * 2 * width
+    last = keys_values + 2 * (2 * width * width + 2 * width * mlp) + 2 * 2 * tokens * width
     patch = 2 * patches * 3 * vision.patch_size**2 * width
-    flops = vision.num_hidden_layers * (layer + attention) + patch + 2 * width * config.projection_dim
+    flops = (vision.num_hidden_layers - 1) * layer + last + patch + 2 * width * config.projection_dim
     return {"products": products, "tokens": tokens, "flops": float(flops)}

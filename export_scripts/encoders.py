@@ -100,6 +100,41 @@ class PreNormLayer(nn.Module):
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]  # torch modules are Any
 
 
+class FirstTokenLayer(nn.Module):
+    """A `PreNormLayer` of which nothing but the first token is wanted, so the last one before such a pooling.
+
+    The other tokens give their keys and values, and are neither asked nor passed through the MLP: the same
+    numbers for the first token, for a sixth of the layer's products.
+    """
+
+    def __init__(self, layer: PreNormLayer):
+        super().__init__()
+        qkv, width = layer.attention.qkv, layer.attention.out.in_features
+        self.heads = layer.attention.heads
+        self.query = _rows(qkv, slice(width))
+        self.key_value = _rows(qkv, slice(width, None))
+        self.out = layer.attention.out
+        self.mlp, self.norm1, self.norm2 = layer.mlp, layer.norm1, layer.norm2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, L, W]` to `[N, W]`."""
+        normed = self.norm1(x)
+        q = self.query(normed[:, :1]).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, H, 1, W/H]
+        # [N, L, 2W] -> twice [N, H, L, W/H]
+        k, v = self.key_value(normed).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v)
+        x = x[:, 0] + self.out(y.flatten(1))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]  # torch modules are Any
+
+
+def _rows(linear: nn.Linear, rows: slice) -> nn.Linear:
+    """The layer that gives these of another's outputs."""
+    part = nn.Linear(linear.in_features, len(linear.bias[rows]))
+    part.weight = nn.Parameter(linear.weight.detach()[rows])
+    part.bias = nn.Parameter(linear.bias.detach()[rows])
+    return part
+
+
 class PostNormLayer(nn.Module):
     """A transformer layer as BERT has it: normalised after attention and after the MLP."""
 
@@ -160,9 +195,9 @@ class ImageEncoder(nn.Module):
         )
         self.patch_positions = nn.Parameter((positions[1:] + offset).float()[None])
         self.norm_before = vision.pre_layrnorm
-        self.layers = nn.ModuleList(
-            _clip_layer(layer, config, causal=False) for layer in vision.encoder.layers
-        )
+        layers = [_clip_layer(layer, config, causal=False) for layer in vision.encoder.layers]
+        self.layers = nn.ModuleList(layers[:-1])
+        self.last_layer = FirstTokenLayer(layers[-1])
         self.norm_after = vision.post_layernorm
         self.projection = clip.visual_projection
         self.output = output
@@ -183,7 +218,7 @@ class ImageEncoder(nn.Module):
         x = self.norm_before(x)
         for layer in self.layers:
             x = layer(x, None)
-        embedding: Tensor = self.output(self.projection(self.norm_after(x[:, 0])))
+        embedding: Tensor = self.output(self.projection(self.norm_after(self.last_layer(x))))
         return embedding
 
 
