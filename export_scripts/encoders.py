@@ -8,6 +8,7 @@ graph, no shape baked in, pooling, projection, rescaling and normalising inside.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,11 +101,11 @@ class PreNormLayer(nn.Module):
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]  # torch modules are Any
 
 
-class FirstTokenLayer(nn.Module):
-    """A `PreNormLayer` of which nothing but the first token is wanted, so the last one before such a pooling.
+class PooledLayer(nn.Module):
+    """The last `PreNormLayer` before all tokens but one are dropped: only that one is computed.
 
-    The other tokens give their keys and values, and are neither asked nor passed through the MLP: the same
-    numbers for the first token, for a sixth of the layer's products.
+    The others give their keys and values, and are neither asked nor passed through the MLP: the same numbers
+    for a sixth of the layer's products.
     """
 
     def __init__(self, layer: PreNormLayer):
@@ -116,14 +117,19 @@ class FirstTokenLayer(nn.Module):
         self.out = layer.attention.out
         self.mlp, self.norm1, self.norm2 = layer.mlp, layer.norm1, layer.norm2
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, L, W]` to `[N, W]`."""
+    def forward(self, x: Tensor, pool: Callable[[Tensor], Tensor], mask: Tensor | None) -> Tensor:
+        """`[N, L, W]` to `[N, W]`.
+
+        Args:
+            pool: takes the wanted token: `[N, L, W]` to `[N, W]`.
+            mask: boolean `[N, 1, 1, L]`, False where the wanted token does not see another.
+        """
         normed = self.norm1(x)
-        q = self.query(normed[:, :1]).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, H, 1, W/H]
+        q = self.query(pool(normed)).unflatten(-1, (self.heads, 1, -1))  # [N, H, 1, W/H]
         # [N, L, 2W] -> twice [N, H, L, W/H]
         k, v = self.key_value(normed).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v)
-        x = x[:, 0] + self.out(y.flatten(1))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = pool(x) + self.out(y.flatten(1))
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]  # torch modules are Any
 
 
@@ -197,7 +203,7 @@ class ImageEncoder(nn.Module):
         self.norm_before = vision.pre_layrnorm
         layers = [_clip_layer(layer, config, causal=False) for layer in vision.encoder.layers]
         self.layers = nn.ModuleList(layers[:-1])
-        self.last_layer = FirstTokenLayer(layers[-1])
+        self.last_layer = PooledLayer(layers[-1])
         self.norm_after = vision.post_layernorm
         self.projection = clip.visual_projection
         self.output = output
@@ -218,7 +224,8 @@ class ImageEncoder(nn.Module):
         x = self.norm_before(x)
         for layer in self.layers:
             x = layer(x, None)
-        embedding: Tensor = self.output(self.projection(self.norm_after(self.last_layer(x))))
+        x = self.last_layer(x, _first, None)
+        embedding: Tensor = self.output(self.projection(self.norm_after(x)))
         return embedding
 
 
@@ -231,16 +238,14 @@ class ClipTextEncoder(nn.Module):
         text: Any = clip.text_model
         self.tokens = text.embeddings.token_embedding
         self.positions = nn.Parameter(text.embeddings.position_embedding.weight.detach()[None])
-        self.layers = nn.ModuleList(_clip_layer(layer, config, causal=True) for layer in text.encoder.layers)
+        layers = [_clip_layer(layer, config, causal=True) for layer in text.encoder.layers]
+        self.layers = nn.ModuleList(layers[:-1])
+        self.last_layer = PooledLayer(layers[-1])
         self.norm_after = text.final_layer_norm
         self.projection = clip.text_projection
-        self.pool: nn.Module
         # The published configurations name 2 as end token, which it is not; transformers then pools at the
         # highest token id, which the end token has in CLIP's vocabulary.
-        if config.eos_token_id == 2:
-            self.pool = _PoolAtHighestToken()
-        else:
-            self.pool = _PoolAtFirst(config.eos_token_id)
+        self.end_token: int | None = None if config.eos_token_id == 2 else config.eos_token_id
         self.output = output
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -257,22 +262,18 @@ class ClipTextEncoder(nn.Module):
         x = self.tokens(input_ids) + self.positions[:, : input_ids.shape[1]]
         for layer in self.layers:
             x = layer(x, None)
-        embedding: Tensor = self.output(self.projection(self.norm_after(self.pool(x, input_ids))))
+        ends = input_ids if self.end_token is None else (input_ids == self.end_token).int()
+        end = ends.argmax(1)  # [N]
+        # Positions counted from 1, without a device constant: the end token sees what is not after it.
+        seen = (input_ids >= 0).long().cumsum(1) <= end[:, None] + 1
+        x = self.last_layer(x, partial(_take, positions=end), seen[:, None, None, :])
+        embedding: Tensor = self.output(self.projection(self.norm_after(x)))
         return embedding
 
 
-class _PoolAtHighestToken(nn.Module):
-    def forward(self, x: Tensor, input_ids: Tensor) -> Tensor:
-        return _take(x, input_ids.argmax(1))
-
-
-class _PoolAtFirst(nn.Module):
-    def __init__(self, token: int):
-        super().__init__()
-        self.token = token
-
-    def forward(self, x: Tensor, input_ids: Tensor) -> Tensor:
-        return _take(x, (input_ids == self.token).int().argmax(1))
+def _first(x: Tensor) -> Tensor:
+    """Row 0 of each: `[N, L, W]` to `[N, W]`."""
+    return x[:, 0]
 
 
 def _take(x: Tensor, positions: Tensor) -> Tensor:
