@@ -201,7 +201,7 @@ BENCH = $(RUN) -m benchmarks.compare $(call GIVEN,SECONDS,--seconds) $(call GIVE
 
 # A peer that cannot be installed here is named in the table; the others are measured without it.
 .PHONY: bench
-bench: $(VENV)/.bench-stamp ## all peers side by side, a quarter of an hour, 8 GB; SECONDS ROUNDS BENCH_STORE WORKERS=clip_image=2
+bench: $(VENV)/.bench-stamp ## all peers side by side, half an hour, 8 GB; SECONDS ROUNDS BENCH_STORE WORKERS=clip_image=2
 	@$(MAKE) --no-print-directory $(INFINITY_VENV)/.run-stamp || echo "infinity-emb cannot be installed here" >&2
 	@$(BENCH)
 

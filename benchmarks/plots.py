@@ -9,6 +9,7 @@ from typing import Any, Literal
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.ratios import Results
 
@@ -153,7 +154,7 @@ def _latency(figure: Figure, results: Results) -> None:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.set_ylim(low / 1.4, high * (high / low) ** 0.45)
-        axes.yaxis.set_major_formatter("{x:g}")
+        _plain_log_labels(axes)
         _finish(axes, TITLES[kind])
 
 
@@ -165,6 +166,13 @@ def _finish(axes: Axes, title: str) -> None:
     axes.legend(fontsize=8, loc="upper left", frameon=False)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
+
+
+def _plain_log_labels(axes: Axes) -> None:
+    """200, 500, 1000 instead of powers of ten."""
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
 
 
 def _open_loop(figure: Figure, results: Results) -> None:
@@ -191,7 +199,7 @@ def _open_loop(figure: Figure, results: Results) -> None:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.set_ylim(low / 1.4, high * (high / low) ** 0.45)
-        axes.yaxis.set_major_formatter("{x:g}")
+        _plain_log_labels(axes)
         axes.set_xlim(0, axes.get_xlim()[1] * 1.05)
         axes.set_xlabel(f"{UNITS[kind]} due per second (labels: share of the server's capacity)")
         axes.set_title(f"Open loop: {TITLES[kind][0].lower()}{TITLES[kind][1:]}")
