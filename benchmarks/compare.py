@@ -23,7 +23,7 @@ import psutil
 import transformers
 
 from benchmarks import ratios, report
-from benchmarks.child import say
+from benchmarks.child import PeerError, say
 from benchmarks.peers import INFINITY_ENVIRONMENT
 from benchmarks.rounds import Rounds, archive_settings
 from benchmarks.workloads import SIZES, write_pictures
@@ -123,6 +123,10 @@ def run(
         ClipServeError: ours or sentence-transformers cannot be measured; of another peer, it is noted.
     """
     begin = time.monotonic()
+    archives = [] if store is None else [store / f"{name}.mar" for name in ENDPOINTS]
+    for archive in archives:
+        if not archive.is_file():
+            raise PeerError(f"{archive} is missing; run 'make archive', or leave BENCH_STORE out")
     say("preparing checkpoints, pictures and archives")
     clip, text = checkpoints or _random_checkpoints(WORK / "checkpoints")
     pictures = write_pictures(WORK / "pictures")

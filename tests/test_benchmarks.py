@@ -17,7 +17,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import ratios, report
+from benchmarks import compare, ratios, report
 from benchmarks.child import Child, PeerError
 from benchmarks.load import FRESH, Generator, LoadJob, run
 from benchmarks.rounds import image_encoder_shapes, joined
@@ -158,6 +158,14 @@ def test_a_child_that_cannot_answer_says_why() -> None:
         pytest.raises(PeerError, match="unexpected keyword argument 'no'"),
     ):
         child.ask({"no": "job"})
+
+
+def test_a_store_without_archives_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main(["--store", str(tmp_path)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bench: {tmp_path / 'clip_image.mar'} is missing; run 'make archive'")
 
 
 def test_inputs_are_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
