@@ -151,10 +151,7 @@ def _latency(figure: Figure, results: Results) -> None:
         for size, label in ((6, "p95"), (3, "p99")):
             axes.plot([], [], "o", color="grey", markersize=size, label=f"smaller: {label}")
         axes.set_ylabel("latency in ms (log scale)")
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        axes.set_ylim(low / 1.4, high * (high / low) ** 0.45)
-        _plain_log_labels(axes)
+        _log_scale(axes)
         _finish(axes, TITLES[kind])
 
 
@@ -168,8 +165,11 @@ def _finish(axes: Axes, title: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _plain_log_labels(axes: Axes) -> None:
-    """200, 500, 1000 instead of powers of ten."""
+def _log_scale(axes: Axes) -> None:
+    """Upwards by powers, with room for the legend above, and labels such as 200, 500 and 1000."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 1.4, high * (high / low) ** 0.45)
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
@@ -196,10 +196,7 @@ def _open_loop(figure: Figure, results: Results) -> None:
                     ha="center",
                     fontsize=8,
                 )
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        axes.set_ylim(low / 1.4, high * (high / low) ** 0.45)
-        _plain_log_labels(axes)
+        _log_scale(axes)
         axes.set_xlim(0, axes.get_xlim()[1] * 1.05)
         axes.set_xlabel(f"{UNITS[kind]} due per second (labels: share of the server's capacity)")
         axes.set_title(f"Open loop: {TITLES[kind][0].lower()}{TITLES[kind][1:]}")
