@@ -1,9 +1,31 @@
-"""Gives free memory back to the system."""
+"""Keeps what a process has freed from counting against it."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
+
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+
+MMAP_THRESHOLD = 8 * 1024**2  # bytes
+TRIM_THRESHOLD = 16 * 1024**2  # bytes
+
+
+def bound_free_memory() -> None:
+    """Has glibc return every block of over 8 MB when it is freed, and the top of the heap beyond 32 MB.
+
+    By itself it raises both thresholds to those of the largest block that was ever freed: after one large
+    picture, the pixels of all later ones lie in the heap and stay there, some 60 MB more of them (measured).
+    What a forward pass of eight pictures allocates is smaller, stays in the heap and is not zeroed anew
+    each time.
+    """
+    set_option = _libc("mallopt")
+    if set_option is not None:
+        set_option(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+        set_option(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
+        set_option(M_ARENA_MAX, 1)
 
 
 def trim_memory() -> None:
@@ -12,7 +34,11 @@ def trim_memory() -> None:
     By itself it keeps that, so that a worker that decodes pictures of all sizes grows by some 100 MB an hour
     for a while (measured) without leaking anything. Takes a few milliseconds.
     """
-    # Other C libraries have no such function.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def _libc(name: str) -> Any:
+    """A function of glibc; None where the C library is another one, or has no such function."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -12,7 +12,7 @@ import torch
 
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant
 from clipserve.handler import Endpoint, SimilarityEndpoint, image_endpoint, text_endpoint
-from clipserve.memory import trim_memory
+from clipserve.memory import bound_free_memory, trim_memory
 from clipserve.meter import Meter
 from clipserve.protocol import Reply, Row
 from clipserve.settings import Settings
@@ -72,6 +72,7 @@ class Worker:
     """
 
     def __init__(self, name: str, folder: Path, device: torch.device, settings: Settings):
+        bound_free_memory()
         torch.set_num_threads(settings.threads)
         self._endpoint = BUILDERS[name](WorkerResources(folder, device, settings))
         self._batches = 0

@@ -135,15 +135,34 @@ def many_scans(scans: int) -> bytes:
     return data[:-2] + data[last:-2] * scans + data[-2:]
 
 
+def plain(mode: str, size: tuple[int, int], format: str) -> bytes:
+    """A valid picture of one colour."""
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, format)
+    return buffer.getvalue()
+
+
 @functools.cache
 def bombs() -> list[bytes]:
-    """Small files of very many pixels (over our limit, over Pillow's, just within) or of very many scans."""
+    """Small files of very many pixels: over our limit, over Pillow's, and what takes most memory within."""
     return [
         plain_png(13_000, 13_000),
         plain_png(20_000, 20_000),
         plain_png(2_000_000, 1),
         plain_png(4_990, 4_990),
+        plain("RGBA", (4_990, 4_990), "PNG"),
+        plain("RGB", (450, 55_500), "PNG"),
+        plain("RGBA", (4_990, 4_990), "WEBP"),
+        plain("RGBA", (3_530, 3_530), "WEBP"),
+        plain("RGB", (4_990, 4_990), "GIF"),
+        cut_short(),
     ]
+
+
+@functools.cache
+def cut_short() -> bytes:
+    """A picture of 25 million pixels that is found to be damaged when they are decoded, but for the last."""
+    return plain("RGB", (4_990, 4_990), "PNG")[:-100]
 
 
 def damaged_picture(choose: random.Random) -> tuple[str, bytes]:
@@ -204,13 +223,16 @@ def bad_request(number: int, seed: int = 0) -> BadRequest:
 
 def _raw_picture(choose: random.Random) -> BadRequest:
     name, data = damaged_picture(choose)
-    if choose.random() < 0.002:
+    if choose.random() < 0.01:
         name, data = "bomb", choose.choice(bombs())
     return BadRequest(f"picture: {name}", "clip_image", data, choose.choice(("image/png", "", "x/y; a=b")))
 
 
 def _list_with_damage(choose: random.Random) -> BadRequest:
-    items = [_b64(damaged_picture(choose)[1]) for _ in range(choose.randint(1, 4))]
+    # Several that are large and damaged: a server that keeps one while it decodes the next adds them up.
+    several = [cut_short()] * 5 if choose.random() < 0.01 else []
+    damaged = several or [damaged_picture(choose)[1] for _ in range(choose.randint(1, 4))]
+    items = [_b64(data) for data in damaged]
     items.insert(choose.randint(0, len(items)), _b64(picture(choose.randrange(50), (40, 30))))
     return BadRequest("pictures in JSON", "clip_image", json.dumps({"input": items}).encode(), JSON)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import json
 import random
@@ -596,6 +597,23 @@ def test_image_embedder_keeps_limits(image_encoder: TracedImageEncoder) -> None:
     assert [getattr(r, "code", "ok") for r in results] == ["ok", "image_too_large", "ok"]
 
 
+def test_image_embedder_keeps_no_picture_that_it_could_not_decode(image_encoder: TracedImageEncoder) -> None:
+    """The pictures of a batch that are cut short would add up, 4 bytes a pixel."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (333, 222)).save(buffer, "PNG")
+    embed = ImageEmbedder(image_encoder, Settings())
+    # Collected by their last reference, not by the garbage collector, which may come too late.
+    gc.disable()
+    try:
+        results = embed([buffer.getvalue()[:-40]] * 4)
+        # Not isinstance, which asks every object for its class: some modules warn when asked.
+        pictures = [o for o in gc.get_objects() if issubclass(type(o), Image.Image)]
+    finally:
+        gc.enable()
+    assert [getattr(r, "code", "ok") for r in results] == ["invalid_image"] * 4
+    assert [picture for picture in pictures if picture.size == (333, 222)] == []
+
+
 # ---- settings
 
 
@@ -604,7 +622,7 @@ def test_settings() -> None:
     section = {
         "threads": 2, "max_batch": 8, "max_seconds": 9, "cached_texts": 5, "max_bytes": 7, "max_pixels": 8,
         "max_scans": 4, "formats": ["PNG"], "max_items": 1, "max_texts": 2, "max_characters": 3,
-        "draft_factor": 0,
+        "draft_factor": 0, "max_aspect_ratio": 9,
     }  # fmt: skip
     assert Settings.from_mapping(section) == Settings(
         threads=2,
@@ -612,7 +630,7 @@ def test_settings() -> None:
         max_seconds=9,
         cached_texts=5,
         draft_factor=0,
-        images=ImageLimits(max_bytes=7, max_pixels=8, max_scans=4, formats=("PNG",)),
+        images=ImageLimits(max_bytes=7, max_pixels=8, max_aspect_ratio=9, max_scans=4, formats=("PNG",)),
         requests=RequestLimits(max_items=1, max_texts=2, max_characters=3),
     )
 
