@@ -193,7 +193,7 @@ def preprocess(image: Image.Image, preprocessing: ImagePreprocessing, limits: Im
 
     Raises:
         RequestError: `image_too_large` (413) for a picture so long and thin that its resized form exceeds
-            its limit.
+            the pixel limit.
     """
     width, height = image.size
     edge = preprocessing.shortest_edge
