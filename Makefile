@@ -300,6 +300,12 @@ check: $(VENV)/.bench-stamp ## formatting, lint and types
 lock: $(VENV)/.dev-stamp ## resolve the pinned versions anew
 	@$(RUN) requirements/lock.py
 
+.PHONY: sbom
+sbom: setup $(UV_VENV)/.stamp ## sbom.json: what .venv holds, as CycloneDX, for a scanner of vulnerabilities
+	@$(UV_VENV)/bin/uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py environment --output-reproducible \
+		--short-PURLs --of JSON -o sbom.json $(RUN)
+	@echo "sbom.json"
+
 .PHONY: clean
 clean: ## remove what was built (not .venv, not the exported encoders)
 	@rm -rf $(DEMO_STORE) .mypy_cache .ruff_cache .pytest_cache .hypothesis logs
