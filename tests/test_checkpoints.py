@@ -530,7 +530,8 @@ def hostile(mark: Path) -> dict[str, bytes]:
         "torch.hub": call("torch.hub", "load", "x", "y"),
         "copyreg": call("copyreg", "__newobj__", "x"),
         "behind a plausible head": (
-            pickle.dumps([np.ones((48, 32), np.float32)])[:-2] + call("os", "system", touch)[:-1] + b"e."
+            pickle.dumps([np.ones((48, 32), np.float32)], protocol=3)[:-2]
+            + call("os", "system", touch)[:-1] + b"e."
         ),
         "extension registry": b"\x80\x02\x82\x01.",
         "persistent id": b"Pabc\n.",

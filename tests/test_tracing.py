@@ -633,7 +633,9 @@ def test_recheck(modality: Modality, pair: CheckpointPair, store: Path, tmp_path
 def test_recheck_against_another_checkpoint(modality: Modality, store: Path, tmp_path: Path) -> None:
     other = load_pair(str(checkpoints.write_clip(tmp_path / "clip", seed=9)))
     path = store / f"clip-{modality}-cpu-fp32.pt"
-    with pytest.raises(ExportError, match=r"made from a checkpoint with weights \w{12}…, MODEL has \w{12}…"):
+    with pytest.raises(
+        ExportError, match=r"made from a checkpoint with weights and settings \w{12}…, MODEL has \w{12}…"
+    ):
         recheck(other, path, read_spec(path))
 
 
