@@ -23,12 +23,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 import torch
 import transformers
 from huggingface_hub import snapshot_download
@@ -505,14 +506,16 @@ def _text_checkpoint(
     reference_encode: Callable[[Sequence[str]], FloatArray],
 ) -> TextCheckpoint:
     definition, preprocessing = _tokenizer(tokenizer, context_length, original.vocabulary_size, folder)
-    if isinstance(original.architecture, ClipTextArchitecture):
-        _check_end_token(original.architecture.end_token, definition, preprocessing, folder)
+    architecture = original.architecture
+    if isinstance(architecture, ClipTextArchitecture):
+        end_token = _end_token(architecture.end_token, definition, preprocessing, folder)
+        architecture = replace(architecture, end_token=end_token)
     weights = weights_sha256(original.weights)
     return TextCheckpoint(
         name=name,
         embedding_dim=original.embedding_dim,
         weights_sha256=weights,
-        checkpoint_sha256=text_sha256(original.architecture, weights, preprocessing, definition),
+        checkpoint_sha256=text_sha256(architecture, weights, preprocessing, definition),
         image_weights_sha256=original.image_weights_sha256,
         preprocessing=preprocessing,
         tokenizer=definition,
@@ -730,15 +733,20 @@ def _tokenizer(
     )
 
 
-def _check_end_token(
+def _end_token(
     end_token: int | None, definition: str, preprocessing: TextPreprocessing, folder: Path
-) -> None:
-    """Checks that a CLIP's text tower is pooled where the tokenizer ends a text.
+) -> int | None:
+    """The token at which a CLIP's text tower is pooled, for its identity.
 
-    Elsewhere the original would give embeddings, and all texts nearly the same: of their first token.
+    Where the highest id of the vocabulary ends a text, pooling at the highest id is pooling there: published
+    configurations of the same checkpoint name one or the other.
+
+    Returns:
+        As in `ClipTextArchitecture`.
 
     Raises:
-        ExportError: it is not.
+        ExportError: it is not where the tokenizer ends a text. The original would give embeddings, and of all
+            texts nearly the same: that of their first token.
     """
     ids = Tokenizer(definition, preprocessing).tokenize("a").ids
     pooled = ids.index(max(ids)) if end_token is None else ids.index(end_token) if end_token in ids else -1
@@ -748,6 +756,8 @@ def _check_end_token(
             f"{folder}: it pools at {rule} (eos_token_id of text_config), and its tokenizer ends a text with "
             f"token {ids[-1]} and pads with {preprocessing.pad_token_id}; the two are no pair"
         )
+    ends_at_highest = largest_token_id(tokenizers.Tokenizer.from_str(definition)) == ids[-1]
+    return ids[-1] if ends_at_highest else end_token
 
 
 class _Dtype:
