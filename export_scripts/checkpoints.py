@@ -403,7 +403,7 @@ def _check_sentencepiece(folder: Path) -> None:
     from sentencepiece import SentencePieceProcessor
 
     try:
-        SentencePieceProcessor(model_proto=path.read_bytes())
+        SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise ExportError(f"{path}: not a SentencePiece model") from error
 

@@ -134,13 +134,10 @@ def write_multilingual(folder: Path, shape: TextShape = TINY_TEXT, seed: int = 1
     return folder
 
 
-def write_student(
-    folder: Path, *, roberta: bool, normalize: bool = False, length: int = 128, seed: int = 4
-) -> Path:
+def write_student(folder: Path, *, roberta: bool, length: int = 128, seed: int = 4) -> Path:
     """sentence-transformers' text layout around a BERT or an XLM-R, as multilingual students are saved today.
 
     Args:
-        normalize: whether the modules end with Normalize.
         length: `max_seq_length`.
     """
     shape = TINY_TEXT
@@ -162,7 +159,7 @@ def write_student(
     else:
         _write_wordpiece(folder, shape.vocabulary, with_fast_file=True)
     _json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
-    names = ["Transformer", "Pooling", "Dense"] + ["Normalize"] * normalize
+    names = ["Transformer", "Pooling", "Dense"]
     _json(
         folder / "modules.json",
         [
