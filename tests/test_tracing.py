@@ -322,7 +322,7 @@ def test_published_files(modality: Modality, pair: CheckpointPair, tmp_path: Pat
     assert path.with_suffix(".json").read_text(encoding="utf-8") == spec.to_json()
     assert artifact_sha256(path) == spec.artifact_sha256
     checkpoint = pair.image if modality == "image" else pair.text
-    assert (spec.checkpoint, spec.checkpoint_sha256) == (checkpoint.name, checkpoint.weights_sha256)
+    assert (spec.checkpoint, spec.checkpoint_sha256) == (checkpoint.name, checkpoint.checkpoint_sha256)
     assert (spec.model_id, spec.space_id) == (pair.model_id, pair.space_id)
     assert spec.logit_scale == pair.image.logit_scale
     assert set(spec.versions) == {
