@@ -44,6 +44,9 @@ def export_pair(
     check_device(device, precision, format)
     print(f"[1/3] loading {model}{f' with {text_model}' if text_model else ''}", flush=True)
     pair = load_pair(model, text_model)
+    print(f"      image encoder of {pair.image.name}, text encoder of {pair.text.name}", flush=True)
+    if pair.doubt is not None:
+        print(f"export: warning: {pair.doubt}", file=sys.stderr, flush=True)
     specs = []
     modalities: tuple[Modality, ...] = ("image", "text")
     for step, modality in enumerate(modalities, start=2):
