@@ -10,7 +10,6 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 from clipserve.errors import RequestError
 from clipserve.protocol import MAX_PARTS, MULTIPART, OCTETS, Part, check_charset
 
-
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 

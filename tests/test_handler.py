@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import base64
 import gc
+import importlib
 import io
 import json
 import random
 import re
 import shutil
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -871,7 +875,9 @@ def test_torchserve_forms(start: Start, picture_vectors: FloatArray) -> None:
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Any:
     """TorchServe's own code between the socket and `handle`, as it is installed; put back afterwards."""
-    service = importlib.import_module("ts.service").Service
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its version file open
+        service = importlib.import_module("ts.service").Service
     monkeypatch.setattr(
         service, "retrieve_data_for_inference", staticmethod(service.retrieve_data_for_inference)
     )
@@ -907,9 +913,7 @@ def test_torchserve_hands_over_every_part(service: Any, start: Start, picture_ve
 def test_torchserve_fields_given_twice(service: Any, start: Start) -> None:
     """CASES 1: of two lists of texts it would drop one."""
     handler = start(ClipSimilarityHandler)
-    request = off_the_wire(
-        ("a", "image/jpeg", PICTURES[0]), ("texts", "", b'["a"]'), ("texts", "", b'["b"]')
-    )
+    request = off_the_wire(("a", "image/jpeg", PICTURES[0]), ("texts", "", b'["a"]'), ("texts", "", b'["b"]'))
     processors, rows, _ = service.retrieve_data_for_inference([request])
     context = Context(headers=[p._request_header for p in processors])
     (body,) = handler.handle(rows, context)
@@ -934,7 +938,7 @@ def test_torchserve_parts_named_as_headers(start: Start) -> None:
 
 
 def test_torchserve_forms_under_another_type(start: Start) -> None:
-    """Of two Content-Type headers its frontend reads the first and hands on the last; no neighbour is hurt."""
+    """Of two Content-Type headers the frontend reads the first and hands on the last; nobody else is hurt."""
     context = Context(headers=[{"Content-Type": "image/jpeg"}, {"Content-Type": "image/jpeg"}])
     two = [{"name": "a", "contentType": "image/jpeg", "value": PICTURES[i]} for i in (0, 1)]
     bodies = start(ClipImageHandler).handle([two, parameters(body=PICTURES[0])], context)
