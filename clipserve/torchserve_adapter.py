@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
 
+RESPONSE_SECONDS = 120  # TorchServe's responseTimeout where an archive's YAML says none
+
 
 class TorchServeHandler:
     """Base of the classes in `handlers/`, which say what they serve.
@@ -55,7 +57,8 @@ class TorchServeHandler:
             _warn_of_too_many_threads(self.endpoint, int(config.get("maxWorkers", 1)), settings.threads)
         folder = Path(properties["model_dir"])
         verify_archive_files(folder)
-        self._worker = Worker(self.endpoint, folder, device, settings)
+        response_seconds = float(config.get("responseTimeout", RESPONSE_SECONDS))
+        self._worker = Worker(self.endpoint, folder, device, settings, response_seconds)
         self._reporter = Reporter(context.metrics, context.model_name)
         self._reporter.start()
 
