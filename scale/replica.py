@@ -40,7 +40,12 @@ class Replica:
         # All of PyTorch in one thread: each thread that runs it has its own pool of OpenMP threads.
         self._thread = ThreadPoolExecutor(1)
         start = self._thread.submit(
-            Worker, settings.name, Path(store), torch.device(device), settings.handler
+            Worker,
+            settings.name,
+            Path(store),
+            torch.device(device),
+            settings.handler,
+            settings.response_seconds,
         )
         self._worker = start.result()
         self._counters: dict[str, Counter] = {}
