@@ -24,6 +24,7 @@ from clipserve.encoder_spec import (
 )
 from clipserve.errors import RequestError, SpecError
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
+from clipserve.operators import check_operators, check_records
 from clipserve.prepack import prepack_linear_layers
 from clipserve.tokens import TokenArray, Tokenizer
 
@@ -35,15 +36,33 @@ WARM_UP_RUNS = 3
 
 
 def load_for_inference(path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """Loads a traced encoder, its weights packed where it runs on a CPU; it cannot be saved again."""
-    module = load_torchscript(path, device)
+    """Loads a traced encoder, its weights packed where it runs on a CPU; it cannot be saved again.
+
+    Raises:
+        SpecError: it holds what no encoder has, see `clipserve.operators`.
+    """
+    module = _load_unchecked(path, device)
     if device.type == "cpu":
+        # Before the graph is read as a whole, which compiles the layers' own as it finds them.
         prepack_linear_layers(module)
+    check_operators(path, module)
     return module
 
 
 def load_torchscript(path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """`torch.jit.load` without its deprecation warning."""
+    """Loads a traced encoder as it was saved.
+
+    Raises:
+        SpecError: it holds what no encoder has, see `clipserve.operators`.
+    """
+    module = _load_unchecked(path, device)
+    check_operators(path, module)
+    return module
+
+
+def _load_unchecked(path: Path, device: torch.device) -> torch.jit.ScriptModule:
+    """`torch.jit.load` without its deprecation warning; what the module calls has not been looked at."""
+    check_records(path)
     with warnings.catch_warnings():
         # torch.jit is past its end of maintenance, which the README says once for all its calls.
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
@@ -179,8 +198,17 @@ class TracedImageEncoder(_TracedEncoder):
             self.check_golden()
 
     def embed(self, pixel_values: Sequence[PixelArray]) -> FloatArray:
-        """Embeds uint8 `[3, H, W]` pictures in one batch: float32 `[N, embedding_dim]`."""
-        return self._run(torch.from_numpy(np.stack(pixel_values)))
+        """Embeds uint8 `[3, H, W]` pictures in one batch: float32 `[N, embedding_dim]`.
+
+        Raises:
+            ValueError: other pixels. A `.pt` refuses them itself, but for older ones; a `.pt2` would read
+                their memory as it comes.
+        """
+        batch = np.stack(pixel_values)
+        size = (3, self.preprocessing.crop_height, self.preprocessing.crop_width)
+        if batch.dtype != np.uint8 or batch.shape[1:] != size:
+            raise ValueError(f"{self.preprocessing.wanted_pixels}; found {batch.dtype} {list(batch.shape)}")
+        return self._run(torch.from_numpy(batch))
 
     def check_golden(self) -> None:
         """Embeds the golden picture.

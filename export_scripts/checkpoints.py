@@ -195,6 +195,7 @@ def load_image_checkpoint(folder: Path, name: str) -> ImageCheckpoint:
     # transformers types its configurations and submodules too loosely to check.
     config: Any = clip.config
     inner: Any = model[0]
+    inner.processor.image_processor = _pillow_processor(folder)
     preprocessing = _image_preprocessing(inner.processor.image_processor, folder)
     edge = config.vision_config.image_size
     if (preprocessing.crop_height, preprocessing.crop_width) != (edge, edge):
@@ -286,6 +287,18 @@ def _check_complete(kind: Any, folder: Path) -> None:
 def _clip(model: SentenceTransformer) -> transformers.CLIPModel | None:
     inner = getattr(model[0], "model", None)
     return inner if isinstance(inner, transformers.CLIPModel) else None
+
+
+def _pillow_processor(folder: Path) -> Any:
+    """The checkpoint's image processor that resizes with Pillow, as CLIP was trained and published.
+
+    Where torchvision can be imported, transformers 5 takes another one, whose pixels differ: by name, the
+    original does not depend on what else is installed.
+    """
+    with _in_our_words(folder, "transformers cannot load its image processor"):
+        return transformers.AutoImageProcessor.from_pretrained(
+            folder / _first_module_path(folder), backend="pil", local_files_only=True
+        )
 
 
 def _image_preprocessing(processor: Any, folder: Path) -> ImagePreprocessing:

@@ -133,16 +133,15 @@ class TorchScript(_ZipFormat):
         """Traces; what varies is not said, but parity is checked at other sizes than the example's."""
         device = inputs.example[0].device
         with quiet_tracing():
-            torch.jit.save(torch.jit.trace(encoder, inputs.example, check_trace=False), path)
+            # Inputs that are stored would be in the file for good.
+            traced = torch.jit.trace(encoder, inputs.example, check_trace=False, _store_inputs=False)
+            torch.jit.save(traced, path)
         module = load_torchscript(path, device)
         if constants := device_constants(module):
             raise ExportError(
                 f"the graph holds device constants ({', '.join(constants)}), which would bind it to "
                 "one device"
             )
-        with quiet_tracing():
-            # A second time from the loaded one, which no longer has the inputs of the trace.
-            torch.jit.save(load_torchscript(path, device), path)
 
     def load(self, path: Path, device: torch.device) -> torch.jit.ScriptModule:
         """As a worker loads it."""
