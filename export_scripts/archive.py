@@ -17,6 +17,7 @@ from pathlib import Path
 
 from clipserve import __version__
 from clipserve.archive_files import SUMS_FILE, file_sha256
+from clipserve.command import run_command
 from clipserve.encoder import check_pair
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
@@ -26,7 +27,7 @@ from clipserve.encoder_spec import (
     description_path,
     read_spec,
 )
-from clipserve.errors import ClipServeError, ExportError, SpecError
+from clipserve.errors import ExportError, SpecError
 from export_scripts.formats import ZIP_EPOCH
 
 ROOT = Path(__file__).parents[1]
@@ -259,19 +260,18 @@ def _make_reproducible(archive: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m export_scripts.archive", description=__doc__)
     parser.add_argument("--store", type=Path, default=ROOT / "model_store")
     parser.add_argument("--model", help="model id, where the store holds several")
     parser.add_argument("--precision", choices=list(PARITY_BOUNDS), help="take this precision only")
     arguments = parser.parse_args(argv)
-    try:
+
+    def build() -> None:
         for path in build_archives(arguments.store, arguments.model, arguments.precision):
             print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
-    except ClipServeError as error:
-        print(f"archive: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_command("archive", build)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,8 @@ class TorchScript(_ZipFormat):
         with quiet_tracing():
             # Inputs that are stored would be in the file for good.
             traced = torch.jit.trace(encoder, inputs.example, check_trace=False, _store_inputs=False)
-            torch.jit.save(traced, path)
+            # Not by `torch.jit.save`: where the disk is full, PyTorch's writer of files aborts the process.
+            path.write_bytes(traced.save_to_buffer())
         module = load_torchscript(path, device)
         if constants := device_constants(module):
             raise ExportError(
@@ -161,6 +162,8 @@ class Aoti(_ZipFormat):
         "cpp.march": "",
         # As many threads as the worker is given, not as this process has.
         "cpp.dynamic_threads": True,
+        # Who has inputs checked (AOTI_RUNTIME_CHECK_INPUTS=1) may still embed a batch of one.
+        "aot_inductor.check_lowerbound": False,
     }
 
     def check(self) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from clipserve.command import run_command
 from clipserve.encoder import check_pair
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
@@ -24,7 +25,7 @@ from clipserve.encoder_spec import (
     artifact_sha256,
     read_spec,
 )
-from clipserve.errors import ClipServeError, ExportError, SpecError
+from clipserve.errors import ExportError, SpecError
 from export_scripts.export import STORE
 from export_scripts.folders import link_or_copy, publish, staged
 
@@ -137,7 +138,7 @@ def _ascii(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m export_scripts.triton", description=__doc__)
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--output", type=Path, default=STORE / "triton", help="the model repository")
@@ -145,15 +146,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", choices=list(PARITY_BOUNDS), help="take this precision only")
     arguments = parser.parse_args(argv)
-    try:
+
+    def write() -> None:
         for folder in write_repository(
             arguments.store, arguments.output, arguments.model, arguments.device, arguments.precision
         ):
             print(folder)
-    except ClipServeError as error:
-        print(f"triton: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_command("triton", write)
 
 
 if __name__ == "__main__":

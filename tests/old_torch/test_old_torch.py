@@ -69,7 +69,7 @@ def test_other_pixels_are_refused(pixels: Tensor, image_path: Path, tmp_path: Pa
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "pixel_values must be uint8 [N, 3, 48, 48], RGB, 0 to 255" in done.stdout
+    assert "pixel_values must be uint8 [N, 3, 48, 48], RGB, 0 to 255" in done.stdout + done.stderr
     assert "cosine" not in done.stdout
 
 
