@@ -26,6 +26,7 @@ from clipserve.errors import RequestError, SpecError
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
 from clipserve.operators import check_operators, check_records
 from clipserve.prepack import prepack_linear_layers
+from clipserve.store import Store
 from clipserve.tokens import TokenArray, Tokenizer
 
 # The golden picture is made by clipserve itself and tiny; no caller's limits apply to it.
@@ -277,16 +278,18 @@ def cpu_has_native_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def choose_variant(folder: Path, modality: str, device: torch.device) -> Path:
+def choose_variant(folder: Path, modality: str, device: torch.device, model: str | None = None) -> Path:
     """The encoder file in `folder` that a worker on `device` should run.
 
     Half precision goes first where the hardware multiplies it natively, then a package compiled for this CPU.
 
+    Args:
+        model: its id; None where the folder holds one model only.
+
     Raises:
-        SpecError: none for this modality and device, or for another CPU only.
+        SpecError: none for this modality and device, or for another CPU only; or several models.
     """
-    files = [*folder.glob(f"*{SUFFIXES['torchscript']}"), *folder.glob(f"*{SUFFIXES['aoti']}")]
-    specs = {path: read_spec(path) for path in sorted(files)}
+    specs = Store.read(folder).model(model).encoders
     native = {"fp16", "fp32"} if device.type == "cuda" or not cpu_has_native_bf16() else {"bf16"}
     fitting: list[tuple[bool, bool, bool, Path]] = []
     refusal: SpecError | None = None

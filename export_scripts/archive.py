@@ -25,9 +25,9 @@ from clipserve.encoder_spec import (
     EncoderSpec,
     artifact_sha256,
     description_path,
-    read_spec,
 )
 from clipserve.errors import ExportError, SpecError
+from clipserve.store import Store
 from export_scripts.formats import ZIP_EPOCH
 
 ROOT = Path(__file__).parents[1]
@@ -120,9 +120,8 @@ def build_archives(store: Path, model_id: str | None, precision: str | None) -> 
 
 
 def _select(store: Path, model_id: str | None, precision: str | None) -> dict[Path, EncoderSpec]:
-    files = [*store.glob(f"*{SUFFIXES['torchscript']}"), *store.glob(f"*{SUFFIXES['aoti']}")]
-    specs = {path: read_spec(path) for path in sorted(files)}
-    models = sorted({spec.model_id for spec in specs.values()})
+    found = Store.read(store)
+    models = found.models
     if not models:
         unserved = ", ".join(sorted(path.name for path in store.glob(f"*{SUFFIXES['onnx']}")))
         raise ExportError(
@@ -130,21 +129,12 @@ def _select(store: Path, model_id: str | None, precision: str | None) -> dict[Pa
             f"{f' ({unserved} are for ONNX Runtime)' if unserved else ''}; "
             "run 'make export' (or 'make export MODEL=demo') first"
         )
-    if model_id is None and len(models) > 1:
-        raise ExportError(
-            f"{store} holds {len(models)} models ({', '.join(models)}); say which: "
-            f"'make archive MODEL={models[0]}'"
-        )
-    wanted = model_id or models[0]
-    specs = {
-        path: spec
-        for path, spec in specs.items()
-        if spec.model_id == wanted and precision in (None, spec.precision)
-    }
+    of_model = found.model(model_id, "'make archive MODEL={}'")
+    specs = of_model.where(lambda spec: precision in (None, spec.precision)).encoders
     modalities = {spec.modality for spec in specs.values()}
     if modalities != {"image", "text"}:
         raise ExportError(
-            f"{store} holds no image and text encoder of {wanted!r}"
+            f"{store} holds no image and text encoder of {model_id or models[0]!r}"
             f"{f' in {precision}' if precision else ''}; it has {', '.join(models)}; run 'make export'"
         )
     for path, spec in specs.items():

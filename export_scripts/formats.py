@@ -143,6 +143,9 @@ class TorchScript(_ZipFormat):
                 f"the graph holds device constants ({', '.join(constants)}), which would bind it to "
                 "one device"
             )
+        with quiet_tracing():
+            # A second time from the loaded one: who loads and saves it once more gets the same records.
+            path.write_bytes(load_torchscript(path, device).save_to_buffer())
 
     def load(self, path: Path, device: torch.device) -> torch.jit.ScriptModule:
         """As a worker loads it."""

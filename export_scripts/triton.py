@@ -17,15 +17,14 @@ from clipserve.command import run_command
 from clipserve.encoder import check_pair
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
-    SUFFIXES,
     Device,
     EncoderSpec,
     Modality,
     Precision,
     artifact_sha256,
-    read_spec,
 )
 from clipserve.errors import ExportError, SpecError
+from clipserve.store import Store
 from export_scripts.export import STORE
 from export_scripts.folders import link_or_copy, publish, staged
 
@@ -54,18 +53,10 @@ def write_repository(
     Raises:
         ClipServeError: nothing to serve, ambiguous, changed since its export, or not one embedding space.
     """
-    specs = {path: read_spec(path) for path in sorted(store.glob(f"*{SUFFIXES['torchscript']}"))}
-    models = sorted({spec.model_id for spec in specs.values()})
-    if model_id is None and len(models) > 1:
-        raise ExportError(
-            f"{store} holds {len(models)} models ({', '.join(models)}); say which: "
-            f"'make triton MODEL={models[0]}'"
-        )
-    fitting = {
-        path: spec
-        for path, spec in specs.items()
-        if spec.device == device and model_id in (None, spec.model_id) and precision in (None, spec.precision)
-    }
+    found = Store.read(store, ["torchscript"])
+    specs = found.encoders
+    of_model = found.model(model_id, "'make triton MODEL={}'")
+    fitting = of_model.where(lambda s: s.device == device and precision in (None, s.precision)).encoders
     encoders = {}
     for modality in get_args(Modality):
         paths = [path for path, spec in fitting.items() if spec.modality == modality]

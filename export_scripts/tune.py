@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from clipserve.command import run_command
 from clipserve.encoder import check_cpu, cpu_capability
-from clipserve.encoder_spec import SUFFIXES, Device, EncoderSpec, Modality, Precision, read_spec
+from clipserve.encoder_spec import Device, EncoderSpec, Modality, Precision, read_spec
 from clipserve.errors import ExportError, ParityError, SpecError
+from clipserve.store import Store
 from export_scripts.archive import ARCHIVES, ROOT, TUNED_FILE, Tuned, build_archives, write_tuned
 from export_scripts.checkpoints import CheckpointPair, load_pair
 from export_scripts.export import STORE
@@ -107,10 +108,8 @@ def export_candidates(pair: CheckpointPair, device: Device, store: Path) -> list
 def _of_pair(
     pair: CheckpointPair, modality: Modality, device: Device, store: Path
 ) -> dict[Path, EncoderSpec]:
-    files = [*store.glob(f"*{SUFFIXES['torchscript']}"), *store.glob(f"*{SUFFIXES['aoti']}")]
     found = {}
-    for path in sorted(files):
-        spec = read_spec(path)
+    for path, spec in Store.read(store).encoders.items():
         if (spec.space_id, spec.modality, spec.device) == (pair.space_id, modality, device):
             try:
                 check_cpu(path, spec)

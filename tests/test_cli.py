@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from clipserve.archive_files import verify_archive_files
 from clipserve.encoder_spec import SPEC_FILE, EncoderSpec, read_spec
-from clipserve.errors import ExportError
+from clipserve.errors import ExportError, SpecError
 from export_scripts import archive, export, triton, tune, verify
 from export_scripts.export import export_pair
 from export_scripts.folders import publish_files
@@ -294,6 +296,39 @@ def test_archive_of_encoders_of_two_spaces(
     status, message = run(archive.main, capsys, "--store", str(store))
     assert_one_sentence(status, message, "not of one embedding space", "make export")
     assert not list(store.glob("*.mar"))
+
+
+def test_an_archive_holds_what_it_lists_and_nothing_else(store: Path, tmp_path: Path) -> None:
+    """ATTACKS B2: a file that was added, to be chosen before the one that was packaged, is found."""
+    assert archive.main(["--store", str(store)]) == 0
+    for name in ("clip_image", "clip_similarity"):
+        folder = tmp_path / name
+        with zipfile.ZipFile(store / f"{name}.mar") as packed:
+            packed.extractall(folder)
+        verify_archive_files(folder)
+        # As an import leaves them.
+        (folder / "clipserve" / "__pycache__").mkdir()
+        (folder / "clipserve" / "__pycache__" / "worker.cpython-311.pyc").write_bytes(b"")
+        verify_archive_files(folder)
+        listed = next(folder.glob("*-image-*.pt"))
+        for added in ("a-image-cpu-bf16.pt", "clipserve/sitecustomize.py", f"{listed.stem}.pt2"):
+            shutil.copyfile(listed, folder / added)
+            with pytest.raises(SpecError, match=f"{added} was added after the archive was packaged"):
+                verify_archive_files(folder)
+            (folder / added).unlink()
+        verify_archive_files(folder)
+
+
+def test_triton_of_two_models(
+    capsys: pytest.CaptureFixture[str], store: Path, made: Path, tmp_path: Path
+) -> None:
+    """CASES 14."""
+    other = Path(shutil.copytree(made / "clip", tmp_path / "other"))
+    export_pair(str(other), str(made / "multilingual"), "cpu", "fp32", store)
+    options = ["--store", str(store), "--output", str(tmp_path / "triton")]
+    status, message = run(triton.main, capsys, *options)
+    assert_one_sentence(status, message, "holds 2 models (clip, other); say which: 'make triton MODEL=clip'")
+    assert run(triton.main, capsys, *options, "--model", "other")[0] == 0
 
 
 def test_archives_are_reproducible(capsys: pytest.CaptureFixture[str], store: Path) -> None:
