@@ -42,6 +42,7 @@ def start(
     *,
     host: str = HOST,
     device: str = "cpu",
+    model: str | None = None,
     key_file: Path | None = None,
     handlers: Path = HANDLERS,
     config: Path = CONFIG,
@@ -50,6 +51,7 @@ def start(
     """A server on a Ray of its own on this machine, for as long as the `with` block lasts.
 
     Args:
+        model: id of the model; None where the store holds one only.
         key_file: where its tokens are written, and removed at the end; None is a file of the checkout's.
         temporary: folder of Ray's sessions and logs, with a short path; None is Ray's own, `/tmp/ray`.
 
@@ -69,6 +71,7 @@ def start(
         store=store.resolve(),
         key_file=(key_file or ROOT / ".serve-ray" / str(port) / "key_file.json").resolve(),
         device=device,
+        model=model,
         handlers=handlers.resolve(),
         config=config.resolve(),
     )
@@ -162,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", help="model id, where the store holds several")
     parser.add_argument("--key-file", type=Path, help="where to write the tokens")
     parser.add_argument("--handlers", type=Path, default=HANDLERS, help="folder of the endpoints' YAML files")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the server's settings")
@@ -175,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.port,
             host=arguments.host,
             device=arguments.device,
+            model=arguments.model,
             key_file=arguments.key_file,
             handlers=arguments.handlers,
             config=arguments.config,
