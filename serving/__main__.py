@@ -48,12 +48,12 @@ def stop(arguments: argparse.Namespace) -> None:
     server = project_server()
     if server.running_pid() is None:
         print(f"TorchServe is not running in {ROOT}")
+        for folder, process in running_servers().items():
+            print(f"left alone: the one of {folder} (process {process.pid})")
     else:
         with telling("stopping TorchServe"):
             server.stop()
         print("stopped")
-    for folder, process in running_servers().items():
-        print(f"left alone: the one of {folder} (process {process.pid})")
 
 
 def ready(arguments: argparse.Namespace) -> None:
