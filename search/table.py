@@ -399,6 +399,17 @@ def open_or_create_table(folder: Path, space_id: str, model: str, embedding_dim:
         return PictureTable(folder, _connect(folder).create_table(NAME, schema=schema))
 
 
+def replace_table(folder: Path, space_id: str, model: str, embedding_dim: int) -> PictureTable:
+    """Begins the table of a folder anew, empty, for another embedding space; in one step.
+
+    Raises:
+        SearchError: the folder cannot be written.
+    """
+    schema = picture_schema(space_id, model, embedding_dim)
+    with _storage_errors(folder):
+        return PictureTable(folder, _connect(folder).create_table(NAME, schema=schema, mode="overwrite"))
+
+
 @contextlib.contextmanager
 def sole_writer(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Holds the folder's writer lock, which the system takes back from a process that dies.

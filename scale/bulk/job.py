@@ -141,8 +141,8 @@ class _Run:
         if plan is not None:
             if not plan.schema.equals(self._table.schema, check_metadata=True):
                 raise BulkError(
-                    f"{printable(str(self._job))}: begun with another encoder, or by an older version; remove "
-                    "this folder, then run the job again"
+                    f"{printable(str(self._job))}: begun with another encoder, or by an older version; "
+                    "remove this folder, then run the job again"
                 )
             self._do(plan)
         plan = self._plan()
