@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
@@ -36,7 +37,7 @@ class Finder:
         path: part of the path, see `search.paths.path_condition`; None for every path.
 
     Raises:
-        SearchError: a part of the path is given, and the table is one that knows no such filter yet.
+        SearchError: a part of the path is given, and the table is one that cannot be asked for it yet.
     """
 
     def __init__(
@@ -56,37 +57,45 @@ class Finder:
         self._condition = path_condition(path) if path else None
 
     def by_texts(self, texts: Sequence[str]) -> list[Found]:
-        """An answer for each text, which is embedded as `search.queries.normalized` writes it.
+        """An answer for each text; errors as of `embed_texts`."""
+        embeddings = self.embed_texts(texts)
+        return [
+            Found(text, self.nearest(embedding)) for text, embedding in zip(texts, embeddings, strict=True)
+        ]
+
+    def by_image(self, image: Path) -> Found:
+        """An answer for a picture; errors as of `embed_image`, and OSError where it cannot be read."""
+        return Found(str(image), self.nearest(self.embed_image(image.read_bytes())))
+
+    def embed_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Embeddings of texts, as `search.queries.normalized` writes them: float32 `[N, D]`.
 
         Raises:
             SearchError: the server embeds in another space than the table's.
             ServerError: the server cannot be reached or fails.
             RequestError: a text is wrong.
         """
-        with self._same_space():
-            embeddings = self._client.embed_texts([normalized(text) for text in texts])
-        return [
-            Found(text, self._nearest(embedding)) for text, embedding in zip(texts, embeddings, strict=True)
-        ]
+        with self._checked_space():
+            return self._client.embed_texts([normalized(text) for text in texts])
 
-    def by_image(self, image: Path) -> Found:
-        """An answer for a picture file; errors as of `by_texts`, and OSError where it cannot be read."""
-        return self.by_image_bytes(image.read_bytes(), str(image))
+    def embed_image(self, data: bytes) -> FloatArray:
+        """The embedding of a picture, given as a file's bytes: float32 `[D]`; errors as of `embed_texts`."""
+        with self._checked_space():
+            return cast(FloatArray, self._client.embed_images([data])[0])
 
-    def by_image_bytes(self, data: bytes, query: str) -> Found:
-        """An answer for the bytes of a picture, named `query`; errors as of `by_texts`."""
-        with self._same_space():
-            embedding = self._client.embed_images([data])[0]
-        return Found(query, self._nearest(embedding))
+    def nearest(self, embedding: FloatArray) -> list[Hit]:
+        """The pictures nearest to an embedding of the table's space, float32 `[D]`, the nearest first."""
+        hits = self._table.nearest_contents(embedding, self._limit, condition=self._condition)
+        return [hit for hit in hits if self._min_score is None or hit.score >= self._min_score]
+
+    def newest(self) -> list[tuple[str, bytes]]:
+        """Path and thumbnail of the pictures that changed last, the newest first."""
+        return self._table.newest(self._limit, condition=self._condition)
 
     @contextlib.contextmanager
-    def _same_space(self) -> Iterator[None]:
+    def _checked_space(self) -> Iterator[None]:
         try:
             yield
         except SpaceError as error:
             check_space(self._table, error.space_id)
             raise
-
-    def _nearest(self, embedding: FloatArray) -> list[Hit]:
-        hits = self._table.nearest_contents(embedding, self._limit, condition=self._condition)
-        return [hit for hit in hits if self._min_score is None or hit.score >= self._min_score]

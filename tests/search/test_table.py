@@ -191,13 +191,11 @@ def test_as_many_contents_as_there_are(table: PictureTable) -> None:
     assert table.nearest_contents(embeddings(1)[0], 3, condition="path = '/nowhere'") == []
 
 
-def test_row(table: PictureTable) -> None:
+def test_state_and_newest(table: PictureTable) -> None:
     table.write(rows(embeddings(3)), [])
-    found = table.row("/p/000002.jpg")
-    assert found is not None
-    assert (found.state.sha256, found.thumbnail) == (f"{2:064x}", b"\x02")
-    np.testing.assert_array_equal(found.embedding, embeddings(3)[2])
-    assert table.row("/p/' OR TRUE --") is None
+    assert table.state("/p/000002.jpg") == FileState(2, 2, f"{2:064x}", 2)
+    assert table.state("/p/' OR TRUE --") is None
+    assert table.newest(2) == [("/p/000002.jpg", b"\x02"), ("/p/000001.jpg", b"\x01")]
 
 
 def test_forget_below(table: PictureTable) -> None:
@@ -248,11 +246,10 @@ def test_a_table_of_an_older_version_is_upgraded_by_its_next_writer(tmp_path: Pa
     table = open_or_create_table(tmp_path, "space", "model", DIM)
     assert table.can_filter_paths
     assert (table.space_id, table.model, table.states()) == ("space", "model", states)
+    known = table.by_hash(row.state.sha256 for row in stored)
     for row in stored:
-        found = table.row(row.path)
-        assert found is not None
-        np.testing.assert_array_equal(found.embedding, row.embedding)
-        assert found.thumbnail == row.thumbnail
+        np.testing.assert_array_equal(known[row.state.sha256][0], row.embedding)
+        assert known[row.state.sha256][1] == row.thumbnail
     table.write(rows(embeddings(1, seed=5), first=7), [])
     condition = path_condition("e\N{COMBINING ACUTE ACCENT}")
     assert len(table.nearest_contents(stored[0].embedding, 10, condition=condition)) == 5
