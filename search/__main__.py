@@ -17,6 +17,7 @@ from search.errors import SearchError
 from search.finder import Finder
 from search.indexer import forget_folder, index_folder, print_report
 from search.output import print_json, print_plain, write_contact_sheet
+from search.paths import printable
 from search.table import open_table
 
 TABLE = Path(".search/pictures")
@@ -49,6 +50,8 @@ def search(arguments: argparse.Namespace) -> None:
             results = finder.by_texts(_captions(arguments.captions))
     if arguments.sheet is not None:
         write_contact_sheet(results, arguments.sheet)
+        for number, found in enumerate(results, start=1):
+            print(f"{number}. {printable(found.query)}: {len(found.hits)} pictures")
         print(arguments.sheet)
     elif arguments.json:
         print_json(results)
