@@ -145,6 +145,15 @@ class PictureTable:
                 found[row["sha256"]] = (np.array(row["embedding"], np.float32), row["thumbnail"])
         return found
 
+    def embeddings(self) -> tuple[list[str], FloatArray]:
+        """SHA-256 and embedding, float32 `[N, D]`, of every contents once."""
+        rows: dict[str, FloatArray] = {}
+        for batch in self._table.search().select(["sha256", "embedding"]).to_batches():
+            vectors = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
+            hashes = batch.column("sha256").to_pylist()
+            rows |= zip(hashes, vectors.reshape(len(hashes), -1), strict=True)
+        return list(rows), np.array([*rows.values()], np.float32).reshape(len(rows), self.embedding_dim)
+
     def write(self, new: Sequence[Row], changed: Sequence[Row]) -> None:
         """Adds rows of new paths and replaces those of changed ones; each in one step, or not at all.
 
@@ -310,7 +319,7 @@ class PictureTable:
             asked *= 2
         found = sorted(best.values(), key=lambda hit: (-hit.score, hit.path))[:limit]
         files = self._files([hit.sha256 for hit in found], condition)
-        thumbnails = self._thumbnails(paths[0] for paths in files.values())
+        thumbnails = self.thumbnails(paths[0] for paths in files.values())
         # Rows may go between these reads, while an indexer writes.
         grouped = [
             replace(hit, path=paths[0], thumbnail=thumbnails[paths[0]], copies=tuple(paths[1:]))
@@ -328,7 +337,8 @@ class PictureTable:
                 files.setdefault(row["sha256"], []).append(row["path"])
         return {sha256: sorted(paths) for sha256, paths in files.items()}
 
-    def _thumbnails(self, paths: Iterable[str]) -> dict[str, bytes]:
+    def thumbnails(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """The thumbnails of those of some paths that have a row."""
         found = {}
         for named in _conditions("path", paths):
             for row in self._table.search().where(named).select(["path", "thumbnail"]).to_arrow().to_pylist():
@@ -372,7 +382,7 @@ class PictureTable:
         rows = query.to_arrow().sort_by([("mtime_ns", "descending"), ("path", "ascending")])
         paths = rows["path"].slice(0, limit).to_pylist()
         # Only theirs are read: those of all rows are a gigabyte for every 100,000.
-        thumbnails = self._thumbnails(paths)
+        thumbnails = self.thumbnails(paths)
         return [(path, thumbnails[path]) for path in paths if path in thumbnails]
 
     def _batch(self, rows: Sequence[Row]) -> pa.Table:
