@@ -1,7 +1,8 @@
 """Files of a table that are equal, and pictures that are nearly so. Lists them; nothing is ever deleted.
 
-Equal is by SHA-256. Nearly equal is by cosine similarity, from `THRESHOLD` on: measured with the demo checkpoint
-on 392 drawn pictures against changed copies of themselves, and on the 1.9 million pairs of 1,960 different ones.
+Equal is by SHA-256. Nearly equal is by cosine similarity, from `THRESHOLD` on. Measured with the demo
+checkpoint on 392 drawn pictures against changed copies of themselves, and on the 1.9 million pairs of 1,960
+different ones:
 
 | of the changed copies, found | 0.95 | 0.97 | 0.98 | 0.99 |
 |---|---|---|---|---|
@@ -76,7 +77,8 @@ class Duplicates:
 def find_duplicates(table: PictureTable, threshold: float = THRESHOLD) -> Duplicates:
     """Groups all rows of a table.
 
-    Every picture is compared with every other: on two cores a second for 10,000, two minutes for 100,000.
+    Every picture is compared with every other: 512-d, on one core of an AMD EPYC (Zen 4), that takes 0.6 s
+    for 10,000, 5 s for 30,000, and about a minute for 100,000.
     """
     files: dict[str, list[str]] = {}
     sizes = {}
