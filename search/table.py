@@ -17,7 +17,7 @@ import filelock
 import lancedb
 import numpy as np
 import pyarrow as pa
-from lancedb.index import IvfRq
+from lancedb.index import BTree, IvfRq
 from lancedb.query import LanceVectorQueryBuilder
 
 from clipserve.encoder_spec import FloatArray
@@ -233,6 +233,8 @@ class PictureTable:
                 texts = pa.array([folded(path) for path in missing.to_pylist()])
                 filled = pa.table({"path": missing, "folded_path": texts})
                 self._table.merge_insert("path").when_matched_update_all().execute(filled)
+                # An ANN index knows none of these rows any more.
+                self.maintain()
 
     @property
     def can_filter_paths(self) -> bool:
@@ -248,13 +250,18 @@ class PictureTable:
         with _storage_errors(self.folder):
             # Joined first: an index that is there already would have to follow the rows to their new places.
             self._table.optimize(cleanup_older_than=KEPT_VERSIONS)
-            if not self.has_index and len(self) >= ANN_ROWS:
-                self.build_index()
+            if len(self) >= ANN_ROWS:
+                self._build_indices()
 
-    def build_index(self) -> None:
-        """Builds the ANN index."""
-        config = IvfRq(distance_type="cosine", num_bits=CODE_BITS)
-        self._table.create_index("embedding", config=config, name=INDEX)
+    def _build_indices(self) -> None:
+        if not self.has_index:
+            config = IvfRq(distance_type="cosine", num_bits=CODE_BITS)
+            self._table.create_index("embedding", config=config, name=INDEX)
+        indexed = {column for index in self._table.list_indices() for column in index.columns}
+        # By these the copies of what was found are looked up.
+        for column in ("path", "sha256"):
+            if column not in indexed:
+                self._table.create_index(column, config=BTree())
 
     @property
     def has_index(self) -> bool:

@@ -255,6 +255,26 @@ def test_a_table_of_an_older_version_is_upgraded_by_its_next_writer(tmp_path: Pa
     assert len(table.nearest_contents(stored[0].embedding, 10, condition=condition)) == 5
 
 
+def test_an_upgrade_keeps_what_searches_go_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CASES 42: the ANN index covers all rows afterwards; by path and contents there are indices as well."""
+    monkeypatch.setattr(table_module, "ANN_ROWS", 3000)
+    table = open_or_create_table(tmp_path, "space", "model", DIM)
+    table.write(rows(embeddings(4000)), [])
+    table.maintain()
+    inner = lancedb.connect(tmp_path).open_table("pictures")
+    inner.drop_columns(["folded_path"])
+    table = open_or_create_table(tmp_path, "space", "model", DIM)
+    for index in inner.list_indices():
+        statistics = inner.index_stats(index.name)
+        assert statistics is not None
+        assert (index.name, statistics.num_unindexed_rows) == (index.name, 0)
+    assert {column for index in inner.list_indices() for column in index.columns} == {
+        *("embedding", "path", "sha256")
+    }
+    assert table.recall(embeddings(10, seed=2)) >= 0.95
+    assert table.nearest_contents(embeddings(4000)[7], 1)[0].path == "/p/000007.jpg"
+
+
 def test_an_upgrade_that_was_interrupted_is_finished(tmp_path: Path) -> None:
     old_table(tmp_path)
     lancedb.connect(tmp_path).open_table("pictures").add_columns(FOLDED_PATH)
