@@ -21,7 +21,8 @@ RUN := $(VENV)/bin/python
 # What a user may hand in. Values reach the recipes as variables of the environment, just as they were typed: make
 # would expand a $, and the shell quotes and backticks, if a recipe named them itself.
 ARGUMENTS := BENCH_STORE CAPTIONS COLUMN DEVICE ENCODER EXCLUDE FORGET FORMAT IMAGE IMAGES JSON KIND LIMIT MIN_SCORE \
-	MINUTES MODEL PART PORT PRECISION RAY REQUESTS ROUNDS ROWS SECONDS SHEET STORE TABLE TEXT TEXT_MODEL TEXTS
+	MINUTES MODEL PAGE PART PORT PRECISION RAY REQUESTS ROUNDS ROWS SECONDS SHEET SIMILAR STORE TABLE TEXT \
+	TEXT_MODEL TEXTS
 unexport $(ARGUMENTS)
 $(foreach name,$(ARGUMENTS),$(eval export GIVEN_$(name) = $$(value $(name))))
 # One of them as a word of the shell; no shell expands a ~ within quotes.
@@ -161,9 +162,10 @@ SEARCH := $(SEARCH_VENV)/bin/python
 TABLE_GIVEN = $(call GIVEN,TABLE,--table)
 
 .PHONY: index
-index: $(SEARCH_VENV)/.run-stamp ## IMAGES=folder TABLE=…: put its pictures into the table, through the running server
-	@$(call NEEDED,IMAGES,~/Pictures)
-	@$(SEARCH) -m search index $(TABLE_GIVEN) -- $(call VALUE,IMAGES)
+index: $(SEARCH_VENV)/.run-stamp ## IMAGES=folder TABLE=… EXCLUDE='Screenshots/|*.gif' AGAIN=1: put its pictures into the table; FORGET=folder
+	@$(if $(value FORGET),:,$(call NEEDED,IMAGES,~/Pictures))
+	@$(SEARCH) -m search index $(TABLE_GIVEN) $(call GIVEN,EXCLUDE,--exclude) $(if $(value AGAIN),--again) \
+		$(if $(value FORGET),$(call GIVEN,FORGET,--forget)) $(if $(value IMAGES),-- $(call VALUE,IMAGES))
 
 .PHONY: search
 search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban" | IMAGE=photo.jpg | CAPTIONS=file; LIMIT MIN_SCORE PART SHEET JSON=1
@@ -171,12 +173,17 @@ search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban" | IMAGE=photo.jp
 		$(call GIVEN,CAPTIONS,--captions) $(call GIVEN,LIMIT,--limit) $(call GIVEN,MIN_SCORE,--min-score) \
 		$(call GIVEN,PART,--path) $(call GIVEN,SHEET,--sheet) $(if $(value JSON),--json) $(TABLE_GIVEN)
 
+.PHONY: duplicates
+duplicates: $(SEARCH_VENV)/.run-stamp ## TABLE=… SIMILAR=0.98 PAGE=found.html JSON=1: equal files and nearly equal pictures; deletes nothing
+	@$(SEARCH) -m search duplicates $(TABLE_GIVEN) $(call GIVEN,SIMILAR,--threshold) $(call GIVEN,PAGE,--page) \
+		$(if $(value JSON),--json)
+
 .PHONY: ui
 ui: $(SEARCH_VENV)/.run-stamp ## the page on 127.0.0.1: search and comparison in a browser (PORT=7860)
 	@$(SEARCH) -m search ui $(call GIVEN,PORT,--port) $(TABLE_GIVEN)
 
 .PHONY: demo-search
-demo-search: $(DEMO_STORE)/clip_similarity.mar $(SEARCH_VENV)/.run-stamp ## draw 392 pictures, index them, ask in ten languages
+demo-search: $(DEMO_STORE)/clip_similarity.mar $(SEARCH_VENV)/.run-stamp ## draw 1,960 pictures, index them, ask in ten languages
 	@$(SEARCH) -m search.demo --store $(DEMO_STORE)
 
 .PHONY: test-search
