@@ -77,7 +77,7 @@ Walker = Callable[[bytes, int], Container]
 
 
 def walk_jpeg(data: bytes, most: int) -> Container:
-    """Walks over the segments and scans of a JPEG up to its end marker; each byte of padding counts as one."""
+    """Walks over the segments and scans of a JPEG up to its end marker; a byte of padding counts as one."""
     found = Container(called="segments, bytes of padding between them or resources within")
     frame = _JpegFrame()
     position, exif_bytes = 2, 0

@@ -76,7 +76,7 @@ class Settings:
 
 def _formats(value: Any) -> tuple[str, ...]:
     """Checks a list of picture formats: a name that is not in the table would refuse every picture."""
-    if not isinstance(value, list) or not value or not all(name in FORMATS for name in value):
+    if not isinstance(value, list) or not value or not {*map(str, value)} <= FORMATS.keys():
         raise SpecError(
             f"handler setting formats: {value!r}, should be a list of {', '.join(FORMATS)}, as [JPEG, PNG]"
         )

@@ -664,7 +664,7 @@ def test_a_draft_factor_below_0() -> None:
 
 @pytest.mark.parametrize("value", ["sRGB", "", None, 1, ["srgb"]], ids=str)
 def test_colors_that_are_no_choice(value: Any) -> None:
-    with pytest.raises(SpecError, match="color: .*one of srgb, ignore"):
+    with pytest.raises(SpecError, match=r"color: .*one of srgb, ignore"):
         Settings.from_mapping({"color": value})
 
 
