@@ -36,6 +36,8 @@ REPORT_SECONDS = 1.0
 # One of TorchServe's parameters: `name`, `contentType` and `value`.
 Parameter = Mapping[str, Any]
 
+RESPONSE_SECONDS = 120  # TorchServe's responseTimeout where an archive's YAML says none
+
 
 class TorchServeHandler:
     """Base of the classes in `handlers/`, which say what they serve.
@@ -62,7 +64,8 @@ class TorchServeHandler:
             _warn_of_too_many_threads(self.endpoint, int(config.get("maxWorkers", 1)), settings.threads)
         folder = Path(properties["model_dir"])
         verify_archive_files(folder)
-        self._worker = Worker(self.endpoint, folder, device, settings)
+        response_seconds = float(config.get("responseTimeout", RESPONSE_SECONDS))
+        self._worker = Worker(self.endpoint, folder, device, settings, response_seconds)
         self._reporter = Reporter(context.metrics, context.model_name)
         self._reporter.start()
 

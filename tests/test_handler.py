@@ -5,6 +5,7 @@ import gc
 import importlib
 import io
 import json
+import math
 import random
 import re
 import shutil
@@ -27,10 +28,12 @@ from PIL import Image
 
 from clipserve import handler
 from clipserve.archive_files import SUMS_FILE, file_sha256
+from clipserve.cost import Budget
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
 from clipserve.encoder_spec import FloatArray, read_spec
 from clipserve.errors import RequestError, SpecError
 from clipserve.handler import (
+    ENTRY_BYTES,
     CachedTextEmbedder,
     Endpoint,
     ImageEmbedder,
@@ -49,6 +52,7 @@ from handlers.clip_text import ClipTextHandler
 
 PHOTOGRAPHS = Path(skimage.data.__file__).parent
 MULTIPART = "multipart/form-data"
+AMPLE = Budget(math.inf)
 
 # Sums over another batch or length are added in another order; nothing else may differ.
 TOLERANCE = 1e-5
@@ -327,8 +331,9 @@ def test_no_forward_pass_takes_more_than_the_setting_says(
         shapes.append(input_ids.shape)
         return embed(input_ids, attention_mask)
 
+    endpoint = text_endpoint(text_encoder, Settings(max_batch=4))
     monkeypatch.setattr(text_encoder, "embed", spy)
-    text_endpoint(text_encoder, Settings(max_batch=4)).handle([json_row({"input": ["a", LONG] * 5})])
+    endpoint.handle([json_row({"input": ["a", LONG] * 5})])
     assert sum(count for count, _ in shapes) == 10
     assert max(count for count, _ in shapes) <= 4
     # Short texts keep company with short ones.
@@ -352,9 +357,9 @@ def test_pictures_are_decoded_during_the_forward_pass(
         assert second_is_decoded.wait(60)
         return embed(pixels)
 
+    endpoint = image_endpoint(image_encoder, Settings(max_batch=1))
     monkeypatch.setattr(handler, "decode_image", decode)
     monkeypatch.setattr(image_encoder, "embed", wait)
-    endpoint = image_endpoint(image_encoder, Settings(max_batch=1))
     items = [{"image": in_base64(PICTURES[i])} for i in (0, 1)]
     reply = endpoint.handle([json_row({"input": items})])[0]
     assert_close(vectors(reply), picture_vectors[:2])
@@ -480,7 +485,7 @@ def test_requests_that_have_not_begun_when_the_time_is_up(
 ) -> None:
     """Better than a worker killed for being late, which would fail the whole batch."""
     now = [0.0]
-    monkeypatch.setattr("clipserve.handler.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("clipserve.cost.time.monotonic", lambda: now[0])
     embed = text_encoder.embed
 
     def slow(input_ids: Any, attention_mask: Any) -> FloatArray:
@@ -488,7 +493,8 @@ def test_requests_that_have_not_begun_when_the_time_is_up(
         return embed(input_ids, attention_mask)
 
     monkeypatch.setattr(text_encoder, "embed", slow)
-    endpoint = text_endpoint(text_encoder, Settings(max_batch=2, max_seconds=10))
+    # Rows 2 and 3 are of so different a length that they get a forward pass each.
+    endpoint = text_endpoint(text_encoder, Settings(max_batch=2, max_seconds=13))
     rows = [json_row({"input": TEXTS[i]}) for i in (0, 1, 2, 3, 4)]
     replies = endpoint.handle([*rows, Row(b"{", JSON), rows[0]])
     assert [reply.status for reply in replies] == [200, 200, 200, 200, 503, 400, 503]
@@ -516,7 +522,7 @@ class Counting:
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
 
-    def __call__(self, items: Sequence[str]) -> list[Embedded | RequestError]:
+    def __call__(self, items: Sequence[str], budget: Budget) -> list[Embedded | RequestError]:
         self.asked.append(list(items))
         block = np.array([[len(t), hash(t) % 1000] for t in items], dtype=np.float32).reshape(-1, 2)
         return [
@@ -531,7 +537,8 @@ def inner() -> Counting:
 
 
 def cached(inner: Counting, capacity: int) -> CachedTextEmbedder:
-    return CachedTextEmbedder(inner, capacity)  # type: ignore[arg-type]
+    of_one = np.zeros(2, np.float32).nbytes + ENTRY_BYTES
+    return CachedTextEmbedder(inner, capacity * of_one)  # type: ignore[arg-type]
 
 
 def lengths(results: Sequence[Embedded | RequestError]) -> list[Any]:
@@ -540,22 +547,22 @@ def lengths(results: Sequence[Embedded | RequestError]) -> list[Any]:
 
 def test_cache_asks_for_each_text_once(inner: Counting) -> None:
     cache = cached(inner, 10)
-    assert lengths(cache(["a", "bb", "a", "a"])) == [1, 2, 1, 1]
-    assert lengths(cache(["ccc", "bb", "a"])) == [3, 2, 1]
+    assert lengths(cache(["a", "bb", "a", "a"], AMPLE)) == [1, 2, 1, 1]
+    assert lengths(cache(["ccc", "bb", "a"], AMPLE)) == [3, 2, 1]
     assert inner.asked == [["a", "bb"], ["ccc"]]
     assert (cache.hits, cache.misses) == (4, 3)
 
 
 def test_cache_forgets_the_least_recently_used(inner: Counting) -> None:
     cache = cached(inner, 2)
-    cache(["a"])
-    cache(["bb"])
-    cache(["a"])
-    cache(["ccc"])  # bb goes
+    cache(["a"], AMPLE)
+    cache(["bb"], AMPLE)
+    cache(["a"], AMPLE)
+    cache(["ccc"], AMPLE)  # bb goes
     inner.asked.clear()
-    cache(["a", "ccc"])
+    cache(["a", "ccc"], AMPLE)
     assert inner.asked == [[]]
-    cache(["bb"])
+    cache(["bb"], AMPLE)
     assert inner.asked[-1] == ["bb"]
 
 
@@ -564,44 +571,47 @@ def test_cache_never_holds_more_than_its_capacity(inner: Counting) -> None:
     texts = [str(i) * (i + 1) for i in range(9)]
     for _ in range(2):
         # More texts in one request than fit: all are answered.
-        assert lengths(cache(texts)) == list(range(1, 10))
+        assert lengths(cache(texts, AMPLE)) == list(range(1, 10))
     assert len(cache._cache) == 3
     # What was cached at the start of a request may go during it, and is answered all the same.
-    assert lengths(cache([*texts[-3:], *texts[:6]])) == [7, 8, 9, 1, 2, 3, 4, 5, 6]
+    assert lengths(cache([*texts[-3:], *texts[:6]], AMPLE)) == [7, 8, 9, 1, 2, 3, 4, 5, 6]
     assert len(cache._cache) == 3
 
 
 def test_cache_passes_errors_through_and_keeps_none(inner: Counting) -> None:
     cache = cached(inner, 10)
     given = RequestError("text_too_long", "x", 413)
-    results = cache(["a", given, "bad", "a"])
+    results = cache(["a", given, "bad", "a"], AMPLE)
     assert lengths(results) == [1, "text_too_long", "refused", 1]
     assert results[1] is given
-    assert lengths(cache(["bad"])) == ["refused"]
+    assert lengths(cache(["bad"], AMPLE)) == ["refused"]
     assert inner.asked == [["a", "bad"], ["bad"]]
-    assert lengths(cache([given])) == ["text_too_long"]
+    assert lengths(cache([given], AMPLE)) == ["text_too_long"]
 
 
 def test_cache_keeps_no_batch_alive(inner: Counting) -> None:
     """A row of a batch is a view of the whole batch's memory."""
     cache = cached(inner, 10)
-    cache(["a", "bb"])
+    cache(["a", "bb"], AMPLE)
     assert all(kept.embedding.base is None for kept in cache._cache.values())
 
 
 def test_cached_texts_are_those_of_the_encoder(
     text_encoder: TracedTextEncoder, text_vectors: FloatArray
 ) -> None:
-    cache = CachedTextEmbedder(TextEmbedder(text_encoder, Settings()), 5)
+    cache = CachedTextEmbedder(TextEmbedder(text_encoder, Settings()), 5 * (128 + ENTRY_BYTES))
     for _ in range(2):
-        found = cache(TEXTS)
+        found = cache(TEXTS, AMPLE)
         assert_close([r.embedding for r in found if isinstance(r, Embedded)], text_vectors)
         assert [r.usage.truncated for r in found if isinstance(r, Embedded)].count(1) == 2
 
 
 def test_image_embedder_keeps_limits(image_encoder: TracedImageEncoder) -> None:
-    embed = ImageEmbedder(image_encoder, Settings(images=ImageLimits(max_pixels=90 * 67)))
-    results = embed([PICTURES[0], PICTURES[1], PICTURES[2]])
+    embed = ImageEmbedder(image_encoder, Settings(images=ImageLimits(max_memory=9 * 90 * 67)))
+    buffer = io.BytesIO()
+    # No JPEG, which would be decoded at half its size.
+    Image.new("RGB", (160, 120)).save(buffer, "PNG")
+    results = embed([PICTURES[0], buffer.getvalue(), PICTURES[2]], AMPLE)
     assert [getattr(r, "code", "ok") for r in results] == ["ok", "image_too_large", "ok"]
 
 
@@ -613,7 +623,7 @@ def test_image_embedder_keeps_no_picture_that_it_could_not_decode(image_encoder:
     # Collected by their last reference, not by the garbage collector, which may come too late.
     gc.disable()
     try:
-        results = embed([buffer.getvalue()[:-40]] * 4)
+        results = embed([buffer.getvalue()[:-40]] * 4, AMPLE)
         # Not isinstance, which asks every object for its class: some modules warn when asked.
         pictures = [o for o in gc.get_objects() if issubclass(type(o), Image.Image)]
     finally:
@@ -628,17 +638,22 @@ def test_image_embedder_keeps_no_picture_that_it_could_not_decode(image_encoder:
 def test_settings() -> None:
     assert Settings.from_mapping({}) == Settings()
     section = {
-        "threads": 2, "max_batch": 8, "max_seconds": 9, "cached_texts": 5, "max_bytes": 7, "max_pixels": 8,
-        "max_scans": 4, "formats": ["PNG"], "max_items": 1, "max_texts": 2, "max_characters": 3,
-        "draft_factor": 0, "max_aspect_ratio": 9,
+        "threads": 2, "max_batch": 8, "max_seconds": 9, "text_cache_bytes": 5, "max_bytes": 7,
+        "max_memory": 8, "max_scans": 4, "max_structures": 6, "color": "ignore", "formats": ["PNG"],
+        "max_items": 1, "max_texts": 2, "max_characters": 3, "draft_factor": 0, "max_aspect_ratio": 9,
+        "max_request_seconds": 6,
     }  # fmt: skip
     assert Settings.from_mapping(section) == Settings(
         threads=2,
         max_batch=8,
         max_seconds=9,
-        cached_texts=5,
+        max_request_seconds=6,
+        text_cache_bytes=5,
         draft_factor=0,
-        images=ImageLimits(max_bytes=7, max_pixels=8, max_aspect_ratio=9, max_scans=4, formats=("PNG",)),
+        color="ignore",
+        images=ImageLimits(
+            max_bytes=7, max_memory=8, max_aspect_ratio=9, max_scans=4, max_structures=6, formats=("PNG",)
+        ),
         requests=RequestLimits(max_items=1, max_texts=2, max_characters=3),
     )
 
@@ -650,7 +665,7 @@ def test_unknown_settings(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["threads", "max_batch", "cached_texts", "max_bytes", "max_items", "max_texts"]
+    "key", ["threads", "max_batch", "text_cache_bytes", "max_bytes", "max_items", "max_texts"]
 )
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8", None, True, [1]], ids=str)
 def test_settings_that_are_no_number(key: str, value: Any) -> None:
@@ -661,6 +676,12 @@ def test_settings_that_are_no_number(key: str, value: Any) -> None:
 def test_a_draft_factor_below_0() -> None:
     with pytest.raises(SpecError, match="draft_factor: -1, should be a whole number >= 0"):
         Settings.from_mapping({"draft_factor": -1})
+
+
+@pytest.mark.parametrize("value", ["sRGB", "", None, 1, ["srgb"]], ids=str)
+def test_colors_that_are_no_choice(value: Any) -> None:
+    with pytest.raises(SpecError, match=r"color: .*one of srgb, ignore"):
+        Settings.from_mapping({"color": value})
 
 
 @pytest.mark.parametrize("value", ["JPEG", [], None, ["JPG"], [5], 5], ids=str)
