@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -44,12 +45,11 @@ def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float) -> bo
     with MemoryWatch(server, frontend=True) as watch, httpx.Client(timeout=120) as http:
         idle = _megabytes(workers)
         for attack in attacks:
-            worker = workers[attack.endpoint]
-            before = _cpu_seconds(worker)
+            before = _cpu_seconds(workers[attack.endpoint])
             sent = time.monotonic()
             answer, complaint = _send(http, server, attack)
-            spent = _cpu_seconds(worker) - before
-            if spent > CPU_BOUND:
+            spent = _cpu_seconds(workers[attack.endpoint]) - before
+            if not spent <= CPU_BOUND:
                 complaint = complaint or f"{spent:.1f} s of CPU, allowed are {CPU_BOUND:g}"
             if complaint:
                 complaints.append(f"{attack.name}: {complaint}")
@@ -122,16 +122,18 @@ def _send(http: httpx.Client, server: AnyServer, attack: Attack) -> tuple[str, s
     return f"{response.status_code} {code}{said}", complaint
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
+def _cpu_seconds(worker: psutil.Process) -> float:
+    """Seconds that a worker has run; not a number where it has ended."""
+    try:
+        times = worker.cpu_times()
+    except psutil.NoSuchProcess:
+        return math.nan
     return float(times.user + times.system)
 
 
-def _megabytes(workers: dict[str, psutil.Process]) -> dict[str, float]:
-    return {
-        name: worker.memory_info().rss / MEGABYTE for name, worker in workers.items() if worker.is_running()
-    }
+def _megabytes(workers: Mapping[str, psutil.Process]) -> dict[str, float]:
+    return {name: w.memory_info().rss / MEGABYTE for name, w in workers.items() if w.is_running()}
 
 
-def _most_over(workers: dict[str, psutil.Process], idle: dict[str, float]) -> float:
+def _most_over(workers: Mapping[str, psutil.Process], idle: Mapping[str, float]) -> float:
     return max((now - idle[name] for name, now in _megabytes(workers).items()), default=0.0)
