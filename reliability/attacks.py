@@ -47,6 +47,10 @@ def _pictures(data: bytes, count: int = 128) -> bytes:
     return json.dumps({"input": [text] * min(count, BYTES // (len(text) + 4))}).encode()
 
 
+def _texts(texts: list[str]) -> bytes:
+    return json.dumps({"input": texts}).encode()
+
+
 def _labels(texts: list[str], template: str | None = None) -> bytes:
     body: dict[str, object] = {"images": [_shown(1)], "labels": texts}
     return json.dumps(body if template is None else body | {"template": template}).encode()
@@ -63,11 +67,6 @@ def _multipart(*parts: tuple[str, bytes]) -> bytes:
     ) + (b"--edge--\r\n")
 
 
-def _of_every_size(text: str, count: int) -> bytes:
-    """Texts of all lengths: none may be padded with another, none is in a cache."""
-    return json.dumps({"input": [text * (1 + number) for number in range(count)]}).encode()
-
-
 @functools.cache
 def _animation() -> bytes:
     """A GIF of 200 frames, of which the first one counts."""
@@ -79,7 +78,7 @@ def _animation() -> bytes:
 
 def _largest(endpoint: str) -> bytes:
     """The honest maximum: as many items as are admitted, each as long as counts."""
-    texts = [f"{number} {LONG}" for number in range(1000)]
+    texts = [f"{number} {LONG}"[:490] for number in range(1000)]
     pictures = [_shown(number) for number in range(128)]
     if endpoint == "clip_similarity":
         return json.dumps({"images": pictures, "texts": texts}).encode()
@@ -139,28 +138,21 @@ ATTACKS: tuple[Attack, ...] = (
         JSON,
         lambda: _labels([str(number) for number in range(1000)], "a b " * 4_900 + "{}"),
     ),
+    Attack("texts of emoji", "clip_text", JSON, lambda: _texts(["\N{DOG FACE}" * 20_000] * 128)),
+    # As many characters as are admitted together.
+    Attack("25 texts of emoji", "clip_text", JSON, lambda: _texts(["\N{DOG FACE}" * 20_000] * 25)),
+    Attack("25 texts of one word", "clip_text", JSON, lambda: _texts(["a" * 20_000] * 25)),
+    Attack("25 texts of ideographs", "clip_text", JSON, lambda: _texts(["雪犬" * 10_000] * 25)),
+    Attack("25 texts of accents", "clip_text", JSON, lambda: _texts(["a\u0301" * 10_000] * 25)),
     Attack(
-        "texts of emoji",
-        "clip_text",
+        "1,000 labels in a template",
+        "clip_similarity",
         JSON,
-        lambda: json.dumps({"input": ["\N{DOG FACE}" * 20_000] * 128}).encode(),
+        lambda: _labels([str(number) for number in range(1000)], "\N{DOG FACE}" * 490 + "{}"),
     ),
     Attack(
-        "texts of one word", "clip_text", JSON, lambda: json.dumps({"input": ["a" * 20_000] * 128}).encode()
+        "texts of all lengths", "clip_text", JSON, lambda: _texts(["a dog " * (1 + n) for n in range(128)])
     ),
-    Attack(
-        "texts of ideographs",
-        "clip_text",
-        JSON,
-        lambda: json.dumps({"input": ["雪犬" * 10_000] * 128}).encode(),
-    ),
-    Attack(
-        "texts of accents",
-        "clip_text",
-        JSON,
-        lambda: json.dumps({"input": ["a\u0301" * 10_000] * 128}).encode(),
-    ),
-    Attack("texts of all lengths", "clip_text", JSON, lambda: _of_every_size("a dog ", 128)),
     Attack("the largest texts", "clip_text", JSON, lambda: _largest("clip_text")),
     Attack("the most pictures", "clip_image", JSON, lambda: _largest("clip_image")),
     Attack("the largest comparison", "clip_similarity", JSON, lambda: _largest("clip_similarity")),

@@ -14,8 +14,8 @@ NAMES = (
     "lists 30 deep",
     "numbers",
     "labels in a part, lists",
-    "labels in a template of emoji",
-    "texts of emoji",
+    "1,000 labels in a template",
+    "25 texts of emoji",
     "the largest comparison",
     "pictures of grey and alpha",
 )
