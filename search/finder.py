@@ -51,6 +51,8 @@ class Finder:
             ServerError: the server cannot be reached or fails.
             RequestError: a text is wrong.
         """
+        if isinstance(texts, str):
+            texts = [texts]
         try:
             embeddings = self._client.embed_texts(texts)
         except SpaceError as error:

@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import base64
 import gc
+import importlib
 import io
 import json
 import math
 import random
 import re
 import shutil
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,7 +43,7 @@ from clipserve.handler import (
     text_endpoint,
 )
 from clipserve.images import ImageLimits, decode_image
-from clipserve.protocol import JSON, Embedded, Reply, RequestLimits, Row
+from clipserve.protocol import JSON, Embedded, Part, Reply, RequestLimits, Row
 from clipserve.settings import Settings
 from clipserve.torchserve_adapter import Reporter, TorchServeHandler
 from handlers.clip_image import ClipImageHandler
@@ -168,7 +172,7 @@ def test_every_way_to_send_a_picture(images: Endpoint, picture_vectors: FloatArr
         [
             Row(data, "image/jpeg"),
             Row(data, ""),
-            Row(b"", MULTIPART, {"file": data}),
+            Row(b"", MULTIPART, [Part("file", data, "image/jpeg")]),
             json_row({"input": in_base64(data)}),
             json_row({"input": [{"image": f"data:image/jpeg;base64,{in_base64(data)}"}]}),
         ]
@@ -229,7 +233,11 @@ def test_bad_image_rows_fail_alone(images: Endpoint, picture_vectors: FloatArray
         Row(PICTURES[1][:700], "image/jpeg"),
         Row(b"not a picture", ""),
         Row(PICTURES[1], ""),
-        Row(b"", MULTIPART, {"a": PICTURES[2], "b": b"", "c": PICTURES[3]}),
+        Row(
+            b"",
+            MULTIPART,
+            [Part(n, p, "image/jpeg") for n, p in zip("aba", (PICTURES[2], b"", PICTURES[3]), strict=True)],
+        ),
         json_row({"input": "https://example.org/a.png"}),
         json_row({"input": [in_base64(PICTURES[3]), "???", in_base64(PICTURES[0])]}),
         Row(b"", ""),
@@ -406,7 +414,7 @@ def test_similarity_batch_of_good_and_bad_rows(similarity: SimilarityEndpoint) -
     good = [
         json_row({"images": [a, b], "texts": ["a cat", LONG]}),
         json_row({"images": b, "labels": ["dog", "cat", "dog"], "template": "a photo of a {}"}),
-        Row(b"", MULTIPART, {"f": PICTURES[0], "texts": b'["a cat"]'}),
+        Row(b"", MULTIPART, [Part("f", PICTURES[0], "image/jpeg"), Part("texts", b'["a cat"]')]),
     ]
     alone = [body_of(similarity.handle([row])[0]) for row in good]
     bad_items = json_row({"images": ["?", b, in_base64(b"no")], "texts": ["a cat", 5, LONG, "\ud800"]})
@@ -756,12 +764,20 @@ def start(model_dir: Path) -> Start:
     return started
 
 
+def parameters(**values: Any) -> list[dict[str, Any]]:
+    """A row as it comes off the wire: a body, or parts, whose pictures are files."""
+    return [
+        {"name": n, "contentType": "image/jpeg" if len(n) == 1 or n == "data" else "", "value": v}
+        for n, v in values.items()
+    ]
+
+
 def ask(
     handler: TorchServeHandler, rows: list[dict[str, Any]], content_types: list[str | None]
 ) -> tuple[list[Any], Context]:
     headers = [{} if c is None else {"Content-Type": c, "Host": "x"} for c in content_types]
     context = Context(headers=headers)
-    bodies = handler.handle(rows, context)
+    bodies = handler.handle([parameters(**row) for row in rows], context)
     assert len(bodies) == len(rows)
     return bodies, context
 
@@ -841,7 +857,7 @@ def test_torchserve_json_string_that_it_has_parsed_already(start: Start, value: 
 )
 def test_torchserve_content_type_in_any_case(start: Start, header: str, value: str) -> None:
     context = Context(headers=[{header: value}])
-    body = start(ClipTextHandler).handle([{"body": b'{"input": "a"}'}], context)[0]
+    body = start(ClipTextHandler).handle([parameters(body=b'{"input": "a"}')], context)[0]
     assert json.loads(body)["usage"]["prompt_tokens"] == 3
     assert context.statuses == {}
 
@@ -856,12 +872,109 @@ def test_torchserve_forms(start: Start, picture_vectors: FloatArray) -> None:
     assert_close([e["embedding"] for e in json.loads(bodies[0])["data"]], picture_vectors[[2, 0]])
     assert context.statuses == {1: (415, "Unsupported Media Type")}
     # A part's own content type may have been decoded: JSON to a list, text to a string.
-    parts = {"one": PICTURES[0], "labels": ["dog", "cat"], "template": "a photo of a {}"}
+    parts = {"a": PICTURES[0], "labels": ["dog", "cat"], "template": "a photo of a {}"}
     bodies, context = ask(
         start(ClipSimilarityHandler), [parts, {**parts, "labels": b'["dog", "cat"]'}], [form, form]
     )
     assert context.statuses == {}
     assert json.loads(bodies[0])["cosine_similarity"] == json.loads(bodies[1])["cosine_similarity"]
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """TorchServe's own code between the socket and `handle`, as it is installed; put back afterwards."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its version file open
+        service = importlib.import_module("ts.service").Service
+    monkeypatch.setattr(
+        service, "retrieve_data_for_inference", staticmethod(service.retrieve_data_for_inference)
+    )
+    return service
+
+
+def off_the_wire(*parts: tuple[str, str, bytes]) -> dict[str, Any]:
+    """A request as `ts.protocol.otf_message_handler` reads it from the frontend."""
+    return {
+        "requestId": b"0",
+        "headers": [{"name": b"Content-Type", "value": b"multipart/form-data; boundary=x"}],
+        "parameters": [{"name": n, "contentType": c, "value": bytearray(v)} for n, c, v in parts],
+    }
+
+
+def test_torchserve_hands_over_every_part(service: Any, start: Start, picture_vectors: FloatArray) -> None:
+    """CASES 1: two pictures of one name; its `Service` by itself keeps the last of them."""
+    request = off_the_wire(
+        ("a", "image/jpeg", PICTURES[2]), ("a", "image/jpeg", PICTURES[0]), ("a", "image/png", PICTURES[2])
+    )
+    _, before, _ = service.retrieve_data_for_inference([request])
+    assert len(before[0]) == 1
+    handler = start(ClipImageHandler)
+    processors, rows, ids = service.retrieve_data_for_inference([request, request])
+    assert ids == {0: "0", 1: "0"}
+    headers = [p._request_header for p in processors]
+    bodies = handler.handle(rows, Context(headers=headers))
+    for body in bodies:
+        found = [e["embedding"] for e in json.loads(body)["data"]]
+        assert_close(found, picture_vectors[[2, 0, 2]])
+
+
+def test_torchserve_fields_given_twice(service: Any, start: Start) -> None:
+    """CASES 1: of two lists of texts it would drop one."""
+    handler = start(ClipSimilarityHandler)
+    request = off_the_wire(("a", "image/jpeg", PICTURES[0]), ("texts", "", b'["a"]'), ("texts", "", b'["b"]'))
+    processors, rows, _ = service.retrieve_data_for_inference([request])
+    context = Context(headers=[p._request_header for p in processors])
+    (body,) = handler.handle(rows, context)
+    assert context.statuses == {0: (400, "Bad Request")}
+    assert "twice" in json.loads(body)["error"]["message"]
+
+
+def test_torchserve_parts_named_as_headers(start: Start) -> None:
+    """It mixes the names of parts among the headers."""
+    headers: dict[str, Any] = {
+        "content-encoding": {"content-type": "image/jpeg"},
+        "content-type": {"content-type": "image/jpeg"},
+        "Content-Type": "multipart/form-data; boundary=x",
+    }
+    context = Context(headers=[headers])
+    row = [
+        {"name": name, "contentType": "image/jpeg", "value": PICTURES[0]}
+        for name in ("content-encoding", "content-type", "describe")
+    ]
+    (body,) = start(ClipImageHandler).handle([row], context)
+    assert len(json.loads(body)["data"]) == 3
+
+
+def test_torchserve_forms_under_another_type(start: Start) -> None:
+    """Of two Content-Type headers the frontend reads the first and hands on the last; nobody else is hurt."""
+    context = Context(headers=[{"Content-Type": "image/jpeg"}, {"Content-Type": "image/jpeg"}])
+    two = [{"name": "a", "contentType": "image/jpeg", "value": PICTURES[i]} for i in (0, 1)]
+    bodies = start(ClipImageHandler).handle([two, parameters(body=PICTURES[0])], context)
+    assert [len(json.loads(body)["data"]) for body in bodies] == [2, 1]
+
+
+def test_another_torchserve_is_refused(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
+    """CASES 1: whatever hands over parts otherwise may lose some; a worker does not start on it."""
+
+    class Service:
+        @staticmethod
+        def retrieve_data_for_inference(batch: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
+            return [], [{"a": [1, 2]}], {}
+
+        def predict(self, batch: list[dict[str, Any]]) -> None:
+            self.retrieve_data_for_inference(batch)
+
+    monkeypatch.setitem(sys.modules, "ts.service", SimpleNamespace(Service=Service))
+    with pytest.raises(SpecError, match=r"torchserve==0\.12\.0"):
+        start(ClipImageHandler)
+
+
+def test_torchserve_content_encoding(start: Start) -> None:
+    """CASES 25."""
+    context = Context(headers=[{"Content-Type": "image/png", "content-ENCODING": "gzip"}])
+    (body,) = start(ClipImageHandler).handle([parameters(body=b"x")], context)
+    assert context.statuses == {0: (415, "Unsupported Media Type")}
+    assert "Content-Encoding is 'gzip'" in json.loads(body)["error"]["message"]
 
 
 def reported(metrics: Metrics) -> dict[tuple[str, str], float]:
@@ -934,7 +1047,7 @@ def test_torchserve_metrics_are_reported_once() -> None:
 
 def test_torchserve_times_for_the_caller_who_asks(start: Start) -> None:
     context = Context(headers=[{}, {"X-ClipServe-Timing": "1"}, {}])
-    start(ClipTextHandler).handle([{"body": b"a"}, {"body": b"b"}, {"body": b"\xff"}], context)
+    start(ClipTextHandler).handle([parameters(body=b) for b in (b"a", b"b", b"\xff")], context)
     assert list(context.response_headers) == [(1, "Server-Timing")]
     timing = context.response_headers[1, "Server-Timing"]
     assert re.fullmatch(r"(\w+;dur=\d+\.\d\d)(, \w+;dur=\d+\.\d\d)*", timing)
@@ -948,14 +1061,14 @@ def test_torchserve_times_for_the_caller_who_asks(start: Start) -> None:
 def test_torchserve_describe(
     start: Start, kind: type[TorchServeHandler], modalities: list[str], store: Path
 ) -> None:
-    body = start(kind).handle([{}], Context(headers=[{"describe": "True"}]))[0]
+    body = start(kind).handle([[]], Context(headers=[{"describe": "True"}]))[0]
     described = json.loads(body)["encoders"]
     assert described == [json.loads(read_spec(store / f"clip-{m}-cpu-fp32.pt").to_json()) for m in modalities]
 
 
 def test_torchserve_describe_header_of_a_caller_changes_nothing(start: Start) -> None:
     context = Context(headers=[{"describe": "True", "content-type": "text/plain"}, {}])
-    bodies = start(ClipTextHandler).handle([{"body": b"two dogs"}, {"body": b"a cat"}], context)
+    bodies = start(ClipTextHandler).handle([parameters(body=b"two dogs"), parameters(body=b"a cat")], context)
     assert [json.loads(body)["object"] for body in bodies] == ["list", "list"]
 
 
