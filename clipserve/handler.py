@@ -99,7 +99,7 @@ class ImageEmbedder:
         self._settings = settings
         self._meter = Meter() if meter is None else meter
         self._cost = PassCost()
-        # One thread: each decodes up to `max_pixels` at a time, and their memory would add up.
+        # One thread: each takes up to `max_memory` to decode a picture, and that would add up.
         self._decoder = ThreadPoolExecutor(1, "decode")
         preprocessing = encoder.preprocessing
         black = np.zeros((3, preprocessing.crop_height, preprocessing.crop_width), np.uint8)
@@ -144,6 +144,7 @@ class ImageEmbedder:
                 limits,
                 shortest_edge=preprocessing.shortest_edge,
                 draft_factor=self._settings.draft_factor,
+                color=self._settings.color,
             )
             return preprocess(image, preprocessing, limits)
 

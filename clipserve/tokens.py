@@ -47,7 +47,8 @@ class Tokenizer:
         context_length: the most tokens of a text.
 
     Raises:
-        SpecError: `definition` is not the one that the spec was written for.
+        SpecError: `definition` is not the one that the spec was written for, or makes ids that the encoder's
+            embedding table has no row for.
     """
 
     def __init__(self, definition: str, preprocessing: TextPreprocessing):
@@ -62,6 +63,12 @@ class Tokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=preprocessing.context_length)
+        largest = largest_token_id(self._tokenizer)
+        if largest >= preprocessing.vocabulary_size:
+            raise SpecError(
+                f"tokenizer: its largest token id is {largest}, the encoder's embedding table has "
+                f"{preprocessing.vocabulary_size} rows; run 'make export' again"
+            )
         model = json.loads(definition)["model"]
         # Unigram names the id, WordPiece and BPE the token.
         self._unknown_id: int | None = model.get("unk_id")
@@ -92,6 +99,14 @@ class Tokenizer:
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
         return input_ids, attention_mask
+
+
+def largest_token_id(tokenizer: tokenizers.Tokenizer) -> int:
+    """The largest id that any text can become, added and special tokens included.
+
+    The special tokens' ids stand in the post-processor a second time, and need not be the vocabulary's.
+    """
+    return max(*tokenizer.get_vocab(with_added_tokens=True).values(), *tokenizer.encode("").ids, 0)
 
 
 def length_groups(lengths: Sequence[int], max_batch: int) -> list[list[int]]:

@@ -33,10 +33,10 @@ logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
 
-RESPONSE_SECONDS = 120  # TorchServe's responseTimeout where an archive's YAML says none
-
 # One of TorchServe's parameters: `name`, `contentType` and `value`.
 Parameter = Mapping[str, Any]
+
+RESPONSE_SECONDS = 120  # TorchServe's responseTimeout where an archive's YAML says none
 
 
 class TorchServeHandler:

@@ -28,20 +28,23 @@ SECONDS_BETWEEN_TRIMS = 1.0
 
 
 class WorkerResources:
-    """What an endpoint is made of: encoder files, a device and settings."""
+    """What an endpoint is made of: encoder files, a device and settings; see `Worker`."""
 
-    def __init__(self, folder: Path, device: torch.device, settings: Settings):
+    def __init__(self, folder: Path, device: torch.device, settings: Settings, model: str | None):
         self.settings = settings
         self._folder = folder
         self._device = device
+        self._model = model
 
     def image_encoder(self) -> TracedImageEncoder:
         """The folder's image encoder for this worker's device."""
-        return TracedImageEncoder(choose_variant(self._folder, "image", self._device), self._device)
+        path = choose_variant(self._folder, "image", self._device, self._model)
+        return TracedImageEncoder(path, self._device)
 
     def text_encoder(self) -> TracedTextEncoder:
         """The folder's text encoder for this worker's device."""
-        return TracedTextEncoder(choose_variant(self._folder, "text", self._device), self._device)
+        path = choose_variant(self._folder, "text", self._device, self._model)
+        return TracedTextEncoder(path, self._device)
 
 
 def _image(resources: WorkerResources) -> Endpoint:
@@ -72,18 +75,25 @@ class Worker:
         folder: where the encoder files are.
         device: where to run.
         response_seconds: after which the server takes this worker for stuck, and replaces it.
+        model: id of the model; None where the folder holds one only.
 
     Raises:
-        SpecError: nothing in the folder may run here.
+        SpecError: nothing in the folder may run here, or it holds several models.
     """
 
     def __init__(
-        self, name: str, folder: Path, device: torch.device, settings: Settings, response_seconds: float
+        self,
+        name: str,
+        folder: Path,
+        device: torch.device,
+        settings: Settings,
+        response_seconds: float,
+        model: str | None = None,
     ):
         bound_free_memory()
         settings, lowered = settings.within(response_seconds)
         torch.set_num_threads(settings.threads)
-        self._endpoint = BUILDERS[name](WorkerResources(folder, device, settings))
+        self._endpoint = BUILDERS[name](WorkerResources(folder, device, settings, model))
         self._batches = 0
         self._idle_bytes = resident_bytes()
         self._trimmed = time.monotonic()

@@ -226,7 +226,7 @@ class Ingress:
 
         try:
             return await asyncio.wait_for(read(), BODY_SECONDS)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise RequestError(
                 "request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s", 408
             ) from None
@@ -239,7 +239,7 @@ class Ingress:
             raise RequestError(
                 "overloaded", f"{self._server.queue} requests wait already; ask again", 503
             ) from None
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise RequestError("overloaded", f"no answer within {seconds:g} s; ask again", 503) from None
         except (RayActorError, DeploymentUnavailableError):
             # An embedding has no side effect. Not repeated here: the request may be what ended the worker.

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from clipserve.encoder_spec import FloatArray
+from scale.ray_files import token_file
 from scale.server_process import SCALE_PYTHON
 from serving.local import ROOT, free_ports
 from tests.http.api import AnyServer, Api, picture, vectors
@@ -29,6 +30,17 @@ def replica(server: AnyServer, name: str) -> psutil.Process:
     """The one process of a deployment's replica."""
     (found,) = [p for p in server.processes() if f"ServeReplica:clipserve:{name}" in " ".join(p.cmdline())]
     return found
+
+
+# ---- its files
+
+
+def test_its_files_are_for_its_owner_only(server: AnyServer) -> None:
+    """ATTACKS C7: Ray makes its own folder 0777. ATTACKS C4: Ray 2.60.0 makes its token's file 0644."""
+    assert server.folder.stat().st_mode & 0o777 == 0o700
+    assert server.logs.is_relative_to(server.folder)
+    assert list(server.logs.iterdir())
+    assert token_file().stat().st_mode & 0o077 == 0
 
 
 # ---- faults
