@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from reliability.corpus import FORM, cut_short, plain
+from reliability.costly import COSTLY
 from reliability.questions import JSON, picture, sentence
 
 MULTIPART = "multipart/form-data; boundary=edge"
@@ -179,4 +180,6 @@ ATTACKS: tuple[Attack, ...] = (
             }
         ).encode(),
     ),
+    # Headers and decoding (A4, A5): one picture each.
+    *(Attack(name, "clip_image", "application/octet-stream", make) for name, make in COSTLY.items()),
 )
