@@ -144,6 +144,10 @@ fuzz: $(VENV)/.dev-stamp ## 50,000 damaged requests among good ones, and MINUTES
 	@$(RUN) -m reliability fuzz $(TARGET) $(call GIVEN,REQUESTS,--requests)
 	@$(RUN) -m pytest tests/fuzz --fuzz-seconds $$(( 60 * GIVEN_MINUTES )) -q
 
+.PHONY: attack
+attack: setup ## MINUTES=30: requests that cost as much as they can, four at once among good ones
+	@$(RUN) -m reliability cost $(TARGET) --minutes "$(MINUTES)"
+
 .PHONY: probe
 probe: setup ## /ready and /live on port 8083 for load balancers and Kubernetes, no token needed
 	@$(RUN) -m serving probe
@@ -153,6 +157,7 @@ test-reliability: $(VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## all of
 	@$(RUN) -m reliability chaos --store $(DEMO_STORE) --requests 300 --faults kill,queue,loris,leave,oversize
 	@$(RUN) -m reliability soak --store $(DEMO_STORE) --minutes 2
 	@$(RUN) -m reliability fuzz --store $(DEMO_STORE) --requests 5000
+	@$(RUN) -m reliability cost --store $(DEMO_STORE) --minutes 1
 	@$(RUN) -m pytest tests/fuzz -q
 
 ##@ search
