@@ -27,7 +27,14 @@ from search.files import FoundFile, Listing, list_pictures, read_contents
 from search.journal import Journal
 from search.paths import path_to_text, printable
 from search.rows import FileState
-from search.table import RECALL_AT, PictureTable, Row, open_or_create_table, sole_writer
+from search.table import (
+    RECALL_AT,
+    WHY_ANOTHER_SPACE,
+    PictureTable,
+    Row,
+    open_or_create_table,
+    sole_writer,
+)
 from search.thumbnails import make_thumbnail
 
 # Requests under way at once: enough that the server finds a batch waiting whenever it takes one.
@@ -119,8 +126,9 @@ def check_space(table: PictureTable, space_id: str) -> None:
         folder = printable(str(table.folder))
         raise SearchError(
             f"{folder}: its pictures were embedded by {table.model!r} in space {table.space_id[:12]}, the "
-            f"server embeds in space {space_id[:12]}, and the two cannot be compared; serve the first, or "
-            f"index into a table of its own: make index IMAGES=folder TABLE={folder}-{space_id[:6]}"
+            f"server embeds in space {space_id[:12]}, and the two cannot be compared; {WHY_ANOTHER_SPACE}; "
+            "serve the first, or index into a table of its own: make index IMAGES=folder "
+            f"TABLE={folder}-{space_id[:6]}"
         )
 
 

@@ -48,6 +48,12 @@ PROBES = 250
 
 RECALL_AT = 10
 
+# Said where an encoder's space is not the table's: the two may well have one name.
+WHY_ANOTHER_SPACE = (
+    "a space changes with weights, settings, preprocessing and tokenizer, and all have changed once, with "
+    "spec schema 3"
+)
+
 
 @dataclass(frozen=True)
 class Row:

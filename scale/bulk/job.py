@@ -29,7 +29,7 @@ from scale.bulk.sources import UNKNOWN_SIZE, UNREADABLE, Failure, Picture, Sourc
 from scale.bulk.stages import decode_shard, write_shard
 from search.paths import printable
 from search.rows import FileState
-from search.table import PictureTable, open_or_create_table, sole_writer
+from search.table import WHY_ANOTHER_SPACE, PictureTable, open_or_create_table, sole_writer
 
 JOBS = "bulk"
 
@@ -118,8 +118,9 @@ def _check_space(table: PictureTable, spec: EncoderSpec) -> None:
         folder = printable(str(table.folder))
         raise BulkError(
             f"{folder}: its pictures were embedded by {table.model!r} in space {table.space_id[:12]}, "
-            f"{spec.stem} embeds in space {spec.space_id[:12]}, and the two cannot be compared; name an "
-            f"encoder of the first, or another table: make bulk IMAGES=… TABLE={folder}-{spec.space_id[:6]}"
+            f"{spec.stem} embeds in space {spec.space_id[:12]}, and the two cannot be compared; "
+            f"{WHY_ANOTHER_SPACE}; name an encoder of the first, or another table: make bulk IMAGES=… "
+            f"TABLE={folder}-{spec.space_id[:6]}"
         )
 
 
