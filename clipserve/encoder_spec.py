@@ -63,6 +63,14 @@ class ImagePreprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def wanted_pixels(self) -> str:
+        """What an encoder says to other pixels, from which it would make another vector."""
+        return (
+            f"pixel_values must be uint8 [N, 3, {self.crop_height}, {self.crop_width}], RGB, 0 to 255, "
+            "resized and cropped; rescaling to [0, 1], mean and std are inside the encoder"
+        )
+
 
 @dataclass(frozen=True)
 class TextPreprocessing:

@@ -43,6 +43,9 @@ class Tokenizer:
         definition: text of a `tokenizer.json`.
         preprocessing: the text section of the encoder's spec.
 
+    Attributes:
+        context_length: the most tokens of a text.
+
     Raises:
         SpecError: `definition` is not the one that the spec was written for, or makes ids that the encoder's
             embedding table has no row for.
@@ -55,6 +58,7 @@ class Tokenizer:
                 f"tokenizer: SHA-256 {found[:12]}…, the spec says "
                 f"{preprocessing.tokenizer_sha256[:12]}…; run 'make export' again"
             )
+        self.context_length = preprocessing.context_length
         self._pad_token_id = preprocessing.pad_token_id
         self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         self._tokenizer.no_padding()
@@ -70,6 +74,11 @@ class Tokenizer:
         self._unknown_id: int | None = model.get("unk_id")
         if self._unknown_id is None and model.get("unk_token") is not None:
             self._unknown_id = self._tokenizer.token_to_id(model["unk_token"])
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id that a text may have, added tokens included: embeddings must reach so far."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def tokenize(self, text: str) -> Tokens:
         """Tokens of one text; an empty or blank text has the special tokens only."""

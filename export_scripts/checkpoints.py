@@ -270,6 +270,7 @@ def load_image_checkpoint(folder: Path, name: str) -> ImageCheckpoint:
     config: Any = clip.config
     inner: Any = model[0]
     architecture, weights = image_architecture(clip), _image_weights_sha256(clip)
+    inner.processor.image_processor = _pillow_processor(folder)
     preprocessing = _image_preprocessing(inner.processor.image_processor, folder)
     edge = config.vision_config.image_size
     if (preprocessing.crop_height, preprocessing.crop_width) != (edge, edge):
@@ -420,6 +421,18 @@ def _check_clip_modules(model: SentenceTransformer, folder: Path) -> None:
     if len(model) != 1:
         names = ", ".join(type(module).__name__ for module in model)
         raise ExportError(f"{folder}: modules {names}; supported behind a CLIP is Normalize only")
+
+
+def _pillow_processor(folder: Path) -> Any:
+    """The checkpoint's image processor that resizes with Pillow, as CLIP was trained and published.
+
+    Where torchvision can be imported, transformers 5 takes another one, whose pixels differ: by name, the
+    original does not depend on what else is installed.
+    """
+    with _in_our_words(folder, "transformers cannot load its image processor"):
+        return transformers.AutoImageProcessor.from_pretrained(
+            folder / _first_module_path(folder), backend="pil", local_files_only=True
+        )
 
 
 def _image_preprocessing(processor: Any, folder: Path) -> ImagePreprocessing:

@@ -221,6 +221,23 @@ class L2Normalized(nn.Module):
         return F.normalize(x.float(), dim=-1)
 
 
+def _check_pixels(pixel_values: Tensor, height: int, width: int, message: str) -> Tensor:
+    """`pixel_values`, if they are uint8 `[N, 3, height, width]`; else a ValueError with this message."""
+    if (
+        pixel_values.dtype != torch.uint8
+        or pixel_values.dim() != 4
+        or pixel_values.size(1) != 3
+        or pixel_values.size(2) != height
+        or pixel_values.size(3) != width
+    ):
+        raise ValueError(message)
+    return pixel_values
+
+
+# Scripted, so that a trace keeps it as a branch. `torch.export` has types and fixed sizes of its own.
+check_pixels: Callable[[Tensor, int, int, str], Tensor] = torch.jit.script(_check_pixels)
+
+
 class ImageEncoder(nn.Module):
     """CLIP's vision transformer with its projection.
 
@@ -245,6 +262,8 @@ class ImageEncoder(nn.Module):
         # transformers types its submodules too loosely to check.
         vision: Any = clip.vision_model
         self.patch = architecture.patch_size
+        self.size = (preprocessing.crop_height, preprocessing.crop_width)
+        self.wanted_pixels = preprocessing.wanted_pixels
         std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
         weight = vision.embeddings.patch_embedding.weight.detach().double()  # [W, 3, P, P]
@@ -272,7 +291,12 @@ class ImageEncoder(nn.Module):
 
         Returns:
             float32 `[N, D]`.
+
+        Raises:
+            ValueError: other pixels, which would give another vector without a word. A loaded trace raises
+                its language's exception with the same message.
         """
+        pixel_values = check_pixels(pixel_values, *self.size, self.wanted_pixels)
         x = pixel_values.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # [N,3,h,P,w,P]
         x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, hw, 3PP]
         x = self.patch_projection(x.to(self.patch_projection.weight.dtype)) + self.patch_positions

@@ -8,13 +8,17 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil
 from transformers.activations import ACT2FN
+from transformers.image_utils import PILImageResampling
+from transformers.models.auto import image_processing_auto
 
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, load_torchscript
 from clipserve.encoder_spec import (
@@ -139,6 +143,40 @@ def test_image_parity(precision: Precision, pair: CheckpointPair, exported: Expo
     else:
         assert (unit(found) * expected).sum(1).min() >= 0.999
     assert np.abs(expected[0] - expected[1]).max() > 0.01
+
+
+class OtherResizing(CLIPImageProcessorPil):
+    """Stands in for torchvision's processor, which cannot be installed beside this torch: other pixels."""
+
+    resample = PILImageResampling.BOX
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs | {"resample": PILImageResampling.BOX})
+
+
+@pytest.mark.parametrize("torchvision", [False, True])
+def test_original_resizes_with_pillow_whatever_is_installed(
+    torchvision: bool, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CASES 7: asked for by name, through sentence-transformers' own loading, too."""
+    by_name = image_processing_auto.get_image_processor_class_from_name
+    asked = []
+
+    def chosen(name: str) -> Any:
+        asked.append(name)
+        return OtherResizing if name == "CLIPImageProcessor" else by_name(name)
+
+    monkeypatch.setattr(image_processing_auto, "is_torchvision_available", lambda: torchvision)
+    monkeypatch.setattr(image_processing_auto, "get_image_processor_class_from_name", chosen)
+    pair = load_pair(str(clip_folder))
+    assert ("CLIPImageProcessor" in asked) == torchvision
+    assert "CLIPImageProcessorPil" in asked
+    export_encoder(pair, "image", "cpu", "fp32", tmp_path)
+    # Were it the other, it would be seen.
+    other = OtherResizing(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+    ours = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+    difference = np.abs(other(PICTURES[0])["pixel_values"][0] - ours(PICTURES[0])["pixel_values"][0])
+    assert difference.max() > 0.05
 
 
 @pytest.mark.parametrize(
