@@ -25,6 +25,7 @@ from transformers.activations import ACT2FN
 from transformers.image_utils import PILImageResampling
 from transformers.models.auto import image_processing_auto
 
+from clipserve import encoder as encoder_module
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, load_torchscript
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
@@ -629,7 +630,10 @@ def test_wrong_encoders_are_not_published(
     change: Callable[[nn.Module], nn.Module],
     pair: CheckpointPair,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Some have operators that no encoder has, and would be refused for those alone.
+    monkeypatch.setattr(encoder_module, "check_operators", lambda path, module: None)
     with pytest.raises(ParityError, match=r"(max-abs .*min cosine|the export gives .* the original )"):
         export_encoder(rebuilt(pair, modality, change), modality, "cpu", precision, tmp_path)
     assert empty(tmp_path)
