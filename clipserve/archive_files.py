@@ -47,7 +47,7 @@ def verify_archive_files(folder: Path) -> None:
             raise SpecError(f"{name} was changed after it was packaged; run 'make archive' again")
     listed = {line.partition("  ")[2] for line in lines} | {SUMS_FILE}
     for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_dir() or relative.as_posix() in listed or set(relative.parts) & set(UNLISTED_FOLDERS):
+        found_at = path.relative_to(folder)
+        if found_at.as_posix() in listed or path.is_dir() or set(found_at.parts) & set(UNLISTED_FOLDERS):
             continue
-        raise SpecError(f"{relative} was added after the archive was packaged; run 'make archive' again")
+        raise SpecError(f"{found_at} was added after the archive was packaged; run 'make archive' again")

@@ -18,6 +18,7 @@ from random import Random
 import matplotlib as mpl
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
@@ -33,6 +34,9 @@ EXAMPLE_PICTURES = ("two-dogs-in-the-snow.jpg", "a-cat-on-a-table.jpg", "london-
 
 POOL_SIZE = 200
 PICTURE_SIZE = (320, 240)  # pixels
+
+# Of even lightness from worst to best, so that it is read without telling red from green.
+HEAT_MAP_COLOURS = "cividis"
 # Training draws from seeds below this one; those above are fresh.
 FIRST_FRESH_SEED = 1 << 48
 
@@ -106,7 +110,7 @@ def measure(
     english = client.embed_texts([vocabularies["en"].captions(scene)[0] for scene in scenes])
     return {
         code: _measure_language(client, vocabulary, scenes, images, english, seed)
-        for code, vocabulary in vocabularies.items()
+        for code, vocabulary in tqdm(vocabularies.items(), unit=" languages", leave=False)
     }
 
 
@@ -205,7 +209,7 @@ def write_heat_map(results: dict[str, LanguageResult], scenes: Sequence[Scene], 
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(11, 12), layout="constrained")
-    drawn = axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    drawn = axes.imshow(values, vmin=0, vmax=1, cmap=HEAT_MAP_COLOURS, aspect="auto")
     axes.set_xticks(range(len(groups)), [name for name, _ in groups], rotation=60, ha="right")
     axes.set_yticks(range(len(results)), [result.name for result in results.values()])
     for border in (len(THINGS), len(THINGS) + len(COUNTS)):
@@ -238,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     bounds = Bounds(arguments.min_probability, arguments.min_recall)
     scenes = pool(arguments.seed)
+    print(f"drawing and embedding {len(scenes)} scenes, then their captions in each language", flush=True)
     try:
         vocabularies = load_vocabularies(arguments.vocabulary)
         with project_server().client() as client:

@@ -46,6 +46,8 @@ def export_pair(
     pair = load_pair(model, text_model)
     # Names that were chosen by default are told as well.
     print(f"      image encoder of {pair.image.name}, text encoder of {pair.text.name}", flush=True)
+    if pair.doubt is not None:
+        print(f"export: warning: {pair.doubt}", file=sys.stderr, flush=True)
     modalities: tuple[Modality, ...] = ("image", "text")
     start = time.monotonic()
 

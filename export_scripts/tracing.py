@@ -195,13 +195,13 @@ def recheck(pair: CheckpointPair, path: Path, spec: EncoderSpec) -> ParityCertif
     """Recomputes the certificate of a published encoder against its checkpoint.
 
     Raises:
-        ExportError: the encoder was made from other weights than `pair` has.
+        ExportError: the encoder was made from another checkpoint than `pair` is.
     """
     subject = _image_subject(pair.image) if spec.modality == "image" else _text_subject(pair.text)
-    if subject.checkpoint.weights_sha256 != spec.checkpoint_sha256:
+    if subject.checkpoint.checkpoint_sha256 != spec.checkpoint_sha256:
         raise ExportError(
-            f"{path}: made from a checkpoint with weights {spec.checkpoint_sha256[:12]}…, MODEL has "
-            f"{subject.checkpoint.weights_sha256[:12]}…; run 'make export' again"
+            f"{path}: made from a checkpoint with weights and settings {spec.checkpoint_sha256[:12]}…, MODEL "
+            f"has {subject.checkpoint.checkpoint_sha256[:12]}…; run 'make export' again"
         )
     module = FORMATS[spec.format].load(path, torch.device(spec.device))
     return _certify(subject, module, spec.device, spec.precision, spec.normalized)
@@ -292,7 +292,7 @@ def _make(
         image=checkpoint.preprocessing if isinstance(checkpoint, ImageCheckpoint) else None,
         text=checkpoint.preprocessing if isinstance(checkpoint, TextCheckpoint) else None,
         logit_scale=pair.image.logit_scale,
-        checkpoint_sha256=checkpoint.weights_sha256,
+        checkpoint_sha256=checkpoint.checkpoint_sha256,
         artifact_sha256=form.sha256(made),
         space_id=pair.space_id,
         versions={name: metadata.version(name) for name in (*RECORDED_LIBRARIES, *form.libraries)}

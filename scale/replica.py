@@ -41,7 +41,13 @@ class Replica:
         # All of PyTorch in one thread: each thread that runs it has its own pool of OpenMP threads.
         self._thread = ThreadPoolExecutor(1)
         start = self._thread.submit(
-            Worker, settings.name, Path(store), torch.device(device), settings.handler, model
+            Worker,
+            settings.name,
+            Path(store),
+            torch.device(device),
+            settings.handler,
+            settings.response_seconds,
+            model,
         )
         self._worker = start.result()
         self._counters: dict[str, Counter] = {}

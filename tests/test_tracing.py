@@ -366,7 +366,7 @@ def test_published_files(modality: Modality, pair: CheckpointPair, tmp_path: Pat
     assert path.with_suffix(".json").read_text(encoding="utf-8") == spec.to_json()
     assert artifact_sha256(path) == spec.artifact_sha256
     checkpoint = pair.image if modality == "image" else pair.text
-    assert (spec.checkpoint, spec.checkpoint_sha256) == (checkpoint.name, checkpoint.weights_sha256)
+    assert (spec.checkpoint, spec.checkpoint_sha256) == (checkpoint.name, checkpoint.checkpoint_sha256)
     assert (spec.model_id, spec.space_id) == (pair.model_id, pair.space_id)
     assert spec.logit_scale == pair.image.logit_scale
     assert set(spec.versions) == {
@@ -743,7 +743,9 @@ def test_recheck(modality: Modality, pair: CheckpointPair, store: Path, tmp_path
 def test_recheck_against_another_checkpoint(modality: Modality, store: Path, tmp_path: Path) -> None:
     other = load_pair(str(checkpoints.write_clip(tmp_path / "clip", seed=9)))
     path = store / f"clip-{modality}-cpu-fp32.pt"
-    with pytest.raises(ExportError, match=r"made from a checkpoint with weights \w{12}…, MODEL has \w{12}…"):
+    with pytest.raises(
+        ExportError, match=r"made from a checkpoint with weights and settings \w{12}…, MODEL has \w{12}…"
+    ):
         recheck(other, path, read_spec(path))
 
 
