@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 from collections import Counter
 from collections.abc import Callable
@@ -60,7 +59,14 @@ def _turned() -> bytes:
     return _picture("PNG", "RGB", (side, side), exif=exif)
 
 
-# Name, beginning with the format's -> what makes the file.
+def _heic() -> bytes:
+    import pillow_heif  # an extra
+
+    pillow_heif.register_heif_opener()
+    return _square("HEIF", "RGB", quality=1, enc_params={"preset": "ultrafast"})()
+
+
+# Name, beginning with the format's -> what makes the file; that of HEIC needs its extra.
 LARGEST: dict[str, Callable[[], bytes]] = {
     "JPEG": _square("JPEG", "RGB"),
     "JPEG CMYK": _square("JPEG", "CMYK"),
@@ -80,18 +86,8 @@ LARGEST: dict[str, Callable[[], bytes]] = {
     "TIFF RGB in one strip": _square("TIFF", "RGB", 3, compression="tiff_lzw", tiffinfo={278: 100_000}),
     "AVIF": _square("AVIF", "RGB", speed=10, subsampling="4:4:4"),
     "AVIF RGBA": _square("AVIF", "RGBA", speed=10),
-    "HEIF": _square("HEIF", "RGB", quality=1, enc_params={"preset": "ultrafast"}),
+    "HEIF": _heic,
 }
-
-
-@functools.cache
-def largest(name: str) -> bytes:
-    """A file of `LARGEST`; HEIC needs its extra."""
-    if name.startswith("HEIF"):
-        import pillow_heif  # an extra
-
-        pillow_heif.register_heif_opener()
-    return LARGEST[name]()
 
 
 def run_largest(server: Server) -> bool:
@@ -101,9 +97,9 @@ def run_largest(server: Server) -> bool:
         Whether all were answered, no worker was lost, and none grew by more than `RSS_BOUND`.
     """
     kept = True
-    for name in LARGEST:
+    for name, make in LARGEST.items():
         try:
-            data = largest(name)
+            data = make()
         except ImportError as error:
             print(f"{name}: left out, {error}")
             continue

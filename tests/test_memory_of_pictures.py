@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipserve.images import FORMATS, ImageLimits
-from reliability.largest import LARGEST, largest
+from reliability.largest import LARGEST
 
 MEASURE = """
 import sys
@@ -42,8 +42,7 @@ SLACK_BYTES = 12_000_000
 def test_peak(name: str, tmp_path: Path) -> None:
     if name.startswith("HEIF"):
         pytest.importorskip("pillow_heif")
-    data = largest(name)
-    largest.cache_clear()
+    data = LARGEST[name]()
     assert len(data) <= ImageLimits().max_bytes
     (tmp_path / "large").write_bytes(data)
     format = name.split(" ")[0]

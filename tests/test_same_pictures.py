@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
 
 import numpy as np
@@ -12,6 +13,9 @@ from transformers import CLIPImageProcessorPil
 
 from clipserve.encoder import TracedImageEncoder
 from clipserve.encoder_spec import FloatArray
+from clipserve.handler import image_endpoint
+from clipserve.protocol import Row
+from clipserve.settings import Settings
 from tests.pictures import FILES, assert_same_vectors, file, served_pixels, served_vector
 
 # Files that the original has other pixels of, and by how much at the most (levels of 255, on average): here
@@ -72,3 +76,14 @@ def test_vectors_tell_the_files_apart(image_encoder: TracedImageEncoder) -> None
 
     with pytest.raises(AssertionError, match=r"plain\.png"):
         assert_same_vectors(door, lambda name: served_vector(name, image_encoder))
+
+
+def test_every_file_has_the_same_vector_at_the_endpoint(image_encoder: TracedImageEncoder) -> None:
+    """What TorchServe and Ray Serve host, without either."""
+    endpoint = image_endpoint(image_encoder, Settings())
+
+    def door(name: str, data: bytes) -> FloatArray:
+        body = json.loads(endpoint.handle([Row(data, "")])[0].body)
+        return np.array(body["data"][0]["embedding"], np.float32)
+
+    assert_same_vectors(door, lambda name: served_vector(name, image_encoder))
