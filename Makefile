@@ -140,6 +140,10 @@ fuzz: $(VENV)/.dev-stamp ## 50,000 damaged requests among good ones, and MINUTES
 	@$(RUN) -m reliability fuzz $(TARGET) $(call GIVEN,REQUESTS,--requests)
 	@$(RUN) -m pytest tests/fuzz --fuzz-seconds $$(( 60 * GIVEN_MINUTES )) -q
 
+.PHONY: largest
+largest: $(VENV)/.dev-stamp ## the largest pictures of every format, 16 at once; watches memory
+	@$(RUN) -m reliability largest $(TARGET)
+
 .PHONY: probe
 probe: setup ## /ready and /live on port 8083 for load balancers and Kubernetes, no token needed
 	@$(RUN) -m serving probe
