@@ -146,7 +146,11 @@ fuzz: $(VENV)/.dev-stamp ## 50,000 damaged requests among good ones, and MINUTES
 
 .PHONY: attack
 attack: setup ## MINUTES=30: requests that cost as much as they can, four at once among good ones
-	@$(RUN) -m reliability cost $(TARGET) --minutes "$(MINUTES)"
+	@$(RUN) -m reliability cost $(TARGET) --minutes=$(call VALUE,MINUTES)
+
+.PHONY: largest
+largest: $(VENV)/.dev-stamp ## the largest pictures of every format, 16 at once; watches memory
+	@$(RUN) -m reliability largest $(TARGET)
 
 .PHONY: probe
 probe: setup ## /ready and /live on port 8083 for load balancers and Kubernetes, no token needed
