@@ -153,6 +153,8 @@ class Client:
         management_url: management address, for `wait_ready` and for renewing tokens.
         tokens: a key file, a fixed inference token, or None for a server that asks for none.
         timeout: seconds that one request may take.
+        retries: ask again for up to half a minute where the server cannot be reached or fails; not where a
+            person waits for the answer, and would rather be told.
 
     A client is safe to use from several threads.
     """
@@ -163,11 +165,13 @@ class Client:
         management_url: str = MANAGEMENT_URL,
         tokens: KeyFile | str | None = None,
         timeout: float = 100.0,  # more than the archives' responseTimeout
+        retries: bool = True,
     ):
         self._url = url.rstrip("/")
         self._management_url = management_url.rstrip("/")
         self._tokens = tokens if tokens is not None else KeyFile(KEY_FILE, self._management_url)
         self._http = httpx.Client(timeout=timeout)
+        self._retries = retries
         self._cached: dict[str, str] = {}
         self._space_id: str | None = None
 
@@ -390,7 +394,7 @@ class Client:
             stop=tenacity.stop_all(
                 tenacity.stop_after_delay(RETRIES_SECONDS), tenacity.stop_after_attempt(RETRIES_AT_LEAST)
             )
-            if kind == "inference"
+            if kind == "inference" and self._retries
             else tenacity.stop_after_attempt(1),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
             # Out of patience: the last answer or exception speaks for itself.

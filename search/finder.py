@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
@@ -44,31 +46,45 @@ class Finder:
         self._condition = path_condition(path) if path else None
 
     def by_texts(self, texts: Sequence[str]) -> list[Found]:
-        """An answer for each text.
+        """An answer for each text; errors as of `embed_texts`."""
+        embeddings = self.embed_texts(texts)
+        return [
+            Found(text, self.nearest(embedding)) for text, embedding in zip(texts, embeddings, strict=True)
+        ]
+
+    def by_image(self, image: Path) -> Found:
+        """An answer for a picture; errors as of `embed_image`, and OSError where it cannot be read."""
+        return Found(str(image), self.nearest(self.embed_image(image.read_bytes())))
+
+    def embed_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Embeddings of texts in the table's space: float32 `[N, D]`.
 
         Raises:
             SearchError: the server embeds in another space than the table's.
             ServerError: the server cannot be reached or fails.
             RequestError: a text is wrong.
         """
-        try:
-            embeddings = self._client.embed_texts(texts)
-        except SpaceError as error:
-            check_space(self._table, error.space_id)
-            raise
-        return [
-            Found(text, self._nearest(embedding)) for text, embedding in zip(texts, embeddings, strict=True)
-        ]
+        with self._checked_space():
+            return self._client.embed_texts(texts)
 
-    def by_image(self, image: Path) -> Found:
-        """An answer for a picture; errors as of `by_texts`, and OSError where it cannot be read."""
-        try:
-            embedding = self._client.embed_images([image])[0]
-        except SpaceError as error:
-            check_space(self._table, error.space_id)
-            raise
-        return Found(str(image), self._nearest(embedding))
+    def embed_image(self, data: bytes) -> FloatArray:
+        """The embedding of a picture, given as a file's bytes: float32 `[D]`; errors as of `embed_texts`."""
+        with self._checked_space():
+            return cast(FloatArray, self._client.embed_images([data])[0])
 
-    def _nearest(self, embedding: FloatArray) -> list[Hit]:
+    def nearest(self, embedding: FloatArray) -> list[Hit]:
+        """The pictures nearest to an embedding of the table's space, float32 `[D]`, the nearest first."""
         hits = self._table.nearest(embedding, self._limit, condition=self._condition)
         return [hit for hit in hits if self._min_score is None or hit.score >= self._min_score]
+
+    def newest(self) -> list[tuple[str, bytes]]:
+        """Path and thumbnail of the pictures that changed last, the newest first."""
+        return self._table.newest(self._limit, condition=self._condition)
+
+    @contextlib.contextmanager
+    def _checked_space(self) -> Iterator[None]:
+        try:
+            yield
+        except SpaceError as error:
+            check_space(self._table, error.space_id)
+            raise

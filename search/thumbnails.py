@@ -23,6 +23,12 @@ def make_thumbnail(data: bytes) -> bytes:
     return stream.getvalue()
 
 
+def thumbnail_size(thumbnail: bytes) -> tuple[int, int]:
+    """Width and height in pixels of what `make_thumbnail` made; its pixels are not decoded."""
+    with Image.open(io.BytesIO(thumbnail), formats=("JPEG",)) as image:
+        return image.size
+
+
 def _over_white(image: Image.Image) -> Image.Image:
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
