@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import numpy as np
@@ -38,7 +38,7 @@ from search.page.queries import PAGE, Query
 from search.paths import path_to_text
 from search.rows import FileState
 from search.server_process import ROOT, Addresses
-from search.table import PictureTable, Row, open_or_create_table, open_table
+from search.table import PictureTable, Row, open_or_create_table
 from search.thumbnails import make_thumbnail
 from tests.search.conftest import picture
 
@@ -346,9 +346,10 @@ def test_a_transparent_logo_finds_itself(browser: Browser, page: Served, picture
                 """([door, bytes]) => {
                     const files = new DataTransfer();
                     files.items.add(new File([new Uint8Array(bytes)], "logo.png", { type: "image/png" }));
+                    const options = { dataTransfer: files, clipboardData: files, cancelable: true };
                     document.dispatchEvent(door === "dropped"
-                        ? new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true })
-                        : new ClipboardEvent("paste", { clipboardData: files, bubbles: true, cancelable: true }));
+                        ? new DragEvent("drop", options)
+                        : new ClipboardEvent("paste", options));
                 }""",
                 [door, list(data)],
             )
@@ -371,7 +372,7 @@ def test_the_server_gets_the_bytes_that_were_dropped(page: Served, pictures: Pat
     sha256 = post(page, "/pictures", logo.read_bytes()).json()["picture"]
     answer = httpx.get(f"{page.url}/results", params={"like": sha256})
     scores = [float(score) for score in re.findall(r'data-score="([-.\d]+)"', answer.text)]
-    vectors = client.embed_images([pictures / name for name in os.listdir(pictures)])
+    vectors = client.embed_images(list(pictures.iterdir()))
     expected = sorted((vectors @ client.embed_images([logo])[0]).tolist(), reverse=True)
     assert scores == pytest.approx(expected, abs=1e-4)
 
@@ -459,7 +460,7 @@ def shown_name(name: str) -> str:
 
 @pytest.mark.server
 def test_names_of_strangers_are_text(tab: Page, pictures: Path) -> None:
-    """Mark-up and marks of direction in a name are shown, not obeyed; `opened` fails on any script of theirs."""
+    """Mark-up and marks of direction in a name are shown, not obeyed; `opened` fails on any script."""
     ask(tab, "logo <img src=x onerror=alert(2)>")
     expect(status(tab)).to_contain_text("for logo <img src=x onerror=alert(2)>,")
     logo = tab.get_by_alt_text(shown_name(LOGO))
@@ -864,8 +865,8 @@ def test_sigterm_leaves_nothing_behind(
         assert len(stream.getvalue()) > 3_000_000  # more than what a form parser keeps in memory
         assert post(other, "/pictures", stream.getvalue()).status_code == 200
         assert post(other, "/comparison?text=a", stream.getvalue()).status_code == 200
-        opened_files = [os.readlink(link) for link in Path(f"/proc/{other.process.pid}/fd").iterdir()]
-        assert not [path for path in opened_files if path.startswith(str(other.temporary))]
+        opened_files = [link.readlink() for link in Path(f"/proc/{other.process.pid}/fd").iterdir()]
+        assert not [path for path in opened_files if path.is_relative_to(other.temporary)]
         assert list(other.temporary.iterdir()) == []
         other.process.send_signal(signal.SIGTERM)
         other.process.wait()
@@ -913,9 +914,10 @@ def test_more_as_one_scrolls(browser: Browser, many: Served, size: tuple[int, in
         assert first is not None
         # Results are in sight without scrolling: two rows at least.
         assert first["y"] + 2 * first["height"] < size[1]
-        while tiles(tab).count() < 3 * PAGE + 7:
+        for page in range(1, 4):
             tiles(tab).last.scroll_into_view_if_needed()
-        assert tab.locator("#more").count() == 0
+            expect(tiles(tab).nth(page * PAGE)).to_be_attached()
+        expect(tab.locator("#more")).to_have_count(0)
         paths = [str(one.get_attribute("data-path")) for one in tiles(tab).all()]
         assert len(set(paths)) == len(paths)
         scores = [float(str(one.get_attribute("data-score"))) for one in tiles(tab).all()]

@@ -66,7 +66,9 @@ async function compare() {
   const waiting = [...files.values()].map((file) => {
     const row = body.insertRow();
     const name = Object.assign(cell(row, "th", ""), { scope: "row" });
-    name.append(preview(file), Object.assign(document.createElement("span"), { textContent: file.name }));
+    const label = Object.assign(document.createElement("span"), { textContent: file.name });
+    label.setAttribute("aria-hidden", "true"); // the picture says it
+    name.append(preview(file), label);
     Object.assign(cell(row, "td", "…"), { colSpan: lines.length });
     return { file, row };
   });

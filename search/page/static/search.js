@@ -138,11 +138,10 @@ const ahead = new IntersectionObserver(
   { rootMargin: READ_AHEAD },
 );
 
-// Gives every picture its share of a row; very long ones are cut at the sides.
+// Gives every picture its share of a row.
 function lay(results) {
   for (const tile of results.querySelectorAll(".tiles li")) {
-    const ratio = Number(tile.dataset.width) / Number(tile.dataset.height);
-    tile.style.setProperty("--ratio", Math.min(3, Math.max(0.5, ratio)).toFixed(4));
+    tile.style.setProperty("--ratio", Number(tile.dataset.width) / Number(tile.dataset.height));
   }
   byId("examples").hidden = results.dataset.asks === "yes";
   const sentinel = results.querySelector("#more");
