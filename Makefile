@@ -143,7 +143,7 @@ ui: $(SEARCH_VENV)/.run-stamp ## the page on 127.0.0.1: search and comparison in
 	@$(SEARCH) -m search ui $(call GIVEN,PORT,--port) $(TABLE_GIVEN)
 
 .PHONY: demo-search
-demo-search: $(DEMO_STORE)/clip_similarity.mar $(SEARCH_VENV)/.run-stamp ## draw 392 pictures, index them, ask in ten languages
+demo-search: $(DEMO_STORE)/clip_similarity.mar $(SEARCH_VENV)/.run-stamp ## draw 1,960 pictures, index them, ask in ten languages
 	@$(SEARCH) -m search.demo --store $(DEMO_STORE)
 
 .PHONY: test-search

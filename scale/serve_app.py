@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipserve.errors import ClipServeError, ServerError
+from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from scale.serve_settings import EndpointSettings, read_endpoints
 from scale.server_process import READY, RunningServer
 from scale.tokens import write_key_file
 from serving.example import curl_lines
-from serving.local import CONFIG, ROOT, check_port_free, interrupt_on_sigterm
+from serving.local import CONFIG, ROOT, check_port_free
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -168,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--temporary", type=Path, help="folder of Ray's sessions and logs, with a short path")
     parser.add_argument("--until-stdin-ends", action="store_true", help="for programs that start this one")
     arguments = parser.parse_args(argv)
+    say_what_ends_it(sys.stderr)
     print("starting Ray Serve", flush=True)
     try:
         with start(

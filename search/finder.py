@@ -11,8 +11,10 @@ from typing import cast
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import SpaceError
+from search.errors import SearchError
 from search.indexer import check_space
-from search.paths import path_condition
+from search.paths import path_condition, printable
+from search.queries import normalized
 from search.table import Hit, PictureTable
 
 
@@ -30,14 +32,23 @@ class Finder:
     Args:
         client: of the server that embeds the queries.
         table: where to look.
-        limit: pictures of a query, at most.
+        limit: pictures of a query, at most; equal files are one.
         min_score: least cosine similarity; None for no bound.
         path: part of the path, see `search.paths.path_condition`; None for every path.
+
+    Raises:
+        SearchError: a part of the path is given, and the table is one that cannot be asked for it yet.
     """
 
     def __init__(
         self, client: Client, table: PictureTable, limit: int, min_score: float | None, path: str | None
     ):
+        if path and not table.can_filter_paths:
+            folder = printable(str(table.folder))
+            raise SearchError(
+                f"{folder}: written by an older version, which kept nothing to find a part of the path by; "
+                f"any run of the indexer adds it: make index IMAGES=folder TABLE={folder}"
+            )
         client.require_space(table.space_id)
         self._client = client
         self._table = table
@@ -57,7 +68,7 @@ class Finder:
         return Found(str(image), self.nearest(self.embed_image(image.read_bytes())))
 
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
-        """Embeddings of texts in the table's space: float32 `[N, D]`.
+        """Embeddings of texts, as `search.queries.normalized` writes them: float32 `[N, D]`.
 
         Raises:
             SearchError: the server embeds in another space than the table's.
@@ -65,7 +76,7 @@ class Finder:
             RequestError: a text is wrong.
         """
         with self._checked_space():
-            return self._client.embed_texts(texts)
+            return self._client.embed_texts([normalized(text) for text in texts])
 
     def embed_image(self, data: bytes) -> FloatArray:
         """The embedding of a picture, given as a file's bytes: float32 `[D]`; errors as of `embed_texts`."""
@@ -74,7 +85,7 @@ class Finder:
 
     def nearest(self, embedding: FloatArray) -> list[Hit]:
         """The pictures nearest to an embedding of the table's space, float32 `[D]`, the nearest first."""
-        hits = self._table.nearest(embedding, self._limit, condition=self._condition)
+        hits = self._table.nearest_contents(embedding, self._limit, condition=self._condition)
         return [hit for hit in hits if self._min_score is None or hit.score >= self._min_score]
 
     def newest(self) -> list[tuple[str, bytes]]:

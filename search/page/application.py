@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import socket
+import threading
 from base64 import b64encode
 from collections.abc import Callable
 from http import HTTPStatus
@@ -33,8 +34,9 @@ from clipserve.images import ImageLimits
 from search.errors import SearchError
 from search.examples import LABELS, QUERIES
 from search.page.originals import NotServedError, find_original, read_original
-from search.page.queries import LIMIT, MAX_LIMIT, PAGE, Query, Searcher
+from search.page.searcher import LIMIT, MAX_LIMIT, PAGE, Query, Searcher
 from search.paths import printable
+from search.queries import normalized
 
 HOST = "127.0.0.1"
 FOLDER = Path(__file__).parent
@@ -189,7 +191,7 @@ class Page:
         answer = await run_in_threadpool(
             self._comparing.similarity,
             [await _body(request)],
-            labels=texts,
+            labels=[normalized(text) for text in texts],
             template=request.query_params.get("template", "").strip() or "{}",
         )
         return JSONResponse(
@@ -308,6 +310,13 @@ def serve_page(connect: Callable[[], Client], folder: Path, port: int) -> None:
                 timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             )
         )
+        # In a thread: in the main one uvicorn takes the signals, ignored ones too.
+        serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        serving.start()
         print(f"the page is at http://{HOST}:{listening.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):  # raised once more when everything is closed
-            server.run(sockets=[listening])
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                serving.join()
+        finally:
+            server.should_exit = True
+            serving.join()

@@ -235,6 +235,9 @@ async function display(tile) {
   byId("name").textContent = small.alt;
   byId("score").textContent = tile.dataset.score ?? "";
   byId("similarity").hidden = tile.dataset.score === undefined;
+  const copies = JSON.parse(tile.dataset.copies);
+  byId("equal").hidden = !copies.length;
+  byId("copies").replaceChildren(...copies.map((path) => Object.assign(document.createElement("li"), { textContent: path, dir: "auto" })));
   for (const id of ["folder", "changed", "size"]) byId(id).textContent = "…";
   for (const action of viewer.querySelectorAll(".actions button")) action.disabled = true;
   byId("copy").querySelector("span").textContent = "Copy path";

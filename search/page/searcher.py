@@ -90,13 +90,23 @@ def _number(name: str, text: str, low: int, high: int) -> float:
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture of an answer: path in text form, cosine similarity if compared, JPEG, and its pixels."""
+    """A picture of an answer.
+
+    Attributes:
+        path: in text form, see `search.paths`.
+        thumbnail: a JPEG.
+        width: of the thumbnail, pixels.
+        height: of the thumbnail, pixels.
+        score: cosine similarity; None where nothing was compared.
+        copies: paths of equal files.
+    """
 
     path: str
-    score: float | None
     thumbnail: bytes
     width: int
     height: int
+    score: float | None = None
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,16 +162,14 @@ class Searcher:
             return held
         table = self.table
         finder = Finder(self._client, table, query.limit, query.min_score, query.part)
-        found: list[tuple[str, float | None, bytes]]
         if query.asks:
-            found = [
-                (h.path, h.score, h.thumbnail) for h in finder.nearest(self._embed(query, finder, table))
+            tiles = [
+                Tile(hit.path, hit.thumbnail, *thumbnail_size(hit.thumbnail), hit.score, hit.copies)
+                for hit in finder.nearest(self._embed(query, finder, table))
             ]
         else:
-            found = [(path, None, thumbnail) for path, thumbnail in finder.newest()]
-        answer = Answer(
-            [Tile(path, score, small, *thumbnail_size(small)) for path, score, small in found], len(table)
-        )
+            tiles = [Tile(path, small, *thumbnail_size(small)) for path, small in finder.newest()]
+        answer = Answer(tiles, len(table))
         with self._lock:
             self._answers[query] = answer
         return answer
