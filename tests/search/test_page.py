@@ -105,11 +105,14 @@ def served(server_url: str, key_file: str, table: Path, folder: Path) -> Iterato
     temporary = folder / "temporary"
     temporary.mkdir()
     errors = folder / "errors"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     with errors.open("w") as stream:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "search", "ui", "--url", server_url, "--key-file", key_file),
-                *("--table", table, "--port", "0"),
+                *("--table", table, "--port", str(port)),
             ],
             cwd=ROOT,
             env=os.environ | {"TMPDIR": str(temporary)},
@@ -401,7 +404,7 @@ def test_the_picture_opens(browser: Browser, page: Served, pictures: Path) -> No
         expect(tab.locator("#size")).to_contain_text(f"{size[0]} × {size[1]} pixels")
         large = tab.locator("#large")
         assert large.evaluate("image => [image.naturalWidth, image.naturalHeight]") == list(size)
-        expect(large).to_have_attribute("alt", path.name)
+        expect(large).to_have_attribute("alt", shown_name(path.name))
         expect(tab.locator("#folder")).to_have_text(f"{pictures}/")
         expect(tab.locator("#score")).to_have_text(str(tile.get_attribute("data-score")))
         expect(tab.locator("#changed")).to_contain_text(re.compile(r"\d\d"))

@@ -9,6 +9,7 @@ const chips = byId("chips");
 const filters = byId("filters");
 const viewer = byId("viewer");
 const FILTERS = ["without", "part", "min", "limit"];
+const hasKeyboard = matchMedia("(hover: hover)").matches; // a computer's, not one on the screen
 const READ_AHEAD = "1500px"; // the next pictures are asked for this far above the end of the page
 
 
@@ -343,6 +344,7 @@ onPictures(async (files) => {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
+  if (!hasKeyboard) query.blur(); // the keyboard on the screen goes, and the pictures are seen
   ask(filledIn());
 });
 byId("show-filters").addEventListener("click", () => {
@@ -391,4 +393,4 @@ show(current());
 if (FILTERS.some((name) => form.elements[name].value)) byId("show-filters").click();
 lay(byId("results"));
 openAsAddressSays();
-if (!current().has("open")) query.focus();
+if (hasKeyboard && !current().has("open")) query.focus();
