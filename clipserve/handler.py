@@ -65,7 +65,7 @@ class ImageEmbedder:
         self._encoder = encoder
         self._settings = settings
         self._meter = Meter() if meter is None else meter
-        # One thread: each decodes up to `max_pixels` at a time, and their memory would add up.
+        # One thread: each takes up to `max_memory` to decode a picture, and that would add up.
         self._decoder = ThreadPoolExecutor(1, "decode")
 
     def __call__(self, items: Sequence[bytes | RequestError]) -> list[Embedded | RequestError]:
@@ -85,6 +85,7 @@ class ImageEmbedder:
                 limits,
                 shortest_edge=preprocessing.shortest_edge,
                 draft_factor=self._settings.draft_factor,
+                color=self._settings.color,
             )
             return preprocess(image, preprocessing, limits)
 

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
 from clipserve.errors import SpecError
-from clipserve.images import ImageLimits
+from clipserve.images import COLORS, FORMATS, Color, ImageLimits
 from clipserve.protocol import RequestLimits
 
 LEAST = {"draft_factor": 0}
@@ -26,7 +24,9 @@ class Settings:
             Well below the server's `responseTimeout`, which would kill the worker and fail the whole batch.
         cached_texts: how many text embeddings the similarity endpoint remembers.
         draft_factor: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side stays at least
-            so many times what it is resized to; 0 decodes every picture whole.
+            so many times what it is resized to; 0 decodes every picture whole that fits in `max_memory`. What
+            6 costs in fidelity, and less would, is in docs/pictures.md.
+        color: `srgb` or `ignore`, see `clipserve.images.decode_image`.
         images, requests: limits, see their classes.
     """
 
@@ -34,20 +34,23 @@ class Settings:
     max_batch: int = 32
     max_seconds: int = 25
     cached_texts: int = 10_000
-    draft_factor: int = 2
+    draft_factor: int = 6
+    color: Color = "srgb"
     images: ImageLimits = field(default_factory=ImageLimits)
     requests: RequestLimits = field(default_factory=RequestLimits)
 
     @classmethod
     def from_mapping(cls, section: Mapping[str, Any]) -> Settings:
-        """Reads the section as YAML gives it: flat, integers, `formats` a list.
+        """Reads the section as YAML gives it: flat, integers, `formats` a list, `color` a word.
 
         Raises:
-            SpecError: an unknown key, or a value that is not a positive integer.
+            SpecError: an unknown key, or a value that is not allowed there.
         """
         groups: dict[str, dict[str, Any]] = {"": {}, "images": {}, "requests": {}}
         places = {
-            **dict.fromkeys(("threads", "max_batch", "max_seconds", "cached_texts", "draft_factor"), ""),
+            **dict.fromkeys(
+                ("threads", "max_batch", "max_seconds", "cached_texts", "draft_factor", "color"), ""
+            ),
             **dict.fromkeys(ImageLimits.__dataclass_fields__, "images"),
             **dict.fromkeys(RequestLimits.__dataclass_fields__, "requests"),
         }
@@ -56,6 +59,9 @@ class Settings:
                 raise SpecError(f"handler setting {key!r} is unknown; allowed are {', '.join(places)}")
             if key == "formats":
                 value = _formats(value)
+            elif key == "color":
+                if not isinstance(value, str) or value not in COLORS:
+                    raise SpecError(f"handler setting color: {value!r}, should be one of {', '.join(COLORS)}")
             elif not isinstance(value, int) or isinstance(value, bool) or value < LEAST.get(key, 1):
                 raise SpecError(
                     f"handler setting {key}: {value!r}, should be a whole number >= {LEAST.get(key, 1)}"
@@ -69,11 +75,9 @@ class Settings:
 
 
 def _formats(value: Any) -> tuple[str, ...]:
-    """Checks a list of picture formats: a name that Pillow does not know would refuse every picture."""
-    Image.init()
-    known = isinstance(value, list) and all(isinstance(name, str) and name in Image.OPEN for name in value)
-    if not known or not value:
+    """Checks a list of picture formats: a name that is not in the table would refuse every picture."""
+    if not isinstance(value, list) or not value or not {*map(str, value)} <= FORMATS.keys():
         raise SpecError(
-            f"handler setting formats: {value!r}, should be a list of Pillow's names, as [JPEG, PNG]"
+            f"handler setting formats: {value!r}, should be a list of {', '.join(FORMATS)}, as [JPEG, PNG]"
         )
     return tuple(value)

@@ -13,6 +13,7 @@ from clipserve.arguments import Parser, path, port, whole
 from clipserve.client import INFERENCE_URL, KEY_FILE, MANAGEMENT_URL, Client, KeyFile
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
+from search.duplicates import THRESHOLD, find_duplicates, summary, to_html, to_json
 from search.errors import SearchError
 from search.finder import Finder
 from search.indexer import forget_folder, index_folder, print_report
@@ -57,6 +58,26 @@ def search(arguments: argparse.Namespace) -> None:
         print_json(results)
     else:
         print_plain(results)
+
+
+def duplicates(arguments: argparse.Namespace) -> None:
+    """Lists equal files and nearly equal pictures of the table; deletes nothing, and needs no server."""
+    table = open_table(arguments.table)
+    found = find_duplicates(table, arguments.threshold)
+    if arguments.page is not None:
+        arguments.page.write_text(to_html(found, table), encoding="utf-8")
+    if arguments.json:
+        print(to_json(found))
+        return
+    for equal in found.equal:
+        print(f"equal, {equal.size} bytes each", *map(printable, equal.paths), sep="\n  ")
+    for similar in found.similar:
+        print("nearly equal")
+        for score, name in zip(similar.scores, similar.paths, strict=True):
+            print(f"  {score:.4f}  {printable(name)}")
+    print(summary(found))
+    if arguments.page is not None:
+        print(arguments.page)
 
 
 def ui(arguments: argparse.Namespace) -> None:
@@ -159,6 +180,15 @@ def _parser() -> argparse.ArgumentParser:
     output = of_search.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="JSON instead of lines")
     output.add_argument("--sheet", type=path, metavar="PNG", help="write a contact sheet")
+
+    of_duplicates = command(duplicates)
+    of_duplicates.add_argument(
+        "--threshold", type=_score, default=THRESHOLD, help=f"least cosine similarity ({THRESHOLD})"
+    )
+    of_duplicates.add_argument(
+        "--page", type=path, metavar="HTML", help="write a page with the pictures, too"
+    )
+    of_duplicates.add_argument("--json", action="store_true", help="JSON instead of lines")
 
     command(ui).add_argument("--port", type=port, default=7860, help="of 127.0.0.1 (7860)")
     return parser

@@ -19,7 +19,7 @@ from search.server_process import running_server
 from search.table import open_table
 
 # Five of every scene, as one has several of what one looks for. Of one of each, the small checkpoint found it
-# first for 88 % of all scenes' captions (in these ten languages), of two one of them for 93 %, of five for 98 %.
+# first for 88 % of all captions (in these ten languages), of two one of them for 93 %, of five for 98 %.
 PICTURES = 5 * 392
 SIZE = (320, 240)
 FIRST_SEED = 9_000_000  # other pictures than those of the training

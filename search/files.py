@@ -10,17 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipserve.images import ImageLimits
+from clipserve.images import FORMATS, ImageLimits
 from search.errors import SearchError
 from search.exclusions import MARKER, Exclusions
 from search.paths import path_to_text, printable
 
-# Files that are expected to hold a picture. Those that the server does not take (the last four) are asked for
-# all the same, so that each is listed with the reason instead of being passed over.
-ENDINGS = frozenset(
-    {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".gif", b".bmp"}
-    | {b".heic", b".avif", b".tif", b".tiff"}
-)
+# Files that are expected to hold a picture. HEIC is asked for even where the server cannot decode it, so
+# that each is listed with the reason instead of being passed over.
+ENDINGS = frozenset(ending.encode() for format in FORMATS.values() for ending in format.endings)
 
 # What the server takes by default; a larger file is not even read.
 MAX_BYTES = ImageLimits().max_bytes

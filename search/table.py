@@ -17,7 +17,7 @@ import filelock
 import lancedb
 import numpy as np
 import pyarrow as pa
-from lancedb.index import IvfRq
+from lancedb.index import BTree, IvfRq
 from lancedb.query import LanceVectorQueryBuilder
 
 from clipserve.encoder_spec import FloatArray
@@ -145,6 +145,15 @@ class PictureTable:
                 found[row["sha256"]] = (np.array(row["embedding"], np.float32), row["thumbnail"])
         return found
 
+    def embeddings(self) -> tuple[list[str], FloatArray]:
+        """SHA-256 and embedding, float32 `[N, D]`, of every contents once."""
+        rows: dict[str, FloatArray] = {}
+        for batch in self._table.search().select(["sha256", "embedding"]).to_batches():
+            vectors = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
+            hashes = batch.column("sha256").to_pylist()
+            rows |= zip(hashes, vectors.reshape(len(hashes), -1), strict=True)
+        return list(rows), np.array([*rows.values()], np.float32).reshape(len(rows), self.embedding_dim)
+
     def write(self, new: Sequence[Row], changed: Sequence[Row]) -> None:
         """Adds rows of new paths and replaces those of changed ones; each in one step, or not at all.
 
@@ -224,6 +233,8 @@ class PictureTable:
                 texts = pa.array([folded(path) for path in missing.to_pylist()])
                 filled = pa.table({"path": missing, "folded_path": texts})
                 self._table.merge_insert("path").when_matched_update_all().execute(filled)
+                # An ANN index knows none of these rows any more.
+                self.maintain()
 
     @property
     def can_filter_paths(self) -> bool:
@@ -239,13 +250,18 @@ class PictureTable:
         with _storage_errors(self.folder):
             # Joined first: an index that is there already would have to follow the rows to their new places.
             self._table.optimize(cleanup_older_than=KEPT_VERSIONS)
-            if not self.has_index and len(self) >= ANN_ROWS:
-                self.build_index()
+            if len(self) >= ANN_ROWS:
+                self._build_indices()
 
-    def build_index(self) -> None:
-        """Builds the ANN index."""
-        config = IvfRq(distance_type="cosine", num_bits=CODE_BITS)
-        self._table.create_index("embedding", config=config, name=INDEX)
+    def _build_indices(self) -> None:
+        if not self.has_index:
+            config = IvfRq(distance_type="cosine", num_bits=CODE_BITS)
+            self._table.create_index("embedding", config=config, name=INDEX)
+        indexed = {column for index in self._table.list_indices() for column in index.columns}
+        # By these the copies of what was found are looked up.
+        for column in ("path", "sha256"):
+            if column not in indexed:
+                self._table.create_index(column, config=BTree())
 
     @property
     def has_index(self) -> bool:
@@ -310,7 +326,7 @@ class PictureTable:
             asked *= 2
         found = sorted(best.values(), key=lambda hit: (-hit.score, hit.path))[:limit]
         files = self._files([hit.sha256 for hit in found], condition)
-        thumbnails = self._thumbnails(paths[0] for paths in files.values())
+        thumbnails = self.thumbnails(paths[0] for paths in files.values())
         # Rows may go between these reads, while an indexer writes.
         grouped = [
             replace(hit, path=paths[0], thumbnail=thumbnails[paths[0]], copies=tuple(paths[1:]))
@@ -328,7 +344,8 @@ class PictureTable:
                 files.setdefault(row["sha256"], []).append(row["path"])
         return {sha256: sorted(paths) for sha256, paths in files.items()}
 
-    def _thumbnails(self, paths: Iterable[str]) -> dict[str, bytes]:
+    def thumbnails(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """The thumbnails of those of some paths that have a row."""
         found = {}
         for named in _conditions("path", paths):
             for row in self._table.search().where(named).select(["path", "thumbnail"]).to_arrow().to_pylist():
@@ -372,7 +389,7 @@ class PictureTable:
         rows = query.to_arrow().sort_by([("mtime_ns", "descending"), ("path", "ascending")])
         paths = rows["path"].slice(0, limit).to_pylist()
         # Only theirs are read: those of all rows are a gigabyte for every 100,000.
-        thumbnails = self._thumbnails(paths)
+        thumbnails = self.thumbnails(paths)
         return [(path, thumbnails[path]) for path in paths if path in thumbnails]
 
     def _batch(self, rows: Sequence[Row]) -> pa.Table:

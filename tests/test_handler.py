@@ -592,8 +592,11 @@ def test_cached_texts_are_those_of_the_encoder(
 
 
 def test_image_embedder_keeps_limits(image_encoder: TracedImageEncoder) -> None:
-    embed = ImageEmbedder(image_encoder, Settings(images=ImageLimits(max_pixels=90 * 67)))
-    results = embed([PICTURES[0], PICTURES[1], PICTURES[2]])
+    embed = ImageEmbedder(image_encoder, Settings(images=ImageLimits(max_memory=9 * 90 * 67)))
+    buffer = io.BytesIO()
+    # No JPEG, which would be decoded at half its size.
+    Image.new("RGB", (160, 120)).save(buffer, "PNG")
+    results = embed([PICTURES[0], buffer.getvalue(), PICTURES[2]])
     assert [getattr(r, "code", "ok") for r in results] == ["ok", "image_too_large", "ok"]
 
 
@@ -620,8 +623,9 @@ def test_image_embedder_keeps_no_picture_that_it_could_not_decode(image_encoder:
 def test_settings() -> None:
     assert Settings.from_mapping({}) == Settings()
     section = {
-        "threads": 2, "max_batch": 8, "max_seconds": 9, "cached_texts": 5, "max_bytes": 7, "max_pixels": 8,
-        "max_scans": 4, "formats": ["PNG"], "max_items": 1, "max_texts": 2, "max_characters": 3,
+        "threads": 2, "max_batch": 8, "max_seconds": 9, "cached_texts": 5, "max_bytes": 7, "max_memory": 8,
+        "max_scans": 4, "max_structures": 6, "color": "ignore",
+        "formats": ["PNG"], "max_items": 1, "max_texts": 2, "max_characters": 3,
         "draft_factor": 0, "max_aspect_ratio": 9,
     }  # fmt: skip
     assert Settings.from_mapping(section) == Settings(
@@ -630,7 +634,10 @@ def test_settings() -> None:
         max_seconds=9,
         cached_texts=5,
         draft_factor=0,
-        images=ImageLimits(max_bytes=7, max_pixels=8, max_aspect_ratio=9, max_scans=4, formats=("PNG",)),
+        color="ignore",
+        images=ImageLimits(
+            max_bytes=7, max_memory=8, max_aspect_ratio=9, max_scans=4, max_structures=6, formats=("PNG",)
+        ),
         requests=RequestLimits(max_items=1, max_texts=2, max_characters=3),
     )
 
@@ -653,6 +660,12 @@ def test_settings_that_are_no_number(key: str, value: Any) -> None:
 def test_a_draft_factor_below_0() -> None:
     with pytest.raises(SpecError, match="draft_factor: -1, should be a whole number >= 0"):
         Settings.from_mapping({"draft_factor": -1})
+
+
+@pytest.mark.parametrize("value", ["sRGB", "", None, 1, ["srgb"]], ids=str)
+def test_colors_that_are_no_choice(value: Any) -> None:
+    with pytest.raises(SpecError, match=r"color: .*one of srgb, ignore"):
+        Settings.from_mapping({"color": value})
 
 
 @pytest.mark.parametrize("value", ["JPEG", [], None, ["JPG"], [5], 5], ids=str)

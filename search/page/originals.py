@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from PIL import Image
 
 from clipserve.errors import RequestError
-from clipserve.images import ImageLimits, decode_image
+from clipserve.images import FORMATS, ImageLimits, decode_image
 from search.errors import SearchError
 from search.files import FoundFile, read_contents
 from search.paths import printable, text_to_path
 from search.table import PictureTable
 
-# What browsers show, by Pillow's name of the format; a picture of another is sent as a JPEG. An MPO is a JPEG
-# with others behind it.
+# What browsers show, by the name of the format; a picture of another is sent as a JPEG.
 SHOWN_FORMATS = {
     "JPEG": "image/jpeg",
-    "MPO": "image/jpeg",
     "PNG": "image/png",
     "WEBP": "image/webp",
     "GIF": "image/gif",
@@ -81,7 +79,7 @@ def read_original(table: PictureTable, path: str, limits: ImageLimits) -> Origin
     except OSError as error:
         raise NotServedError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
     try:
-        media_type = SHOWN_FORMATS.get(_format(contents.data, limits))
+        media_type = _shown_as(contents.data)
         if media_type is not None:
             return Original(contents.data, media_type, contents.sha256)
         stream = io.BytesIO()
@@ -91,10 +89,14 @@ def read_original(table: PictureTable, path: str, limits: ImageLimits) -> Origin
     return Original(stream.getvalue(), "image/jpeg", contents.sha256)
 
 
-def _format(data: bytes, limits: ImageLimits) -> str:
-    """Pillow's name of the format, read off the header; empty where the decoder is to say what is wrong."""
-    try:
-        with Image.open(io.BytesIO(data), formats=limits.formats) as image:
-            return image.format or ""
-    except Exception:  # whatever a damaged header makes Pillow stumble over
-        return ""
+def _shown_as(data: bytes) -> str | None:
+    """The media type of a picture that browsers show; None for others, and where its header is damaged."""
+    for name, media_type in SHOWN_FORMATS.items():
+        if FORMATS[name].signature.match(data):
+            try:
+                # Only the header is read.
+                with Image.open(io.BytesIO(data), formats=(name,)):
+                    return media_type
+            except Exception:  # whatever a damaged header makes Pillow stumble over
+                return None
+    return None

@@ -14,6 +14,7 @@ from starlette.datastructures import QueryParams
 
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
+from clipserve.errors import RequestError
 from search.errors import SearchError
 from search.finder import Finder
 from search.table import PictureTable, open_table
@@ -233,5 +234,5 @@ def _thumbnail(data: bytes) -> bytes:
     """The thumbnail of a picture that the server took; empty where none can be made: that stops no search."""
     try:
         return make_thumbnail(data)
-    except Exception:  # whatever a damaged file makes Pillow stumble over
+    except RequestError:  # the server may be set to admit more
         return b""

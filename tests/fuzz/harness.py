@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["clipserve", "PIL"]):
     )
 
 PREPROCESSING = ImagePreprocessing(32, 32, 32, "bicubic", (0.0,) * 3, (1.0,) * 3)
-IMAGES = ImageLimits(max_pixels=1_000_000)  # fuzzing is quick only with small pictures
+IMAGES = ImageLimits(max_memory=8_000_000)  # fuzzing is quick only with small pictures
 REQUESTS = RequestLimits()
 
 
