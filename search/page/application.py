@@ -301,7 +301,7 @@ def serve_page(connect: Callable[[], Client], folder: Path, port: int) -> None:
                 application(Page(connect, folder)),
                 # What is searched for is nobody else's business: no log of requests.
                 access_log=False,
-                log_level="warning",
+                log_level="error",
                 lifespan="off",
                 ws="none",
                 http="h11",
