@@ -74,6 +74,10 @@ export: setup $(if $(filter onnx,$(value FORMAT)),$(VENV)/.onnx-stamp) ## MODEL=
 verify: setup $(if $(wildcard model_store/*.onnx),$(VENV)/.onnx-stamp) ## compare what lies in model_store/, of all formats, with its checkpoints again
 	@$(RUN) -m export_scripts.verify $(call GIVEN,MODEL,--model) $(call GIVEN,TEXT_MODEL,--text-model)
 
+.PHONY: known-answers
+known-answers: $(VENV)/.dev-stamp ## published weights against numbers that others published; IMAGE=two_dogs_in_snow.jpg
+	@$(RUN) -m export_scripts.known_answers $(call GIVEN,IMAGE,--image)
+
 .PHONY: archive
 archive: setup ## package the encoders of model_store/ into .mar archives (MODEL=… where it holds several)
 	@$(RUN) -m export_scripts.archive $(call GIVEN,MODEL,--model)
@@ -280,7 +284,8 @@ $(SCALE_VENV)/.dev-stamp: requirements/scale-dev.lock $(SCALE_VENV)/.run-stamp
 
 .PHONY: serve-ray
 serve-ray: $(SCALE_VENV)/.run-stamp ## STORE=… PORT=8000 DEVICE=cpu|cuda: the same endpoints, and OpenAI's, on Ray Serve; Ctrl-C stops it
-	@$(SCALE) -m scale.serve_app --store=$(call VALUE,STORE) $(call GIVEN,PORT,--port) $(call GIVEN,DEVICE,--device)
+	@$(SCALE) -m scale.serve_app --store=$(call VALUE,STORE) $(call GIVEN,PORT,--port) $(call GIVEN,DEVICE,--device) \
+		$(call GIVEN,MODEL,--model)
 
 .PHONY: test-serve-ray
 test-serve-ray: $(VENV)/.dev-stamp $(SCALE_VENV)/.run-stamp ## the tests of HTTP, errors and faults that TorchServe passes, on Ray Serve
@@ -310,6 +315,12 @@ check: $(VENV)/.bench-stamp ## formatting, lint and types
 .PHONY: lock
 lock: $(VENV)/.dev-stamp ## resolve the pinned versions anew
 	@$(RUN) requirements/lock.py
+
+.PHONY: sbom
+sbom: setup $(UV_VENV)/.stamp ## sbom.json: what .venv holds, as CycloneDX, for a scanner of vulnerabilities
+	@$(UV_VENV)/bin/uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py environment --output-reproducible \
+		--short-PURLs --of JSON -o sbom.json $(RUN)
+	@echo "sbom.json"
 
 .PHONY: clean
 clean: ## remove what was built (not .venv, not the exported encoders)

@@ -56,18 +56,19 @@ class Finder:
         self._min_score = min_score
         self._condition = path_condition(path) if path else None
 
-    def by_texts(self, texts: Sequence[str]) -> list[Found]:
+    def by_texts(self, texts: Sequence[str] | str) -> list[Found]:
         """An answer for each text; errors as of `embed_texts`."""
-        embeddings = self.embed_texts(texts)
+        listed = _listed(texts)
+        embeddings = self.embed_texts(listed)
         return [
-            Found(text, self.nearest(embedding)) for text, embedding in zip(texts, embeddings, strict=True)
+            Found(text, self.nearest(embedding)) for text, embedding in zip(listed, embeddings, strict=True)
         ]
 
     def by_image(self, image: Path) -> Found:
         """An answer for a picture; errors as of `embed_image`, and OSError where it cannot be read."""
         return Found(str(image), self.nearest(self.embed_image(image.read_bytes())))
 
-    def embed_texts(self, texts: Sequence[str]) -> FloatArray:
+    def embed_texts(self, texts: Sequence[str] | str) -> FloatArray:
         """Embeddings of texts, as `search.queries.normalized` writes them: float32 `[N, D]`.
 
         Raises:
@@ -76,7 +77,7 @@ class Finder:
             RequestError: a text is wrong.
         """
         with self._checked_space():
-            return self._client.embed_texts([normalized(text) for text in texts])
+            return self._client.embed_texts([normalized(text) for text in _listed(texts)])
 
     def embed_image(self, data: bytes) -> FloatArray:
         """The embedding of a picture, given as a file's bytes: float32 `[D]`; errors as of `embed_texts`."""
@@ -99,3 +100,8 @@ class Finder:
         except SpaceError as error:
             check_space(self._table, error.space_id)
             raise
+
+
+def _listed(texts: Sequence[str] | str) -> Sequence[str]:
+    """A text alone is a list of one: a string is a sequence, too, of its letters."""
+    return [texts] if isinstance(texts, str) else texts

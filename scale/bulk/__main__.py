@@ -16,8 +16,8 @@ from clipserve.encoder import choose_variant
 from clipserve.encoder_spec import read_spec
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
+from clipserve.store import Store
 from scale.bulk.cluster import connect
-from scale.bulk.errors import BulkError
 from scale.bulk.sources import find_source
 
 TABLE = Path(".search/pictures")
@@ -92,9 +92,8 @@ def _encoder(arguments: argparse.Namespace) -> Path:
     if arguments.encoder is not None:
         return Path(arguments.encoder).absolute()
     store: Path = arguments.store
-    images = {spec.model_id for spec in map(read_spec, store.glob("*.pt")) if spec.modality == "image"}
-    if len(images) > 1:
-        raise BulkError(f"{store}: encoders of {', '.join(sorted(images))}; name a file: --encoder FILE.pt")
+    # Names the models where there are several.
+    Store.read(store).model(None, "--encoder FILE.pt")
     return choose_variant(store, "image", torch.device(arguments.device)).absolute()
 
 
