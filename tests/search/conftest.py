@@ -1,6 +1,6 @@
 """Fixtures of the search tests: one real TorchServe, in its own environment, serving a tiny pair.
 
-These tests run in `.venv-search` (`make test-search`), which has LanceDB, Gradio and Playwright but no
+These tests run in `.venv-search` (`make test-search`), which has LanceDB, Starlette and Playwright but no
 PyTorch; elsewhere they are not collected.
 """
 
