@@ -140,8 +140,8 @@ fuzz: $(VENV)/.dev-stamp ## 50,000 damaged requests among good ones, and MINUTES
 	@$(RUN) -m pytest tests/fuzz --fuzz-seconds $$(( 60 * GIVEN_MINUTES )) -q
 
 .PHONY: probe
-probe: setup ## /ready and /live on port 8083 for load balancers and Kubernetes, no token needed
-	@$(RUN) -m serving probe
+probe: setup ## /ready and /live on PORT=8083 for load balancers and Kubernetes, no token needed
+	@$(RUN) -m serving probe $(call GIVEN,PORT,--port)
 
 .PHONY: test-reliability
 test-reliability: $(VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## all of these, sized for CI: minutes
