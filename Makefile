@@ -153,8 +153,8 @@ largest: $(VENV)/.dev-stamp ## the largest pictures of every format, 16 at once;
 	@$(RUN) -m reliability largest $(TARGET)
 
 .PHONY: probe
-probe: setup ## /ready and /live on port 8083 for load balancers and Kubernetes, no token needed
-	@$(RUN) -m serving probe
+probe: setup ## /ready and /live on PORT=8083 for load balancers and Kubernetes, no token needed
+	@$(RUN) -m serving probe $(call GIVEN,PORT,--port)
 
 .PHONY: test-reliability
 test-reliability: $(VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## all of these, sized for CI: minutes
