@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# `make export archive serve` is an order, also where MAKEFLAGS has -j.
+.NOTPARALLEL:
 
 PYTHON ?= python3
 MODEL ?= clip-ViT-B-32
@@ -15,8 +17,34 @@ TEXTS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
-# Without a value on the command line (or in the environment) the programs' own defaults hold.
-GIVEN = $(if $(filter-out file default undefined,$(origin $(1))),$(2) "$($(1))")
+
+# What a user may hand in. Values reach the recipes as variables of the environment, just as they were typed: make
+# would expand a $, and the shell quotes and backticks, if a recipe named them itself.
+ARGUMENTS := BENCH_STORE CAPTIONS COLUMN DEVICE ENCODER EXCLUDE FORGET FORMAT IMAGE IMAGES JSON KIND LIMIT MIN_SCORE \
+	MINUTES MODEL PART PORT PRECISION RAY REQUESTS ROUNDS ROWS SECONDS SHEET STORE TABLE TEXT TEXT_MODEL TEXTS
+unexport $(ARGUMENTS)
+$(foreach name,$(ARGUMENTS),$(eval export GIVEN_$(name) = $$(value $(name))))
+# One of them as a word of the shell; no shell expands a ~ within quotes.
+VALUE = "$${GIVEN_$(1)/\#\~\//$$HOME/}"
+# An option with its value; without a value on the command line (or in the environment) the program's default holds.
+GIVEN = $(if $(filter-out file default undefined,$(origin $(1))),$(2)=$(call VALUE,$(1)))
+# Says what is missing, and how it is written.
+NEEDED = test -n $(call VALUE,$(1)) || { echo "make $@: $(1) is missing: make $@ $(1)=$(2)" >&2; exit 2; }
+
+# The one way into every environment: $(call INTO,environment,lock file,what it holds,further options)
+UV_VENV := .venv-uv
+INSTALLER := requirements/install.py $(UV_VENV)/.stamp
+INTO = $(UV_VENV)/bin/python requirements/install.py $(1) $(2) --what "$(3)" --python "$(PYTHON)" \
+	--device $(call VALUE,DEVICE) $(4)
+define INSTALL
+	@$(call INTO,$(1),$(2),$(3),$(4))
+	@touch $@
+endef
+
+$(UV_VENV)/.stamp: requirements/uv.lock
+	@$(PYTHON) -m venv --clear $(UV_VENV) || { rm -rf $(UV_VENV); echo "$(PYTHON) -m venv failed; name another Python (make PYTHON=python3.12 …), or on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(UV_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $<
+	@touch $@
 
 DEMO_STORE := model_store/demo
 DEMO_FILES := $(wildcard demo/checkpoint/*/* demo/checkpoint/*/*/*)
@@ -37,9 +65,9 @@ demo: $(DEMO_STORE)/clip_similarity.mar ## set up, export the bundled checkpoint
 ##@ export and serve
 
 .PHONY: export
-export: setup $(if $(filter onnx,$(FORMAT)),$(VENV)/.onnx-stamp) ## MODEL=demo|hub name|folder TEXT_MODEL=… DEVICE PRECISION FORMAT=torchscript|djl|aoti|onnx
-	@$(RUN) -m export_scripts.export --model "$(MODEL)" --device "$(DEVICE)" --precision "$(PRECISION)" \
-		--format "$(FORMAT)" $(call GIVEN,TEXT_MODEL,--text-model)
+export: setup $(if $(filter onnx,$(value FORMAT)),$(VENV)/.onnx-stamp) ## MODEL=demo|hub name|folder TEXT_MODEL=… DEVICE PRECISION FORMAT=torchscript|djl|aoti|onnx
+	@$(RUN) -m export_scripts.export --model=$(call VALUE,MODEL) --device=$(call VALUE,DEVICE) \
+		--precision=$(call VALUE,PRECISION) --format=$(call VALUE,FORMAT) $(call GIVEN,TEXT_MODEL,--text-model)
 
 .PHONY: verify
 verify: setup $(if $(wildcard model_store/*.onnx),$(VENV)/.onnx-stamp) ## compare what lies in model_store/, of all formats, with its checkpoints again
@@ -51,12 +79,14 @@ archive: setup ## package the encoders of model_store/ into .mar archives (MODEL
 
 .PHONY: triton
 triton: setup ## a model repository for NVIDIA's Triton, in model_store/triton/ (MODEL=… DEVICE=… PRECISION=…)
-	@$(RUN) -m export_scripts.triton --store model_store --output model_store/triton --device "$(DEVICE)" \
+	@$(RUN) -m export_scripts.triton --store model_store --output model_store/triton \
+		--device=$(call VALUE,DEVICE) \
 		$(call GIVEN,MODEL,--model) $(call GIVEN,PRECISION,--precision)
 
 .PHONY: tune
 tune: setup ## MODEL=… : time precisions, workers x threads and batches on this machine; archives with the best
-	@$(RUN) -m export_scripts.tune --model "$(MODEL)" --device "$(DEVICE)" $(call GIVEN,TEXT_MODEL,--text-model)
+	@$(RUN) -m export_scripts.tune --model=$(call VALUE,MODEL) --device=$(call VALUE,DEVICE) \
+		$(call GIVEN,TEXT_MODEL,--text-model)
 
 .PHONY: serve
 serve: setup ## start TorchServe on the archives; prints URL, token and three curl lines
@@ -94,7 +124,7 @@ STORE ?= model_store
 MINUTES ?= 30
 REQUESTS ?=
 # RUNNING=1: the server that 'make serve' started, instead of one of its own on free ports.
-TARGET = $(if $(RUNNING),--running,--store "$(STORE)")
+TARGET = $(if $(value RUNNING),--running,--store=$(call VALUE,STORE))
 
 .PHONY: chaos
 chaos: setup ## STORE=… or RUNNING=1: kill, stop, flood, starve and restart the deployment; a scorecard
@@ -102,12 +132,12 @@ chaos: setup ## STORE=… or RUNNING=1: kill, stop, flood, starve and restart th
 
 .PHONY: soak
 soak: setup ## MINUTES=30: ordinary work with 2 % bad input; watches answers and memory
-	@$(RUN) -m reliability soak $(TARGET) --minutes "$(MINUTES)"
+	@$(RUN) -m reliability soak $(TARGET) --minutes=$(call VALUE,MINUTES)
 
 .PHONY: fuzz
 fuzz: $(VENV)/.dev-stamp ## 50,000 damaged requests among good ones, and MINUTES of coverage-guided fuzzing
 	@$(RUN) -m reliability fuzz $(TARGET) $(call GIVEN,REQUESTS,--requests)
-	@$(RUN) -m pytest tests/fuzz --fuzz-seconds $$(( 60 * $(MINUTES) )) -q
+	@$(RUN) -m pytest tests/fuzz --fuzz-seconds $$(( 60 * GIVEN_MINUTES )) -q
 
 .PHONY: largest
 largest: $(VENV)/.dev-stamp ## the largest pictures of every format, 16 at once; watches memory
@@ -128,19 +158,18 @@ test-reliability: $(VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## all of
 
 SEARCH_VENV := .venv-search
 SEARCH := $(SEARCH_VENV)/bin/python
-# The same pinned installation, into the other environment.
-INSTALL_SEARCH = $(subst $(RUN),$(SEARCH),$(call INSTALL,$(1)))
 TABLE_GIVEN = $(call GIVEN,TABLE,--table)
 
 .PHONY: index
 index: $(SEARCH_VENV)/.run-stamp ## IMAGES=folder TABLE=…: put its pictures into the table, through the running server
-	@$(SEARCH) -m search index "$(IMAGES)" $(TABLE_GIVEN)
+	@$(call NEEDED,IMAGES,~/Pictures)
+	@$(SEARCH) -m search index $(TABLE_GIVEN) -- $(call VALUE,IMAGES)
 
 .PHONY: search
 search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban" | IMAGE=photo.jpg | CAPTIONS=file; LIMIT MIN_SCORE PART SHEET JSON=1
 	@$(SEARCH) -m search search $(call GIVEN,TEXT,--text) $(call GIVEN,IMAGE,--image) \
 		$(call GIVEN,CAPTIONS,--captions) $(call GIVEN,LIMIT,--limit) $(call GIVEN,MIN_SCORE,--min-score) \
-		$(call GIVEN,PART,--path) $(call GIVEN,SHEET,--sheet) $(if $(JSON),--json) $(TABLE_GIVEN)
+		$(call GIVEN,PART,--path) $(call GIVEN,SHEET,--sheet) $(if $(value JSON),--json) $(TABLE_GIVEN)
 
 .PHONY: ui
 ui: $(SEARCH_VENV)/.run-stamp ## the page on 127.0.0.1: search and comparison in a browser (PORT=7860)
@@ -164,17 +193,11 @@ test-search-full: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp ## 2,000 pictures
 bench-search: $(SEARCH_VENV)/.run-stamp ## ROWS=100000 KIND=clustered|uniform: latency, recall, size and memory
 	@$(SEARCH) -m search.benchmark $(call GIVEN,ROWS,--rows) $(call GIVEN,KIND,--kind)
 
-$(SEARCH):
-	@$(PYTHON) -m venv $(SEARCH_VENV) || { rm -rf $(SEARCH_VENV); exit 1; }
-
-$(SEARCH_VENV)/.run-stamp: requirements/search.lock | $(SEARCH)
-	@echo "installing the search room's packages into $(SEARCH_VENV)"
-	@$(call INSTALL_SEARCH,requirements/search.lock)
-	@touch $@
+$(SEARCH_VENV)/.run-stamp: requirements/search.lock $(INSTALLER)
+	$(call INSTALL,$(SEARCH_VENV),requirements/search.lock,the search room's packages)
 
 $(SEARCH_VENV)/.dev-stamp: requirements/search-dev.lock $(SEARCH_VENV)/.run-stamp
-	@$(call INSTALL_SEARCH,requirements/search-dev.lock)
-	@touch $@
+	$(call INSTALL,$(SEARCH_VENV),requirements/search-dev.lock,its tests' packages)
 
 ##@ old readers
 
@@ -185,16 +208,9 @@ OLD_TORCH := $(OLD_TORCH_VENV)/bin/python
 test-old-torch: $(VENV)/.dev-stamp $(OLD_TORCH_VENV)/.run-stamp ## today's encoder files in PyTorch 2.0, the oldest that opens them
 	@$(RUN) -m pytest tests/old_torch $(PYTEST_ARGS)
 
-$(OLD_TORCH):
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 10), (3, 11)) else f"Python {v[0]}.{v[1]}: PyTorch 2.0 is for 3.10 and 3.11; name one: make test-old-torch PYTHON=python3.11")'
-	@$(PYTHON) -m venv $(OLD_TORCH_VENV) || { rm -rf $(OLD_TORCH_VENV); exit 1; }
-
-$(OLD_TORCH_VENV)/.run-stamp: requirements/old-torch.lock requirements/old-torch.txt tests/old_torch/stand_ins.py | $(OLD_TORCH)
-	@echo "installing an old PyTorch into $(OLD_TORCH_VENV): 620 MB"
-	@$(subst $(RUN),$(OLD_TORCH),$(call INSTALL,requirements/old-torch.lock))
-	@$(OLD_TORCH) -m pip install --quiet --disable-pip-version-check --no-deps $$(cat requirements/old-torch.txt)
-	@$(OLD_TORCH) tests/old_torch/stand_ins.py
-	@touch $@
+$(OLD_TORCH_VENV)/.run-stamp: requirements/old-torch.lock requirements/old-torch.txt tests/old_torch/stand_ins.py $(INSTALLER)
+	$(call INSTALL,$(OLD_TORCH_VENV),requirements/old-torch.lock,an old PyTorch (620 MB to fetch),--newest 3.11 --without-needs requirements/old-torch.txt)
+	@$(OLD_TORCH) tests/old_torch/stand_ins.py || { rm $@; exit 1; }
 
 ##@ benchmarks
 
@@ -218,28 +234,21 @@ bench-report: $(VENV)/.bench-stamp ## docs/benchmarks.md and its plots from benc
 	@$(RUN) -m benchmarks.compare --report
 
 $(VENV)/.bench-stamp: requirements/bench.lock $(VENV)/.dev-stamp
-	@$(call INSTALL,requirements/bench.lock)
-	@touch $@
+	$(call INSTALL,$(VENV),requirements/bench.lock,the benchmark's packages)
 
-$(INFINITY):
-	@$(PYTHON) -m venv $(INFINITY_VENV) || { rm -rf $(INFINITY_VENV); exit 1; }
-
-$(INFINITY_VENV)/.run-stamp: requirements/infinity.lock requirements/torch.txt | $(INFINITY)
-	@echo "installing infinity-emb, a peer of the benchmark, into $(INFINITY_VENV)"
-	@$(subst $(RUN),$(INFINITY),$(call INSTALL,requirements/infinity.lock))
-	@$(INFINITY) -m pip install --quiet --disable-pip-version-check $$(cat requirements/torch.txt)
-	@touch $@
+$(INFINITY_VENV)/.run-stamp: requirements/infinity.lock requirements/torch.txt $(INSTALLER)
+	$(call INSTALL,$(INFINITY_VENV),requirements/infinity.lock,infinity-emb a peer of the benchmark,--newest 3.13 --torch requirements/torch.txt)
 
 ##@ scale
 
 SCALE_VENV := .venv-scale
 SCALE := $(SCALE_VENV)/bin/python
-INSTALL_SCALE = $(subst $(RUN),$(SCALE),$(call INSTALL,$(1)))
 
 .PHONY: bulk
 bulk: $(SCALE_VENV)/.run-stamp ## IMAGES=folder|file.parquet|shard.tar TABLE=… RAY=host:port ENCODER=file.pt: embed a collection
-	@$(SCALE) -m scale.bulk "$(IMAGES)" $(TABLE_GIVEN) $(call GIVEN,RAY,--ray-address) \
-		$(call GIVEN,ENCODER,--encoder) $(call GIVEN,COLUMN,--column) $(BULK_ARGS)
+	@$(call NEEDED,IMAGES,/data/pictures)
+	@$(SCALE) -m scale.bulk $(TABLE_GIVEN) $(call GIVEN,RAY,--ray-address) \
+		$(call GIVEN,ENCODER,--encoder) $(call GIVEN,COLUMN,--column) $(BULK_ARGS) -- $(call VALUE,IMAGES)
 
 .PHONY: test-scale
 test-scale: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## types and tests of scale/, on clusters of two nodes here
@@ -254,24 +263,17 @@ test-scale-full: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp $(DEMO_STORE)/clip_
 bench-bulk: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp ## the bulk job beside plain processes on the same cores: minutes
 	@$(SCALE) -m benchmarks.bulk
 
-$(SCALE):
-	@$(PYTHON) -m venv $(SCALE_VENV) || { rm -rf $(SCALE_VENV); exit 1; }
-
-$(SCALE_VENV)/.run-stamp: requirements/scale.lock requirements/torch.txt | $(SCALE)
-	@echo "installing the scale room's packages into $(SCALE_VENV) (Ray and torch are large: minutes)"
-	@$(call INSTALL_SCALE,requirements/scale.lock)
-	@$(SCALE) -m pip install --quiet --disable-pip-version-check $$(cat requirements/torch.txt)
-	@touch $@
+$(SCALE_VENV)/.run-stamp: requirements/scale.lock requirements/torch.txt $(INSTALLER)
+	$(call INSTALL,$(SCALE_VENV),requirements/scale.lock,Ray and the scale room's packages,--torch requirements/torch.txt)
 
 $(SCALE_VENV)/.dev-stamp: requirements/scale-dev.lock $(SCALE_VENV)/.run-stamp
-	@$(call INSTALL_SCALE,requirements/scale-dev.lock)
-	@touch $@
+	$(call INSTALL,$(SCALE_VENV),requirements/scale-dev.lock,its tests' packages)
 
 ##@ Ray Serve
 
 .PHONY: serve-ray
 serve-ray: $(SCALE_VENV)/.run-stamp ## STORE=… PORT=8000 DEVICE=cpu|cuda: the same endpoints, and OpenAI's, on Ray Serve; Ctrl-C stops it
-	@$(SCALE) -m scale.serve_app --store "$(STORE)" $(call GIVEN,PORT,--port) $(call GIVEN,DEVICE,--device)
+	@$(SCALE) -m scale.serve_app --store=$(call VALUE,STORE) $(call GIVEN,PORT,--port) $(call GIVEN,DEVICE,--device)
 
 .PHONY: test-serve-ray
 test-serve-ray: $(VENV)/.dev-stamp $(SCALE_VENV)/.run-stamp ## the tests of HTTP, errors and faults that TorchServe passes, on Ray Serve
@@ -306,32 +308,15 @@ lock: $(VENV)/.dev-stamp ## resolve the pinned versions anew
 clean: ## remove what was built (not .venv, not the exported encoders)
 	@rm -rf $(DEMO_STORE) .mypy_cache .ruff_cache .pytest_cache .hypothesis logs
 
-# Everything but torch is pinned by hash. torch is pinned by version: its CPU and CUDA builds have other hashes.
-define INSTALL
-	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(1)
-endef
-
-$(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else f"Python {v[0]}.{v[1]}: clipserve needs 3.10 to 3.13; name one: make PYTHON=python3.12 …")'
-	@echo "creating $(VENV)"
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-
-$(VENV)/.run-stamp: requirements/run.lock requirements/java.lock | $(VENV)/bin/python
-	@echo "installing pinned packages (torch is large: minutes)"
-	@$(call INSTALL,requirements/run.lock)
-	@$(RUN) -m pip install --quiet --disable-pip-version-check $$(cat requirements/torch.txt)
-	@$(RUN) -m serving.java >/dev/null 2>&1 || { echo "no Java 17 or later on PATH: installing one into $(VENV)"; $(call INSTALL,requirements/java.lock); }
-	@touch $@
+$(VENV)/.run-stamp: requirements/run.lock requirements/java.lock requirements/torch.txt $(INSTALLER)
+	$(call INSTALL,$(VENV),requirements/run.lock,transformers and TorchServe and what they need,--torch requirements/torch.txt)
+	@$(RUN) -m serving.java >/dev/null 2>&1 || $(call INTO,$(VENV),requirements/java.lock,a Java as none of version 17 or later is on PATH) || { rm $@; exit 1; }
 
 $(VENV)/.onnx-stamp: requirements/onnx.lock $(VENV)/.run-stamp
-	@echo "installing ONNX's packages"
-	@$(call INSTALL,requirements/onnx.lock)
-	@touch $@
+	$(call INSTALL,$(VENV),requirements/onnx.lock,ONNX's packages)
 
 $(VENV)/.dev-stamp: requirements/dev.lock $(VENV)/.onnx-stamp
-	@echo "installing the tests' packages"
-	@$(call INSTALL,requirements/dev.lock)
-	@touch $@
+	$(call INSTALL,$(VENV),requirements/dev.lock,the tests' packages)
 
 $(DEMO_STORE)/clip_similarity.mar: $(DEMO_FILES) $(EXPORT_CODE) $(wildcard handlers/*) | $(VENV)/.run-stamp
 	@rm -rf $(DEMO_STORE)

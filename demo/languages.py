@@ -33,6 +33,9 @@ EXAMPLE_PICTURES = ("two-dogs-in-the-snow.jpg", "a-cat-on-a-table.jpg", "london-
 
 POOL_SIZE = 200
 PICTURE_SIZE = (320, 240)  # pixels
+
+# Of even lightness from worst to best, so that it is read without telling red from green.
+HEAT_MAP_COLOURS = "cividis"
 # Training draws from seeds below this one; those above are fresh.
 FIRST_FRESH_SEED = 1 << 48
 
@@ -205,7 +208,7 @@ def write_heat_map(results: dict[str, LanguageResult], scenes: Sequence[Scene], 
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(11, 12), layout="constrained")
-    drawn = axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    drawn = axes.imshow(values, vmin=0, vmax=1, cmap=HEAT_MAP_COLOURS, aspect="auto")
     axes.set_xticks(range(len(groups)), [name for name, _ in groups], rotation=60, ha="right")
     axes.set_yticks(range(len(results)), [result.name for result in results.values()])
     for border in (len(THINGS), len(THINGS) + len(COUNTS)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 
 # Before transformers is imported: no test asks the hub for anything, and none draws progress bars.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -37,9 +36,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # The models are tiny: more threads cost more than they bring.
     torch.set_num_threads(1)
-    # A shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ from clipserve.errors import ExportError
 from export_scripts import tune
 from export_scripts.archive import TUNED_FILE, Tuned, build_archives, write_tuned
 from export_scripts.checkpoints import CheckpointPair
-from export_scripts.tune import Timing, choose, export_candidates, layouts, time_file
+from export_scripts.tune import Timing, choose, export_candidates, layouts, plot, time_file
 
 NATIVE = ["fp32", "bf16"] if cpu_has_native_bf16() else ["fp32"]
 TIMING = Timing("a.pt", "image", "fp32", 1.0, 2, 1, 1, 0.0)
@@ -87,6 +87,40 @@ def test_more_workers_unless_threads_gain_much() -> None:
     assert choose(fast) == fast[1]
     far = [timing(1, 4, 16, 10), timing(1, 4, 8, 9.8), timing(2, 2, 8, 8), timing(4, 1, 8, 7.9)]
     assert choose(far) == timing(1, 4, 8, 9.8)
+
+
+def test_what_is_ringed_is_inside_its_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CASES 68: the ring was cut, its label stood outside, and another point stood above it."""
+    from matplotlib import pyplot as plt
+
+    timings = [
+        replace(TIMING, modality=modality, precision=precision, batch=batch, per_second=speed * batch**0.2)
+        for modality in ("image", "text")
+        for precision, speed in (("fp32", 10.0), ("bf16", 19.0))
+        for batch in (1, 8, 32)
+    ]
+    chosen = [choose([t for t in timings if t.modality == m]) for m in ("image", "text")]
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    plot(timings, chosen, tmp_path / "tuned.png")
+    monkeypatch.undo()
+    (figure,) = drawn
+    for axes, best in zip(figure.axes, chosen, strict=True):
+        outside = figure.bbox
+        texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        for box in (text.get_window_extent() for text in texts):
+            assert outside.contains(box.x0, box.y0)
+            assert outside.contains(box.x1, box.y1)
+        ring = axes.collections[-1]
+        (x, y), radius = ring.get_offsets()[0], (ring.get_sizes()[0] ** 0.5) / 2 * figure.dpi / 72
+        across, up = axes.transData.transform((x, y))
+        assert y == pytest.approx(best.served)
+        assert y == pytest.approx(max(t.served for t in timings if t.modality == best.modality), rel=0.03)
+        assert axes.bbox.y0 <= up - radius
+        assert up + radius <= axes.bbox.y1
+        assert axes.bbox.x0 <= across - radius
+        assert across + radius <= axes.bbox.x1
+    plt.close(figure)
 
 
 def test_layouts_use_all_cores_and_half_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

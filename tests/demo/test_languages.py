@@ -13,6 +13,7 @@ from clipserve.client import Client
 from demo.captions import Vocabulary, load_vocabularies
 from demo.languages import (
     EXAMPLE_PICTURES,
+    HEAT_MAP_COLOURS,
     PICTURES,
     Bounds,
     LanguageResult,
@@ -111,3 +112,13 @@ def test_table_and_heat_map(results: dict[str, LanguageResult], scenes: list[Sce
     ]
     write_heat_map(results, scenes, tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_heat_map_is_read_without_colours() -> None:
+    """CASES 68: red and green of one lightness are one colour to one man in twelve."""
+    import matplotlib as mpl
+
+    rgb = mpl.colormaps[HEAT_MAP_COLOURS](np.linspace(0, 1, 50))[:, :3]
+    # CIE 1931 luminance of linear sRGB (IEC 61966-2-1), gamma as 2.2.
+    luminance = rgb**2.2 @ np.array([0.2126, 0.7152, 0.0722])
+    assert np.diff(luminance).min() > 0
