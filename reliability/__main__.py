@@ -1,4 +1,4 @@
-"""`python -m reliability`: chaos, soak, fuzz, cost, large pictures, on a TorchServe of its own or on yours."""
+"""`python -m reliability`: chaos, soak, fuzz, cost, large pictures; on a TorchServe of its own or yours."""
 
 from __future__ import annotations
 
