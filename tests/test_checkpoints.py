@@ -1250,7 +1250,7 @@ def test_both_ways_to_write_a_hub_name(
         raise ExportError("far enough")
 
     monkeypatch.setattr(loading, "snapshot_download", download)
-    monkeypatch.setattr(export, "export_encoder", stop)
+    monkeypatch.setattr(export, "export_encoders", stop)
     told = []
     for name in ("clip-ViT-B-32", "sentence-transformers/clip-ViT-B-32"):
         with pytest.raises(ExportError, match="far enough"):
@@ -1323,7 +1323,7 @@ def test_doubt_is_printed(
 ) -> None:
     """CASES 13."""
     other = writing.write_clip(tmp_path / "clip", seed=9)
-    monkeypatch.setattr(export, "export_encoder", lambda *arguments, **options: 1 / 0)
+    monkeypatch.setattr(export, "export_encoders", lambda *arguments, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export.export_pair(str(clip_folder), str(other), "cpu", "fp32", tmp_path)
     assert "export: warning: clip was trained beside" in capsys.readouterr().err
