@@ -87,7 +87,7 @@ def _score(fault: Fault, server: Server, questions: Sequence[Question], load: Lo
     back_after = float("inf") if back is None else back - harm.moment
     if not complaint and wrong:
         complaint = f"{wrong} wrong vectors"
-    if not complaint and lost and not fault.stops:
+    if not complaint and lost and not fault.refuses:
         complaint = f"{lost} requests lost although the client retries"
     if not complaint and fault.back_within is not None and back_after > fault.back_within:
         complaint = f"back after {back_after:.1f} s, promised are {fault.back_within:g} s"

@@ -46,13 +46,14 @@ class Fault:
     Attributes:
         title: as the scorecard prints it.
         run: does it; raises `ServerError` where the deployment misbehaves.
-        stops: the server itself goes away, so that callers may be refused meanwhile.
+        refuses: callers may be refused meanwhile, for the server itself goes away, or a worker that is stuck
+            takes `responseTimeout` to fail them, and what took so long the client does not repeat.
         back_within: seconds in which every endpoint must answer again; None where it is only reported.
     """
 
     title: str
     run: Callable[[Server, Sequence[Question]], Harm]
-    stops: bool = False
+    refuses: bool = False
     back_within: float | None = None
 
 
@@ -209,14 +210,14 @@ def terminate(server: Server, questions: Sequence[Question]) -> Harm:
 
 FAULTS = {
     "kill": Fault("kill -9 a worker", kill_worker, back_within=10.0),
-    "stop": Fault("stop (SIGSTOP) a worker", stop_worker),
+    "stop": Fault("stop (SIGSTOP) a worker", stop_worker, refuses=True),
     "queue": Fault("fill the queue", fill_queue),
     "loris": Fault("slow and half-closed callers", slow_loris),
     "leave": Fault("callers leave mid-batch", leave_early),
     "oversize": Fault("oversize bodies", oversize),
     "disk": Fault("disk full while unpacking", disk_full),
-    "restart": Fault("restart under load", restart, stops=True),
-    "term": Fault("SIGTERM under load", terminate, stops=True),
+    "restart": Fault("restart under load", restart, refuses=True),
+    "term": Fault("SIGTERM under load", terminate, refuses=True),
 }
 
 
