@@ -421,7 +421,7 @@ def _over_white(image: Image.Image, transform: ImageCms.ImageCmsTransform | None
     rgb = Image.new("RGB", image.size, WHITE)
     # Grey stays grey until the end: the same numbers, a third less work.
     mode = "LA" if image.mode == "LA" and transform is None else "RGBA"
-    white = WHITE[: len(mode) - 1] + (255,)
+    white = (*WHITE[: len(mode) - 1], 255)
     # Tile by tile: as a whole it would take four bytes a pixel three times over.
     for top in range(0, image.height, TILE):
         for left in range(0, image.width, TILE):
