@@ -10,6 +10,8 @@ with Client() as client:
     answer = client.similarity(["photo.jpg"], ["two dogs in the snow", "a cat on a table"])
     answer.probabilities                                              # float64 [1, 2]
 ```
+
+Elsewhere than in the server's folder, `Client(tokens=Path("/the/servers/folder/key_file.json"))`.
 """
 
 from __future__ import annotations
@@ -46,8 +48,11 @@ BYTES_PER_REQUEST = 16_000_000
 # safe. 4xx are the caller's.
 RETRIED_STATUS = frozenset({500, 503, 507})
 RETRIES_SECONDS = 30.0
-# However long they took: a stuck worker is only replaced after its `responseTimeout`.
+# However long they and the waiting between them took.
 RETRIES_AT_LEAST = 3
+# What took longer is not asked again: the server gave up at its own deadline (`max_seconds` 25,
+# `responseTimeout` 60), and a request that is too much for one worker would end the next one, too.
+RETRY_WITHIN_SECONDS = 20.0
 
 TOKEN_ATTEMPTS = 5
 
@@ -55,8 +60,14 @@ ImageInput = bytes | str | Path
 Matrix = npt.NDArray[np.float64]
 
 
+class MissingKeyFileError(ServerError):
+    """There is no token file where one was looked for."""
+
+
 class KeyFile:
     """TorchServe's token file: read when needed, renewed through the management address on expiry.
+
+    The API key, which never expires, is sent to that address only, through no proxy.
 
     Args:
         path: `key_file.json`, which TorchServe writes into the folder it was started from.
@@ -75,10 +86,11 @@ class KeyFile:
         """
         try:
             key = json.loads(self._read())[kind]["key"]
-        except FileNotFoundError as error:
-            raise ServerError(
-                f"{self._path}: no token file; start the server with 'make serve', or name its key_file.json"
-            ) from error
+        except FileNotFoundError:
+            raise MissingKeyFileError(
+                f"{self._path.absolute()}: no token file; start the server with 'make serve', or name the "
+                "file in the server's folder: Client(tokens=Path('/the/servers/folder/key_file.json'))"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ServerError(f"{self._path}: not TorchServe's token file ({error!r})") from error
         return str(key)
@@ -103,12 +115,12 @@ class KeyFile:
         if current != stale:
             return current
         try:
-            response = httpx.get(
-                f"{self._management_url}/token",
-                params={"type": kind},
-                headers={"Authorization": f"Bearer {self.token('API')}"},
-                timeout=10.0,
-            )
+            with _http_client(10.0) as http:
+                response = http.get(
+                    f"{self._management_url}/token",
+                    params={"type": kind},
+                    headers={"Authorization": f"Bearer {self.token('API')}"},
+                )
         except httpx.HTTPError as error:
             raise ServerError(f"{self._management_url}: tokens cannot be renewed: {error}") from error
         if response.status_code != httpx.codes.OK:
@@ -151,8 +163,10 @@ class Client:
     Args:
         url: inference address.
         management_url: management address, for `wait_ready` and for renewing tokens.
-        tokens: a key file, a fixed inference token, or None for a server that asks for none.
+        tokens: a key file or its path, a fixed inference token, or None for a server that asks for none.
         timeout: seconds that one request may take.
+        proxy: URL of a proxy to go through. The environment's (`HTTP_PROXY` …) are not asked: they would be
+            shown every token and every picture.
 
     A client is safe to use from several threads.
     """
@@ -161,13 +175,14 @@ class Client:
         self,
         url: str = INFERENCE_URL,
         management_url: str = MANAGEMENT_URL,
-        tokens: KeyFile | str | None = None,
+        tokens: KeyFile | Path | str | None = KEY_FILE,
         timeout: float = 100.0,  # more than the archives' responseTimeout
+        proxy: str | None = None,
     ):
         self._url = url.rstrip("/")
         self._management_url = management_url.rstrip("/")
-        self._tokens = tokens if tokens is not None else KeyFile(KEY_FILE, self._management_url)
-        self._http = httpx.Client(timeout=timeout)
+        self._tokens = KeyFile(tokens, self._management_url) if isinstance(tokens, Path) else tokens
+        self._http = _http_client(timeout, proxy)
         self._cached: dict[str, str] = {}
         self._space_id: str | None = None
 
@@ -190,15 +205,15 @@ class Client:
         """From now on, an answer in another embedding space raises `SpaceError`."""
         self._space_id = space_id
 
-    def embed_images(self, images: Sequence[ImageInput]) -> FloatArray:
-        """Embeds pictures, given as encoded bytes or as paths of files: float32 `[N, D]`.
+    def embed_images(self, images: Sequence[ImageInput] | ImageInput) -> FloatArray:
+        """Embeds pictures, encoded bytes or paths of files: float32 `[N, D]`; one alone is a list of one.
 
         Raises:
             RequestError: a picture is wrong; `index` says which.
             ServerError: the server cannot be reached or fails.
             OSError: a file cannot be read.
         """
-        encoded = [_encoded(image) for image in images]
+        encoded = _encoded(images)
         vectors: list[FloatArray] = []
         for start, batch in _batches(encoded):
             items = [{"image": image} for image in batch]
@@ -206,8 +221,8 @@ class Client:
             vectors += self._vectors("clip_image", body, start)
         return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
 
-    def embed_texts(self, texts: Sequence[str]) -> FloatArray:
-        """Embeds texts: float32 `[N, D]`.
+    def embed_texts(self, texts: Sequence[str] | str) -> FloatArray:
+        """Embeds texts: float32 `[N, D]`; one alone is a list of one.
 
         Raises:
             RequestError: a text is wrong; `index` says which.
@@ -215,11 +230,11 @@ class Client:
         """
         return self.embed_texts_with_usage(texts)[0]
 
-    def embed_texts_with_usage(self, texts: Sequence[str]) -> tuple[FloatArray, TextUsage]:
+    def embed_texts_with_usage(self, texts: Sequence[str] | str) -> tuple[FloatArray, TextUsage]:
         """Embeds texts and says what they cost; otherwise as `embed_texts`."""
         vectors: list[FloatArray] = []
         totals = {"prompt_tokens": 0, "truncated": 0, "unknown_tokens": 0}
-        for start, batch in _batches(texts):
+        for start, batch in _batches([texts] if isinstance(texts, str) else texts):
             answer = self._predict("clip_text", {"input": batch, "encoding_format": "base64"}, start)
             vectors += _items(answer, len(batch), start)
             for name in totals:
@@ -229,10 +244,10 @@ class Client:
 
     def similarity(
         self,
-        images: Sequence[ImageInput],
-        texts: Sequence[str] | None = None,
+        images: Sequence[ImageInput] | ImageInput,
+        texts: Sequence[str] | str | None = None,
         *,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str] | str | None = None,
         template: str | None = None,
     ) -> Similarity:
         """Compares pictures with texts, or with labels put into a template such as `a photo of {}`.
@@ -242,10 +257,10 @@ class Client:
             ServerError: the server cannot be reached or fails.
             OSError: a file cannot be read.
         """
-        body: dict[str, Any] = {"images": [_encoded(image) for image in images]}
+        body: dict[str, Any] = {"images": _encoded(images)}
         given = {"texts": texts, "labels": labels, "template": template}
         body |= {
-            name: value if isinstance(value, str) else list(value)
+            name: value if isinstance(value, str) else [*value]
             for name, value in given.items()
             if value is not None
         }
@@ -318,18 +333,29 @@ class Client:
             timeout: seconds.
 
         Raises:
-            ServerError: not ready in time; the message is the last reason.
+            ServerError: not ready in time, the message is the last reason; or, at once, a server answers but
+                its token file is not where it was looked for.
         """
         deadline = time.monotonic() + timeout
         while True:
             try:
                 self.check_ready(endpoints)
             except ClipServeError as error:
+                # A server writes the file before it listens.
+                if isinstance(error, MissingKeyFileError) and self._listens():
+                    raise
                 if time.monotonic() > deadline:
                     raise ServerError(f"not ready after {timeout:g} s: {error}") from error
                 time.sleep(0.25)
             else:
                 return
+
+    def _listens(self) -> bool:
+        try:
+            self._http.get(self._management_url)
+        except httpx.HTTPError:
+            return False
+        return True
 
     def _vectors(self, endpoint: str, body: Mapping[str, Any], start: int) -> list[FloatArray]:
         return _items(self._predict(endpoint, body, start), len(body["input"]), start)
@@ -360,6 +386,8 @@ class Client:
     def _predict(self, endpoint: str, body: Mapping[str, Any], start: int) -> dict[str, Any]:
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
         response = self.post(endpoint, content, "application/json")
+        if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE and not _says_which(response):
+            raise _too_large(body, len(content), start)
         answer = _json_object(response, endpoint)
         if response.status_code == httpx.codes.OK:
             found = str(answer.get("space_id"))
@@ -371,7 +399,11 @@ class Client:
         error = answer.get("error")
         if isinstance(error, dict):
             raise _request_error(error, response.status_code, start)
-        raise ServerError(f"{endpoint}: status {response.status_code}: {answer.get('message', answer)}")
+        reason = f"{endpoint}: status {response.status_code}: {answer.get('message', answer)}"
+        took = response.elapsed.total_seconds()
+        if response.status_code in RETRIED_STATUS and took > RETRY_WITHIN_SECONDS:
+            reason += f" (after {took:.0f} s, so it was not asked again; send fewer items at once)"
+        raise ServerError(reason)
 
     def _management(self, path: str, params: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
         request = httpx.Request("GET", f"{self._management_url}{path}", params=params)
@@ -382,10 +414,17 @@ class Client:
         return answer
 
     def _send(self, kind: str, request: httpx.Request) -> httpx.Response:
+        started = 0.0
+
         @tenacity.retry(
-            retry=tenacity.retry_if_result(lambda response: response.status_code in RETRIED_STATUS)
-            | tenacity.retry_if_exception_type(
-                (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError)
+            retry=tenacity.retry_all(
+                tenacity.retry_any(
+                    tenacity.retry_if_result(lambda response: response.status_code in RETRIED_STATUS),
+                    tenacity.retry_if_exception_type(
+                        (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError)
+                    ),
+                ),
+                lambda _: time.monotonic() - started <= RETRY_WITHIN_SECONDS,
             ),
             stop=tenacity.stop_all(
                 tenacity.stop_after_delay(RETRIES_SECONDS), tenacity.stop_after_attempt(RETRIES_AT_LEAST)
@@ -397,6 +436,8 @@ class Client:
             retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
         )
         def attempt() -> httpx.Response:
+            nonlocal started
+            started = time.monotonic()
             return self._send_with_token(kind, request)
 
         try:
@@ -409,6 +450,8 @@ class Client:
             ) from error
 
     def _send_with_token(self, kind: str, request: httpx.Request) -> httpx.Response:
+        if self._tokens is None:
+            return self._http.send(request)
         if isinstance(self._tokens, str):
             request.headers["Authorization"] = f"Bearer {self._tokens}"
             return self._http.send(request)
@@ -425,9 +468,16 @@ class Client:
         return response
 
 
-def _encoded(image: ImageInput) -> str:
-    data = image if isinstance(image, bytes) else Path(image).read_bytes()
-    return base64.b64encode(data).decode("ascii")
+def _http_client(timeout: float, proxy: str | None = None) -> httpx.Client:
+    # With a transport of its own a client asks the environment for no proxy, yet still for certificates
+    # (SSL_CERT_FILE).
+    return httpx.Client(transport=httpx.HTTPTransport(proxy=proxy), timeout=timeout, trust_env=False)
+
+
+def _encoded(images: Sequence[ImageInput] | ImageInput) -> list[str]:
+    listed = [images] if isinstance(images, bytes | str | Path) else images
+    contents = (image if isinstance(image, bytes) else Path(image).read_bytes() for image in listed)
+    return [base64.b64encode(content).decode("ascii") for content in contents]
 
 
 def _batches(items: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
@@ -459,6 +509,27 @@ def _request_error(error: Mapping[str, Any], status: int, start: int) -> Request
     index = error.get("index")
     return RequestError(
         str(error.get("code")), str(error.get("message")), status, None if index is None else start + index
+    )
+
+
+def _says_which(response: httpx.Response) -> bool:
+    """Whether a 413 is of an item or a limit on items, not of the body, which nobody has read."""
+    try:
+        return bool(response.json()["error"]["code"] != "request_too_large")
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def _too_large(body: Mapping[str, Any], size: int, start: int) -> RequestError:
+    """What a server refused before it read it; of one picture or text the reason is known."""
+    (kind, items) = next(iter(body.items()))
+    message = f"the request has {size} bytes, more than the server admits"
+    if len(items) != 1:
+        return RequestError("request_too_large", f"{message}; send fewer items at once", 413)
+    if kind == "input" and isinstance(items[0], str):
+        return RequestError("text_too_long", message, 413, start)
+    return RequestError(
+        "image_too_large", f"{message}, of one picture in base64; make it smaller", 413, start
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from clipserve.errors import SpecError
@@ -20,9 +20,11 @@ class Settings:
     Attributes:
         threads: intra-op threads of one worker; workers x threads should not exceed the cores.
         max_batch: the most items that one forward pass takes.
-        max_seconds: after so long, requests of the batch that have not begun are refused as `overloaded`.
-            Well below the server's `responseTimeout`, which would kill the worker and fail the whole batch.
-        cached_texts: how many text embeddings the similarity endpoint remembers.
+        max_seconds: of a batch. Then requests that have not begun are refused as `overloaded`. Well below the
+            server's `responseTimeout`, which would kill the worker and fail the whole batch.
+        max_request_seconds: of one request, or of several that share a forward pass. Then what has been
+            embedded is answered, and each item that has not is `overloaded`.
+        text_cache_bytes: that the similarity endpoint's remembered text embeddings may take.
         draft_factor: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side stays at least
             so many times what it is resized to; 0 decodes every picture whole that fits in `max_memory`. What
             6 costs in fidelity, and less would, is in docs/pictures.md.
@@ -33,11 +35,32 @@ class Settings:
     threads: int = 1
     max_batch: int = 32
     max_seconds: int = 25
-    cached_texts: int = 10_000
+    max_request_seconds: int = 8
+    text_cache_bytes: int = 25_000_000
     draft_factor: int = 6
     color: Color = "srgb"
     images: ImageLimits = field(default_factory=ImageLimits)
     requests: RequestLimits = field(default_factory=RequestLimits)
+
+    def within(self, response_seconds: float) -> tuple[Settings, list[str]]:
+        """These settings with limits of time that a server's `responseTimeout` leaves room for.
+
+        A batch may overrun by the picture or the forward pass that is under way, so it gets half of it.
+
+        Returns:
+            The settings, and a sentence for each limit that had to be lowered.
+        """
+        most = max(1, int(response_seconds / 2))
+        batch, request = min(self.max_seconds, most), min(self.max_request_seconds, most)
+        return replace(self, max_seconds=batch, max_request_seconds=request), [
+            f"{name} is lowered from {given} to {most} s: responseTimeout, after which the server would end "
+            f"this worker, is {response_seconds:g} s"
+            for name, given in (
+                ("max_seconds", self.max_seconds),
+                ("max_request_seconds", self.max_request_seconds),
+            )
+            if given > most
+        ]
 
     @classmethod
     def from_mapping(cls, section: Mapping[str, Any]) -> Settings:
@@ -48,9 +71,7 @@ class Settings:
         """
         groups: dict[str, dict[str, Any]] = {"": {}, "images": {}, "requests": {}}
         places = {
-            **dict.fromkeys(
-                ("threads", "max_batch", "max_seconds", "cached_texts", "draft_factor", "color"), ""
-            ),
+            **dict.fromkeys((f.name for f in fields(cls) if f.name not in groups), ""),
             **dict.fromkeys(ImageLimits.__dataclass_fields__, "images"),
             **dict.fromkeys(RequestLimits.__dataclass_fields__, "requests"),
         }

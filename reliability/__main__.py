@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clipserve.errors import ClipServeError
+from clipserve.interrupt import interrupt_on_sigterm
 from reliability.chaos import run_chaos
 from reliability.faults import FAULTS, READY_SECONDS
 from reliability.fuzz import run_fuzz
 from reliability.largest import run_largest
 from reliability.soak import run_soak
-from serving.local import ROOT, interrupt_on_sigterm
+from serving.local import ROOT
 from serving.server import Server, private_server, project_server
 
 

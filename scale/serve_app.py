@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipserve.errors import ClipServeError, ServerError
+from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
+from scale.ray_files import keep_token_private, private_files
 from scale.serve_settings import EndpointSettings, read_endpoints
 from scale.server_process import READY, RunningServer
 from scale.tokens import write_key_file
 from serving.example import curl_lines
-from serving.local import CONFIG, ROOT, check_port_free, interrupt_on_sigterm
+from serving.local import CONFIG, ROOT, check_port_free, telling
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -42,6 +44,7 @@ def start(
     *,
     host: str = HOST,
     device: str = "cpu",
+    model: str | None = None,
     key_file: Path | None = None,
     handlers: Path = HANDLERS,
     config: Path = CONFIG,
@@ -50,8 +53,10 @@ def start(
     """A server on a Ray of its own on this machine, for as long as the `with` block lasts.
 
     Args:
+        model: id of the model; None where the store holds one only.
         key_file: where its tokens are written, and removed at the end; None is a file of the checkout's.
-        temporary: folder of Ray's sessions and logs, with a short path; None is Ray's own, `/tmp/ray`.
+        temporary: folder of Ray's sessions and logs, with a short path, for this user only; None is one that
+            is removed at the end.
 
     Raises:
         ClipServeError: no encoder, a port that is taken, wrong settings, or the server does not start.
@@ -69,6 +74,7 @@ def start(
         store=store.resolve(),
         key_file=(key_file or ROOT / ".serve-ray" / str(port) / "key_file.json").resolve(),
         device=device,
+        model=model,
         handlers=handlers.resolve(),
         config=config.resolve(),
     )
@@ -87,19 +93,21 @@ def _ray(endpoints: Sequence[EndpointSettings], temporary: Path | None) -> Itera
     """A Ray of one machine; its token authentication is on, which is its default."""
     import ray
 
-    ray.init(
-        # The endpoints take turns on the cores, as TorchServe's workers do.
-        num_cpus=max(os.cpu_count() or 1, sum(e.max_replicas * e.handler.threads for e in endpoints)),
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        _temp_dir=None if temporary is None else str(temporary.resolve()),
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    keep_token_private()
+    with private_files(temporary) as folder:
+        ray.init(
+            # The endpoints take turns on the cores, as TorchServe's workers do.
+            num_cpus=max(os.cpu_count() or 1, sum(e.max_replicas * e.handler.threads for e in endpoints)),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=str(folder),
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -162,24 +170,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", help="model id, where the store holds several")
     parser.add_argument("--key-file", type=Path, help="where to write the tokens")
     parser.add_argument("--handlers", type=Path, default=HANDLERS, help="folder of the endpoints' YAML files")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the server's settings")
     parser.add_argument("--temporary", type=Path, help="folder of Ray's sessions and logs, with a short path")
     parser.add_argument("--until-stdin-ends", action="store_true", help="for programs that start this one")
     arguments = parser.parse_args(argv)
-    print("starting Ray Serve", flush=True)
+    say_what_ends_it(sys.stderr)
     try:
-        with start(
-            arguments.store,
-            arguments.port,
-            host=arguments.host,
-            device=arguments.device,
-            key_file=arguments.key_file,
-            handlers=arguments.handlers,
-            config=arguments.config,
-            temporary=arguments.temporary,
-        ) as server:
+        with contextlib.ExitStack() as stack:
+            with telling("starting Ray Serve"):
+                server = stack.enter_context(
+                    start(
+                        arguments.store,
+                        arguments.port,
+                        host=arguments.host,
+                        device=arguments.device,
+                        model=arguments.model,
+                        key_file=arguments.key_file,
+                        handlers=arguments.handlers,
+                        config=arguments.config,
+                        temporary=arguments.temporary,
+                    )
+                )
             # Ray put a handler of its own in the place of this one.
             interrupt_on_sigterm()
             print(f"\nready at {server.url}\ntoken (in {server.key_file}): {server.token}\n")

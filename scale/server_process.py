@@ -51,8 +51,8 @@ def running_server(store: Path, temporary: Path | None = None) -> Iterator[Runni
     """A server of the encoders in `store` on a free port, with everything of its own in one folder.
 
     Args:
-        temporary: the folder, with a path of at most 40 characters, for Ray puts sockets below it; None is
-            one that is removed at the end.
+        temporary: the folder, with a path of at most 36 characters, for Ray puts sockets below it; None is
+            one that is removed at the end. No other user may enter it.
 
     Raises:
         ServerError: it does not start; its own words are in the message.

@@ -10,26 +10,34 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clipserve.errors import ClipServeError
+from clipserve.interrupt import interrupt_on_sigterm
 from serving.example import EXAMPLE_IMAGE, EXAMPLE_TEXTS, PICTURES, curl_lines, run_example
-from serving.local import interrupt_on_sigterm
+from serving.local import ROOT, check_port_free, telling
 from serving.probe import probe_server
-from serving.server import private_server, project_server
+from serving.server import private_server, project_server, running_servers, server_in
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Starts the project's server and shows how to talk to it."""
+    """Starts the project's server, unless it runs, and shows how to talk to it."""
     server = project_server()
-    print("starting TorchServe", flush=True)
-    server.check_startable()
-    try:
-        server.start()
-        server.wait_ready(arguments.timeout)
-    except (ClipServeError, KeyboardInterrupt):
-        server.stop()
-        raise
+    pid = server.running_pid()
+    if pid is not None:
+        with telling(f"TorchServe is running already (process {pid})"):
+            server.wait_ready(arguments.timeout)
+    else:
+        with telling("starting TorchServe"):
+            server.check_startable()
+            try:
+                server.start()
+                server.wait_ready(arguments.timeout)
+            except (ClipServeError, KeyboardInterrupt):
+                server.stop()
+                raise
     url = server.properties["inference_address"]
+    # The golden inputs were just embedded with it: an expired one has been renewed.
     token = server.key_file.token("inference")
-    print(f"\nready at {url}\ninference token (60 minutes; the client renews it): {token}\n")
+    print(f"\nready at {url}\ninference token (60 minutes; the client renews it): {token}")
+    print(f"all tokens: {server.folder / 'key_file.json'}\n")
     print(curl_lines(url, token))
     print("\n'make example' runs the example, 'make stop' stops the server.")
     for warning in server.warnings():
@@ -37,21 +45,30 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def stop(arguments: argparse.Namespace) -> None:
-    """Stops the project's server."""
-    print("stopped" if project_server().stop() else "TorchServe is not running")
+    """Stops the project's server, and no other."""
+    server = project_server()
+    if server.running_pid() is None:
+        print(f"TorchServe is not running in {ROOT}")
+        for folder, process in running_servers().items():
+            print(f"left alone: the one of {folder} (process {process.pid})")
+    else:
+        with telling("stopping TorchServe"):
+            server.stop()
+        print("stopped")
 
 
 def ready(arguments: argparse.Namespace) -> None:
     """Checks that the project's server answers its golden inputs."""
-    server = project_server()
-    with server.client() as client:
+    server = server_in(arguments.folder)
+    with telling("asking every worker"), server.client() as client:
         client.check_ready(server.endpoints)
     print("ready: every worker answers, and every golden input has its certified embedding")
 
 
 def probe(arguments: argparse.Namespace) -> None:
     """Answers /ready and /live without a token, for a load balancer or Kubernetes."""
-    with probe_server(project_server(), arguments.host, arguments.port) as http:
+    check_port_free(arguments.host, arguments.port, "name another with --port")
+    with probe_server(server_in(arguments.folder), arguments.host, arguments.port) as http:
         print(f"http://{arguments.host}:{arguments.port}/ready and /live; Ctrl-C ends it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             http.serve_forever()
@@ -68,10 +85,10 @@ def demo(arguments: argparse.Namespace) -> None:
     """Runs the running example on a server of its own, and stops it."""
     with tempfile.TemporaryDirectory(prefix="clipserve-demo-") as folder:
         server = private_server(arguments.store, Path(folder))
-        print("starting TorchServe on free ports", flush=True)
         try:
-            server.start()
-            server.wait_ready(arguments.timeout)
+            with telling("starting TorchServe on free ports"):
+                server.start()
+                server.wait_ready(arguments.timeout)
             print(f"ready at {server.properties['inference_address']}\n", flush=True)
             with server.client() as client:
                 for picture in sorted(PICTURES.glob("*.jpg")):
@@ -98,9 +115,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for run in (serve, demo):
         command(run).add_argument("--timeout", type=float, default=120.0, help="seconds to wait")
     commands.choices["demo"].add_argument("--store", type=Path, required=True, help="folder of the archives")
-    for run in (stop, ready):
-        command(run)
+    command(stop)
     of_probe = command(probe)
+    for added in (command(ready), of_probe):
+        added.add_argument(
+            "--folder", type=Path, default=ROOT, help="where the server was started; default: this checkout"
+        )
     of_probe.add_argument("--host", default="127.0.0.1", help="where the prober calls from may need another")
     of_probe.add_argument("--port", type=int, default=8083)
     of_example = command(example)

@@ -1,12 +1,14 @@
-"""A readiness probe over HTTP for load balancers and Kubernetes: no token, nothing but yes or no and why.
+"""A readiness probe over HTTP for load balancers and Kubernetes: no token, nothing but yes or no.
 
 TorchServe's own `/ping` needs a token and says Healthy while a worker crash-loops. This one asks what
-`make ready` asks, at most every few seconds however often it is asked itself, and gives nothing else away.
+`make ready` asks, at most every few seconds however often it is asked itself, and gives nothing else away:
+reasons hold paths and names, so they go to its own standard error, where whoever runs it can read them.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from http import HTTPStatus
@@ -35,7 +37,10 @@ class Readiness:
         """Why the server is not ready; None: it is."""
         with self._lock:  # many probes at once share one check
             if time.monotonic() - self._checked > FRESH_SECONDS:
-                self._reason = self._check()
+                reason = self._check()
+                if reason is not None and reason != self._reason:
+                    print(f"not ready: {reason}", file=sys.stderr, flush=True)
+                self._reason = reason
                 self._checked = time.monotonic()
             return self._reason
 
@@ -55,7 +60,7 @@ class Readiness:
 
 
 def probe_server(server: Server, host: str, port: int) -> ThreadingHTTPServer:
-    """An HTTP server of `GET /ready` and `GET /live`: 200, or 503 with a reason; not started yet."""
+    """An HTTP server of `GET /ready` and `GET /live`: 200 or 503; not started yet."""
     readiness = Readiness(server)
 
     class Handler(BaseHTTPRequestHandler):
@@ -63,16 +68,14 @@ def probe_server(server: Server, host: str, port: int) -> ThreadingHTTPServer:
 
         def do_GET(self) -> None:
             if self.path == "/live":
-                alive = readiness.alive()
-                self._answer(alive, None if alive else "TorchServe is not running")
+                self._answer(readiness.alive())
             elif self.path == "/ready":
-                reason = readiness.reason()
-                self._answer(reason is None, reason)
+                self._answer(readiness.reason() is None)
             else:
                 self.send_error(HTTPStatus.NOT_FOUND, "ask /ready or /live")
 
-        def _answer(self, good: bool, reason: str | None) -> None:
-            body = json.dumps({"ok": good} if reason is None else {"ok": good, "reason": reason}).encode()
+        def _answer(self, good: bool) -> None:
+            body = json.dumps({"ok": good}).encode()
             self.send_response(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

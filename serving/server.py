@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from collections import Counter
@@ -20,12 +21,20 @@ import psutil
 from clipserve.client import Client, KeyFile
 from clipserve.errors import ServerError
 from serving.java import java_home
-from serving.local import CONFIG, ROOT, check_port_free, free_ports, read_properties
+from serving.local import CONFIG, ROOT, check_port_free, free_ports, private_folder, read_properties
 
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
 
+# What config.properties names, beside it: metrics and logs.
+SETTINGS = ("metrics.yaml", "log4j2.xml")
+
+MAIN_CLASS = "org.pytorch.serve.ModelServer"
+
 STOP_SECONDS = 30.0
+
+# Its workers' sockets lie in its temp dir, and sockaddr_un holds 108 bytes, with a zero at the end.
+LONGEST_SOCKET = 107
 
 # One crash may be an accident, such as a moment without memory.
 CRASHES_TO_GIVE_UP = 2
@@ -36,16 +45,18 @@ class Server:
     """A TorchServe instance, running or not.
 
     Attributes:
-        folder: where it is started from: `logs/` and `key_file.json` appear there.
+        folder: where it is started from: `logs/` and `key_file.json` appear there. A server belongs to its
+            folder: what else runs on this machine is another one.
         config: its properties file.
         store: its model store.
-        temporary: its temp dir, which holds its pid file and the unpacked archives; None is the system's.
+        temporary: its temp dir, which holds its pid file, its workers' sockets and the unpacked archives,
+            which are code: no other user may enter it.
     """
 
     folder: Path
     config: Path
     store: Path
-    temporary: Path | None = None
+    temporary: Path
 
     @property
     def properties(self) -> dict[str, str]:
@@ -95,13 +106,8 @@ class Server:
 
     def running_pid(self) -> int | None:
         """Process id of the Java server, None where it is not running."""
-        pid_file = (self.temporary or Path(tempfile.gettempdir())) / ".model_server.pid"
-        try:
-            pid = int(pid_file.read_text())
-            process = psutil.Process(pid)
-            return pid if "org.pytorch.serve.ModelServer" in process.cmdline() else None
-        except (OSError, ValueError, psutil.Error):
-            return None
+        process = running_servers().get(self.folder.resolve())
+        return None if process is None else process.pid
 
     def start(self) -> None:
         """Starts TorchServe in the background; `Client.wait_ready` says when it serves.
@@ -113,17 +119,19 @@ class Server:
         if self._model_log.is_file():
             # `wait_ready` reads in it why workers fail: it should hold this start's reasons only.
             self._model_log.replace(self._model_log.with_suffix(".previous.log"))
-        environment = self._environment()
+        private_folder(self.temporary)
         result = subprocess.run(
             [
-                _torchserve(),
+                torchserve(),
                 "--start",
                 "--ncs",
                 *("--model-store", str(self.store)),
                 *("--ts-config", str(self.config)),
             ],
             cwd=self.folder,
-            env=environment,
+            env=environment(self.temporary),
+            # TorchServe writes its keys first, and makes the file its owner's then.
+            umask=0o077,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -165,20 +173,17 @@ class Server:
         family = self.processes()
         if not family:
             return False
-        subprocess.run(
-            [_torchserve(), "--stop"],
-            cwd=self.folder,
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
+        # As `torchserve --stop` does, which finds a server by its temp dir alone.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family[0].terminate()
         _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
         for left in alive:
             left.kill()
         _, alive = psutil.wait_procs(alive, timeout=5)
         if alive:
             raise ServerError(f"processes {[p.pid for p in alive]} do not end")
+        for name in (self.folder / "key_file.json", self.temporary / ".model_server.pid"):
+            name.unlink(missing_ok=True)
         return True
 
     def check_startable(self) -> None:
@@ -202,7 +207,16 @@ class Server:
         ports = [urlsplit(properties[name]).port for name in ADDRESSES]
         ports += [int(properties[name]) for name in GRPC_PORTS]
         for port in ports:
-            check_port_free("127.0.0.1", port or 0, f"change {self.config.name}")
+            try:
+                check_port_free("127.0.0.1", port or 0, f"change {self.config.name}")
+            except ServerError as error:
+                raise ServerError(f"{error}{_whose(port or 0)}") from error
+        longest = self.temporary.absolute() / ".ts.sock.65535"
+        if len(os.fsencode(longest)) > LONGEST_SOCKET:
+            raise ServerError(
+                f"{longest} is too long a path for a socket ({LONGEST_SOCKET} bytes); "
+                f"move {self.folder} to a shorter one"
+            )
 
     @property
     def _model_log(self) -> Path:
@@ -221,17 +235,41 @@ class Server:
             reason = "; ".join(dict.fromkeys(reasons)) or f"{self._model_log} says why"
             raise ServerError(f"a worker refuses to start: {reason}")
 
-    def _environment(self) -> dict[str, str]:
-        environment = dict(os.environ)
-        home = java_home()
-        if home is None:
-            environment.pop("JAVA_HOME", None)
-        else:
-            environment["JAVA_HOME"] = str(home)
-        if self.temporary is not None:
-            # TorchServe's Java side reads TEMP, its Python side TMPDIR.
-            environment["TEMP"] = environment["TMPDIR"] = str(self.temporary)
-        return environment
+
+def environment(temporary: Path) -> dict[str, str]:
+    """This program's environment, with the Java and the temp dir that TorchServe is to have.
+
+    Raises:
+        ServerError: there is no Java.
+    """
+    variables = dict(os.environ)
+    home = java_home()
+    if home is None:
+        variables.pop("JAVA_HOME", None)
+    else:
+        variables["JAVA_HOME"] = str(home)
+    # TorchServe's Java side reads TEMP, its Python side TMPDIR.
+    variables["TEMP"] = variables["TMPDIR"] = str(temporary)
+    return variables
+
+
+def running_servers() -> dict[Path, psutil.Process]:
+    """The TorchServes that this user may look at, however they were started, by the folder of each."""
+    found: dict[Path, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if MAIN_CLASS in process.cmdline():
+                # The first is the server: a worker that it starts has its command line for a moment.
+                found.setdefault(Path(process.cwd()), process)
+    return found
+
+
+def _whose(port: int) -> str:
+    for folder, process in running_servers().items():
+        with contextlib.suppress(psutil.Error):
+            if any(connection.laddr.port == port for connection in process.net_connections("inet")):
+                return f" (it is the TorchServe of {folder}, process {process.pid})"
+    return ""
 
 
 def private_server(store: Path, folder: Path, *, overrides: Mapping[str, str] | None = None) -> Server:
@@ -240,23 +278,29 @@ def private_server(store: Path, folder: Path, *, overrides: Mapping[str, str] | 
     Args:
         overrides: properties that differ from the project's.
     """
-    temporary = folder / "tmp"
-    temporary.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     ports = free_ports(len(ADDRESSES) + len(GRPC_PORTS))
     properties = read_properties(CONFIG)
     properties |= {name: f"http://127.0.0.1:{port}" for name, port in zip(ADDRESSES, ports, strict=False)}
     properties |= {name: str(port) for name, port in zip(GRPC_PORTS, ports[len(ADDRESSES) :], strict=True)}
-    properties["metrics_config"] = str(ROOT / properties["metrics_config"])
+    for name in SETTINGS:
+        shutil.copyfile(ROOT / name, folder / name)
     properties |= overrides or {}
     config = folder / "config.properties"
     config.write_text("".join(f"{k}={v}\n" for k, v in properties.items()), encoding="utf-8")
-    return Server(folder, config, store.resolve(), temporary)
+    return Server(folder, config, store.resolve(), folder / "tmp")
 
 
 def project_server() -> Server:
     """The server that `make serve` and the README's `torchserve --start` run."""
-    return Server(ROOT, CONFIG, ROOT / "model_store")
+    return server_in(ROOT)
 
 
-def _torchserve() -> str:
+def server_in(folder: Path) -> Server:
+    """The server that is started from a folder with its `config.properties`, such as a service's."""
+    return Server(folder, folder / CONFIG.name, folder / "model_store", folder / ".torchserve")
+
+
+def torchserve() -> str:
+    """TorchServe's own command, in this environment."""
     return str(Path(sys.executable).with_name("torchserve"))

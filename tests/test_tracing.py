@@ -8,13 +8,17 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil
 from transformers.activations import ACT2FN
+from transformers.image_utils import PILImageResampling
+from transformers.models.auto import image_processing_auto
 
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, load_torchscript
 from clipserve.encoder_spec import (
@@ -139,6 +143,40 @@ def test_image_parity(precision: Precision, pair: CheckpointPair, exported: Expo
     else:
         assert (unit(found) * expected).sum(1).min() >= 0.999
     assert np.abs(expected[0] - expected[1]).max() > 0.01
+
+
+class OtherResizing(CLIPImageProcessorPil):
+    """Stands in for torchvision's processor, which cannot be installed beside this torch: other pixels."""
+
+    resample = PILImageResampling.BOX
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs | {"resample": PILImageResampling.BOX})
+
+
+@pytest.mark.parametrize("torchvision", [False, True])
+def test_original_resizes_with_pillow_whatever_is_installed(
+    torchvision: bool, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CASES 7: asked for by name, through sentence-transformers' own loading, too."""
+    by_name = image_processing_auto.get_image_processor_class_from_name
+    asked = []
+
+    def chosen(name: str) -> Any:
+        asked.append(name)
+        return OtherResizing if name == "CLIPImageProcessor" else by_name(name)
+
+    monkeypatch.setattr(image_processing_auto, "is_torchvision_available", lambda: torchvision)
+    monkeypatch.setattr(image_processing_auto, "get_image_processor_class_from_name", chosen)
+    pair = load_pair(str(clip_folder))
+    assert ("CLIPImageProcessor" in asked) == torchvision
+    assert "CLIPImageProcessorPil" in asked
+    export_encoder(pair, "image", "cpu", "fp32", tmp_path)
+    # Were it the other, it would be seen.
+    other = OtherResizing(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+    ours = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+    difference = np.abs(other(PICTURES[0])["pixel_values"][0] - ours(PICTURES[0])["pixel_values"][0])
+    assert difference.max() > 0.05
 
 
 @pytest.mark.parametrize(
@@ -322,7 +360,7 @@ def test_published_files(modality: Modality, pair: CheckpointPair, tmp_path: Pat
     assert path.with_suffix(".json").read_text(encoding="utf-8") == spec.to_json()
     assert artifact_sha256(path) == spec.artifact_sha256
     checkpoint = pair.image if modality == "image" else pair.text
-    assert (spec.checkpoint, spec.checkpoint_sha256) == (checkpoint.name, checkpoint.weights_sha256)
+    assert (spec.checkpoint, spec.checkpoint_sha256) == (checkpoint.name, checkpoint.checkpoint_sha256)
     assert (spec.model_id, spec.space_id) == (pair.model_id, pair.space_id)
     assert spec.logit_scale == pair.image.logit_scale
     assert set(spec.versions) == {
@@ -633,7 +671,9 @@ def test_recheck(modality: Modality, pair: CheckpointPair, store: Path, tmp_path
 def test_recheck_against_another_checkpoint(modality: Modality, store: Path, tmp_path: Path) -> None:
     other = load_pair(str(checkpoints.write_clip(tmp_path / "clip", seed=9)))
     path = store / f"clip-{modality}-cpu-fp32.pt"
-    with pytest.raises(ExportError, match=r"made from a checkpoint with weights \w{12}…, MODEL has \w{12}…"):
+    with pytest.raises(
+        ExportError, match=r"made from a checkpoint with weights and settings \w{12}…, MODEL has \w{12}…"
+    ):
         recheck(other, path, read_spec(path))
 
 

@@ -17,6 +17,7 @@ import clipserve
 import scale
 import search
 from scale.bulk.errors import BulkError
+from scale.ray_files import keep_token_private
 from search.paths import printable
 
 CONNECT_SECONDS = 5
@@ -45,6 +46,7 @@ def connect(address: str | None, object_store_bytes: int) -> None:
         # Else Ray ends a task's process that was idle for a second where there are more processes than CPUs,
         # and the next takes seconds to start.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+        keep_token_private()
         options |= {"include_dashboard": False, "object_store_memory": object_store_bytes}
     else:
         if address != "auto":

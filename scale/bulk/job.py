@@ -139,10 +139,10 @@ class _Run:
         """Goes on with the job that was begun, if one was; then does what is missing after it."""
         plan = open_plan(self._job)
         if plan is not None:
-            if plan.schema.metadata != self._table.schema.metadata:
+            if not plan.schema.equals(self._table.schema, check_metadata=True):
                 raise BulkError(
-                    f"{printable(str(self._job))}: begun with another encoder; remove this folder, then run "
-                    "the job again"
+                    f"{printable(str(self._job))}: begun with another encoder, or by an older version; "
+                    "remove this folder, then run the job again"
                 )
             self._do(plan)
         plan = self._plan()

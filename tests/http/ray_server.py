@@ -36,7 +36,7 @@ class RayServer:
 
     @property
     def logs(self) -> Path:
-        return self.folder / "session_latest" / "logs"
+        return self.folder / "ray" / "session_latest" / "logs"
 
     def client(self) -> Client:
         return self.running.client()

@@ -282,6 +282,20 @@ def test_keys_and_payloads_never_reach_a_log(api: Api, server: AnyServer) -> Non
             f"{api.url}/predictions/{endpoint}", content=body, headers={"Authorization": "Bearer x"}
         )
     api.post_files("clip_similarity", {"a": ("a.png", picture(1))}, {"texts": json.dumps([SECRET])})
+    # CASES 33: what TorchServe's own frontend cannot read, it would write down whole.
+    for body in (f"{SECRET}%zz".encode(), SECRET.encode() + picture(1), f"a={SECRET}%".encode()):
+        api.post("clip_image", body, "application/x-www-form-urlencoded")
+    head = 'Content-Disposition: form-data; name="a"\r\n'
+    for part in (
+        f"{SECRET}: x\r\n\r\n{SECRET}",
+        f"Content-Disposition: form-data\r\n\r\n{SECRET}",
+        f"{head}Content-Type: text/plain; charset={SECRET}\r\n\r\n{SECRET}",
+        f"{head}Content-Transfer-Encoding: {SECRET}\r\n\r\n{SECRET}",
+    ):
+        api.post("clip_image", f"--x\r\n{part}\r\n--x--\r\n", "multipart/form-data; boundary=x")
+    # Somebody who takes a token or a text to belong into the URL.
+    for token in tokens(server).values():
+        api.post("clip_text", "a", "text/plain", params={"token": token, "input": SECRET})
     if "API" in tokens(server):
         server.key_file.renew("inference", tokens(server)["inference"])
     api.post("clip_text", "once more", "text/plain")
@@ -293,6 +307,44 @@ def test_keys_and_payloads_never_reach_a_log(api: Api, server: AnyServer) -> Non
         assert token not in logged
 
 
+@pytest.mark.torchserve_only("its logs")
+def test_a_request_is_one_line_of_the_access_log(api: Api, server: Server) -> None:
+    """CASES 71: 17 lines and 2.6 kB of ts_log.log a request, every metric twice, as TorchServe comes."""
+
+    def lines() -> dict[str, int]:
+        return {path.name: len(path.read_bytes().splitlines()) for path in server.logs.iterdir()}
+
+    before = lines()
+    for number in range(10):
+        assert api.post("clip_text", f"text {number}", "text/plain").status_code == 200
+    # Written before the next request is answered, but the last one's may be on its way.
+    api.http.get(f"{api.url}/ping", headers=api.bearer())
+    grown = {name: count - before.get(name, 0) for name, count in lines().items()}
+    assert grown.pop("access_log.log") in (10, 11)
+    # The system's metrics, once a minute, are none of a request's.
+    assert set(grown.values()) == {0}, grown
+
+
+@pytest.mark.torchserve_only("its files")
+def test_what_it_writes_is_for_its_owner_only(server: Server) -> None:
+    """ATTACKS C2: key_file.json was 0644 until TorchServe changed it. ATTACKS C3: unpacked archives were."""
+    java, *workers = server.processes()
+    for process in (java, *workers):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert "\nUmask:\t0077\n" in status
+    assert server.temporary.stat().st_mode & 0o777 == 0o700
+    assert list(server.temporary.rglob("clipserve/handler.py"))
+    for path in server.logs.iterdir():
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+@pytest.mark.torchserve_only("its Java")
+def test_javas_memory_is_bounded(server: Server) -> None:
+    """ATTACKS A9, A10: a form of millions of fields took a quarter of the machine's memory, and kept it."""
+    assert "\nMax heap size: 2048 M\n" in (server.logs / "ts_log.log").read_text()
+    assert "-XX:MaxDirectMemorySize=1g" in server.processes()[0].cmdline()
+
+
 @pytest.mark.torchserve_only("its properties")
 def test_the_project_is_configured_as_this_server_is(server: Server) -> None:
     """The tests' server differs from the project's in its ports and folders only."""
@@ -302,7 +354,6 @@ def test_the_project_is_configured_as_this_server_is(server: Server) -> None:
     assert differing <= {
         *(f"{name}_address" for name in ("inference", "management", "metrics")),
         *(f"grpc_{name}_port" for name in ("inference", "management")),
-        "metrics_config",
     }
     for name in ("inference_address", "management_address", "metrics_address"):
         assert project[name].startswith("http://127.0.0.1:")

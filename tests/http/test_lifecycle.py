@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,8 +22,11 @@ import clipserve.client
 from clipserve.encoder_spec import read_spec
 from clipserve.errors import ClipServeError, ServerError
 from export_scripts.archive import Tuned, build_archives, write_tuned
-from serving.local import ROOT
-from serving.server import Server, private_server
+from serving import local
+from serving.__main__ import main
+from serving.local import ROOT, private_folder, telling
+from serving.server import Server, private_server, server_in
+from tests.http.checkouts import bare_environment, checkout, pasted
 from tests.http.conftest import READY_SECONDS
 
 pytestmark = pytest.mark.torchserve_only(
@@ -67,6 +71,107 @@ def test_a_taken_port_is_named(server: Server, archives: Path, tmp_path: Path) -
     with pytest.raises(ServerError, match=f"port {taken} is taken by another program"):
         other.start()
     assert other.running_pid() is None
+
+
+def test_a_server_belongs_to_its_folder(archives: Path, tmp_path: Path) -> None:
+    """CASES 51: `make stop` in one checkout ended the server of another."""
+    ours = checkout(tmp_path / "ours", archives)
+    theirs = checkout(tmp_path / "theirs", archives)
+    shutil.copyfile(theirs / "config.properties", ours / "config.properties")  # the same ports
+    server = server_in(theirs)
+    server.start()
+    try:
+        server.wait_ready(READY_SECONDS)
+        pid = server.running_pid()
+        # ATTACKS C3: code is unpacked where nobody else may write.
+        assert server.temporary.is_relative_to(theirs)
+        whose = f"the TorchServe of {theirs}, process {pid}"
+        started = pasted(".venv/bin/python -m serving serve", ours)
+        assert started.returncode == 1
+        assert "is taken by another program; stop that, or change config.properties" in started.stderr
+        assert whose in started.stderr
+        stopped = pasted(".venv/bin/python -m serving stop", ours)
+        assert stopped.returncode == 0
+        assert f"TorchServe is not running in {ours}" in stopped.stdout
+        assert f"left alone: the one of {theirs} (process {pid})" in stopped.stdout
+        assert server.running_pid() == pid
+    finally:
+        server.stop()
+    assert server.running_pid() is None
+
+
+def test_the_readmes_own_line_and_serve_after_it(archives: Path, tmp_path: Path) -> None:
+    """CASES 57: pasted where PATH has no Java and no TorchServe. CASES 66: `serve` shows all of it again."""
+    folder = checkout(tmp_path / "checkout", archives)
+    bare = bare_environment(tmp_path / "bare")
+    (line,) = re.findall(
+        r"^.*torchserve --start .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    server = server_in(folder)
+    try:
+        started = pasted(line, folder, bare)
+        assert started.returncode == 0, started.stderr
+        pid = server.running_pid()
+        assert pid is not None
+        assert server.processes()[0].environ()["TEMP"] == str(server.temporary)
+        assert "\nUmask:\t0077\n" in Path(f"/proc/{pid}/status").read_text()
+        shown = pasted(".venv/bin/python -m serving serve", folder, bare)
+        assert shown.returncode == 0, shown.stderr
+        assert f"TorchServe is running already (process {pid})" in shown.stdout
+        assert f"ready at {server.properties['inference_address']}\n" in shown.stdout
+        assert server.key_file.token("inference") in shown.stdout
+        assert str(folder / "key_file.json") in shown.stdout
+        lines = [line for line in shown.stdout.splitlines() if line.startswith("curl ")]
+        assert len(lines) == 3
+        assert server.running_pid() == pid
+        stopped = pasted(".venv/bin/python -m serving stop", folder, bare)
+        assert stopped.stdout.splitlines()[-1] == "stopped"
+        assert server.running_pid() is None
+        assert not (folder / "key_file.json").exists()
+    finally:
+        server.stop()
+
+
+def test_waiting_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """CASES 67: a line at once, and more for as long as it takes."""
+    monkeypatch.setattr(local, "TELL_SECONDS", 0.01)
+    said: list[str] = []
+    with telling("starting"):
+        while len(said) < 3:
+            said += capsys.readouterr().out.splitlines()
+    assert said[0] == "starting"
+    assert all(re.fullmatch(r"starting: \d+ s", line) for line in said[1:])
+
+
+def test_a_private_folder_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ATTACKS C3."""
+    (tmp_path / "open").mkdir(mode=0o777)
+    assert private_folder(tmp_path / "open").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(tmp_path / "open")
+    with pytest.raises(ServerError, match="link is another user's, or a link"):
+        private_folder(tmp_path / "link")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(ServerError, match="open is another user's"):
+        private_folder(tmp_path / "open")
+
+
+def test_a_path_too_long_for_sockets(archives: Path, tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"is too long a path for a socket \(107 bytes\); move"):
+        private_server(archives, tmp_path / ("long" * 25), overrides=TEXT_ONLY).start()
+
+
+@pytest.mark.parametrize(("port", "said"), [(80808, "port 80808 is none"), (None, "is taken by another")])
+def test_the_probe_names_its_port(port: int | None, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """CASES 61."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        taken_port = taken.getsockname()[1]
+        assert main(["probe", "--port", str(port or taken_port)]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert f"port {port or taken_port} " in told
+    assert "--port" in told
 
 
 def test_a_missing_archive_is_named(tmp_path: Path) -> None:

@@ -123,6 +123,25 @@ def test_probe(probe: str) -> None:
 
 
 @pytest.mark.torchserve_only("the probe beside it")
+def test_the_probe_tells_nothing_but_no(
+    archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ATTACKS C5: it told the paths of files to callers without a token; the reason is for its own log."""
+    dead = private_server(archives, tmp_path)
+    with probe_server(dead, "127.0.0.1", 0) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        try:
+            for _ in range(3):
+                answer = httpx.get(f"http://127.0.0.1:{http.server_address[1]}/ready", timeout=60)
+                assert (answer.status_code, answer.content) == (503, b'{"ok": false}')
+        finally:
+            http.shutdown()
+            thread.join()
+    assert capsys.readouterr().err == "not ready: TorchServe is not running\n"
+
+
+@pytest.mark.torchserve_only("the probe beside it")
 def test_probe_of_a_server_that_does_not_run(archives: Path, tmp_path: Path) -> None:
     readiness = Readiness(private_server(archives, tmp_path))
     assert readiness.reason() == "TorchServe is not running"

@@ -100,8 +100,53 @@ def test_nothing_runs_as_root_nor_without_rays_token(name: str) -> None:
         for container in pod["containers"]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            # ATTACKS D: what Ray and the job write has a place for it.
+            written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+            assert {"/tmp", "/home/clipserve"} <= written
             volumes = {volume["name"] for volume in pod["volumes"]}
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+
+def policies() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOY / "networkpolicy.yaml").read_text(encoding="utf-8")))
+
+
+def test_network_policies() -> None:
+    """ATTACKS D. No rule is open to everybody, and the ports are those that the manifests serve."""
+    rays, autoscaler = policies()
+    for policy in (rays, autoscaler):
+        kubernetes_validate.validate(policy, "1.34", strict=True)
+    assert rays["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    node = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
+    assert rays["spec"]["podSelector"] == node
+    for rule in rays["spec"]["ingress"]:
+        (peer,) = rule["from"]
+        if peer.get("podSelector") != node:
+            assert peer.get("podSelector") or peer["namespaceSelector"]["matchLabels"]
+            assert {port["port"] for port in rule["ports"]} <= {8000, 8265, 52365}
+    assert all(rule["to"] for rule in rays["spec"]["egress"])
+    # Only the head, which has the autoscaler, leaves the cluster.
+    assert autoscaler["spec"]["podSelector"] == {"matchLabels": {"ray.io/node-type": "head"}}
+    assert autoscaler["spec"]["policyTypes"] == ["Egress"]
+    served = {
+        port["containerPort"]
+        for group in groups("rayservice.yaml")
+        for c in group["template"]["spec"]["containers"]
+        for port in c.get("ports", [])
+    }
+    assert {8000, 8265} <= served
+    readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    assert "kubectl apply -f deploy/networkpolicy.yaml" in readme
+
+
+def test_the_page_says_what_was_done() -> None:
+    """CASES 72."""
+    readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    assert "by eye" not in readme
+    assert "ray-operator 1.6.0's Go types" in readme
+    files = set(re.findall(r"^\| `(\S+)` \|", readme, re.MULTILINE))
+    assert files == {path.name for path in DEPLOY.iterdir()} - {"README.md", "Dockerfile.dockerignore"}
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
@@ -147,7 +192,13 @@ def test_the_image_holds_what_is_imported() -> None:
         for group in groups(name)
     }
     assert {int(user) for user in users} == contexts
-    assert len(re.findall(r"^FROM \S+:[\d.]+-", text, re.MULTILINE)) == 2
+    # The base image is named once, by a version, and may be named by a digest.
+    assert re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", text, re.MULTILINE) == ["python:3.12.12-slim-bookworm"]
+    assert re.findall(r"^FROM (\S+) AS", text, re.MULTILINE) == [
+        "${PYTHON_IMAGE}",
+        "${PYTHON_IMAGE}",
+        "scale",
+    ]
 
 
 def test_a_key_file_is_for_its_owner_and_says_nothing_twice(tmp_path: Path) -> None:

@@ -60,9 +60,13 @@ def age(folder: Path) -> None:
             os.utime(path, (hour_ago, hour_ago))
 
 
-def start(arguments: list[str], pictures: Path, table: Path) -> subprocess.Popen[str]:
+def start(
+    arguments: list[str], pictures: Path, table: Path, *, as_in_background: bool = False
+) -> subprocess.Popen[str]:
+    # What a script's shell does before it starts `command &`.
+    shell = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"] if as_in_background else []
     return subprocess.Popen(
-        [sys.executable, "-m", "search", "index", *arguments, "--table", table, pictures],
+        [*shell, sys.executable, "-m", "search", "index", *arguments, "--table", table, pictures],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -218,16 +222,21 @@ def check_killed_and_resumed(
     embedded: Callable[[], int],
     *,
     kill: signal.Signals,
+    as_in_background: bool = False,
 ) -> Report:
     """Ends an indexer half-way, resumes; what was embedded is counted at the server."""
     age(pictures)
     total = sum(1 for path in pictures.rglob("*") if path.is_file())
     table = tmp_path / "table"
-    process = start(arguments, pictures, table)
+    process = start(arguments, pictures, table, as_in_background=as_in_background)
     wait_until(lambda: embedded() >= total // 2 or process.poll() is not None)
     assert process.poll() is None
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    [ignored] = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigIgn:")]
+    assert bool(ignored & (1 << (signal.SIGINT - 1))) == as_in_background
     process.send_signal(kill)
-    process.communicate(timeout=SECONDS)
+    _, error = process.communicate(timeout=SECONDS)
+    assert (f"'kill {process.pid}' ends it" in error) == as_in_background
     assert process.returncode == (-signal.SIGKILL if kill == signal.SIGKILL else 130)
     # Answers that were under way to a process that is no more.
     before = -1
@@ -245,17 +254,30 @@ def check_killed_and_resumed(
     return report
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("kill", "as_in_background"),
+    [(signal.SIGKILL, False), (signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)],
+)
 def test_killed_and_resumed(
     arguments: list[str],
     client: Client,
     tmp_path: Path,
     embedded: Callable[[], int],
     kill: signal.Signals,
+    as_in_background: bool,
 ) -> None:
+    """CASES 70: `kill` is as good as Ctrl-C, and all there is where a script's shell has that ignored."""
     for number in range(150):
         picture(tmp_path / "pictures" / f"{number}.png", number)
-    check_killed_and_resumed(arguments, client, tmp_path / "pictures", tmp_path, embedded, kill=kill)
+    check_killed_and_resumed(
+        arguments,
+        client,
+        tmp_path / "pictures",
+        tmp_path,
+        embedded,
+        kill=kill,
+        as_in_background=as_in_background,
+    )
     assert_equals_a_fresh_index(client, tmp_path / "pictures", tmp_path / "table", tmp_path / "fresh")
 
 
