@@ -77,8 +77,8 @@ class Duplicates:
 def find_duplicates(table: PictureTable, threshold: float = THRESHOLD) -> Duplicates:
     """Groups all rows of a table.
 
-    Every picture is compared with every other: 512-d, on one core of an Intel Xeon with AVX512, that takes 0.6 s
-    for 10,000, 5 s for 30,000, and about a minute for 100,000.
+    Every picture is compared with every other: 512-d, on one core of an Intel Xeon with AVX512, that takes
+    0.6 s for 10,000, 5 s for 30,000, and about a minute for 100,000.
     """
     files: dict[str, list[str]] = {}
     sizes = {}
