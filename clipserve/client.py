@@ -168,6 +168,8 @@ class Client:
         timeout: seconds that one request may take.
         proxy: URL of a proxy to go through. The environment's (`HTTP_PROXY` …) are not asked: they would be
             shown every token and every picture.
+        retries: ask again for up to half a minute where the server cannot be reached or fails; not where a
+            person waits for the answer, and would rather be told.
 
     A client is safe to use from several threads.
     """
@@ -179,11 +181,13 @@ class Client:
         tokens: KeyFile | Path | str | None = KEY_FILE,
         timeout: float = 100.0,  # more than the archives' responseTimeout
         proxy: str | None = None,
+        retries: bool = True,
     ):
         self._url = url.rstrip("/")
         self._management_url = management_url.rstrip("/")
         self._tokens = KeyFile(tokens, self._management_url) if isinstance(tokens, Path) else tokens
         self._http = _http_client(timeout, proxy)
+        self._retries = retries
         self._cached: dict[str, str] = {}
         self._space_id: str | None = None
 
@@ -463,7 +467,7 @@ class Client:
             stop=tenacity.stop_all(
                 tenacity.stop_after_delay(RETRIES_SECONDS), tenacity.stop_after_attempt(RETRIES_AT_LEAST)
             )
-            if kind == "inference"
+            if kind == "inference" and self._retries
             else tenacity.stop_after_attempt(1),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
             # Out of patience: the last answer or exception speaks for itself.

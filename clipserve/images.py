@@ -419,18 +419,21 @@ def _to_rgb(image: Image.Image, color: Color) -> Image.Image:
 
 def _over_white(image: Image.Image, transform: ImageCms.ImageCmsTransform | None) -> Image.Image:
     rgb = Image.new("RGB", image.size, WHITE)
+    # Grey stays grey until the end: the same numbers, a third less work.
+    mode = "LA" if image.mode == "LA" and transform is None else "RGBA"
+    white = (*WHITE[: len(mode) - 1], 255)
     # Tile by tile: as a whole it would take four bytes a pixel three times over.
     for top in range(0, image.height, TILE):
         for left in range(0, image.width, TILE):
             box = (left, top, min(left + TILE, image.width), min(top + TILE, image.height))
-            tile = image.crop(box).convert("RGBA")
+            tile = image.crop(box).convert(mode)
             least, most = tile.getchannel("A").getextrema()
             if most == 0:
                 continue
             if transform is not None:
                 ImageCms.applyTransform(tile, transform, inPlace=True)
             if least != 255:
-                tile = Image.alpha_composite(Image.new("RGBA", tile.size, (*WHITE, 255)), tile)
+                tile = Image.alpha_composite(Image.new(mode, tile.size, white), tile)
             rgb.paste(tile.convert("RGB"), box)
     return rgb
 

@@ -1,4 +1,4 @@
-"""`python -m reliability`: chaos, soak, fuzz and cost against a TorchServe of its own, or against yours."""
+"""`python -m reliability`: chaos, soak, fuzz, cost, large pictures; on a TorchServe of its own or yours."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from reliability.chaos import run_chaos
 from reliability.cost import run_cost
 from reliability.faults import FAULTS, READY_SECONDS
 from reliability.fuzz import run_fuzz
+from reliability.largest import run_largest
 from reliability.soak import run_soak
 from serving.local import ROOT
 from serving.server import Server, private_server, project_server
@@ -52,6 +53,12 @@ def cost(arguments: argparse.Namespace) -> bool:
         return run_cost(server, ATTACKS, 60 * arguments.minutes)
 
 
+def largest(arguments: argparse.Namespace) -> bool:
+    """Sends the largest pictures of every format, many at once, and watches memory."""
+    with _deployment(arguments) as server:
+        return run_largest(server)
+
+
 @contextlib.contextmanager
 def _deployment(arguments: argparse.Namespace) -> Iterator[Server]:
     if arguments.running:
@@ -72,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; 0 as promised, 1 not so or a known error in one line on stderr, 2 usage."""
     parser = argparse.ArgumentParser(prog="python -m reliability", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for run in (chaos, soak, fuzz, cost):
+    for run in (chaos, soak, fuzz, cost, largest):
         command = commands.add_parser(run.__name__, help=run.__doc__)
         command.set_defaults(run=run)
         where = command.add_mutually_exclusive_group()

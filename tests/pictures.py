@@ -10,14 +10,18 @@ import functools
 import io
 import struct
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw
 
-from clipserve.encoder import TracedImageEncoder
 from clipserve.encoder_spec import FloatArray
-from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
+from clipserve.images import PixelArray, decode_image, preprocess
 from clipserve.settings import Settings
+
+if TYPE_CHECKING:
+    # The search room has no PyTorch, and asks a server instead.
+    from clipserve.encoder import TracedImageEncoder
 
 # The worker pads and batches otherwise than the reference does: float additions in another order.
 SAME = 2e-6
@@ -63,7 +67,7 @@ def _drawn(size: tuple[int, int] = SIZE, mode: str = "RGB") -> Image.Image:
     draw.rectangle((width // 2, height // 2, width - width // 9, height - 9), fill=(20, 120, 210))
     if mode.endswith("A"):
         fade = Image.linear_gradient("L").resize(size)
-        image = image.convert(mode.removesuffix("A").replace("RGB", "RGB"))
+        image = image.convert(mode.removesuffix("A"))
         image.putalpha(fade)
         return image
     return image.convert(mode)
@@ -131,7 +135,7 @@ def served_pixels(name: str, encoder: TracedImageEncoder) -> PixelArray:
         draft_factor=settings.draft_factor,
         color=settings.color,
     )
-    return preprocess(image, preprocessing, ImageLimits())
+    return preprocess(image, preprocessing, settings.images)
 
 
 def served_vector(name: str, encoder: TracedImageEncoder) -> FloatArray:
@@ -139,13 +143,15 @@ def served_vector(name: str, encoder: TracedImageEncoder) -> FloatArray:
     return encoder.embed([served_pixels(name, encoder)])[0]
 
 
-def assert_same_vectors(door: Callable[[str, bytes], FloatArray], encoder: TracedImageEncoder) -> None:
+def assert_same_vectors(
+    door: Callable[[str, bytes], FloatArray], expected: Callable[[str], FloatArray]
+) -> None:
     """Sends each of the files through a door.
 
     Args:
         door: name and bytes of a file to its vector, float32 `[D]`.
-        encoder: that the door has.
+        expected: name of a file to the vector that it should have, see `served_vector`.
     """
     for name in FILES:
         found = door(name, file(name))
-        np.testing.assert_allclose(found, served_vector(name, encoder), rtol=0, atol=SAME, err_msg=name)
+        np.testing.assert_allclose(found, expected(name), rtol=0, atol=SAME, err_msg=name)

@@ -27,7 +27,7 @@ from scale.bulk.sources import Failure, Picture, Source, find_source
 from scale.bulk.stages import decode_shard, write_shard
 from search.files import MAX_BYTES, Contents
 from search.rows import picture_schema
-from tests.pictures import assert_same_vectors
+from tests.pictures import assert_same_vectors, served_vector
 
 STORE = Path(__file__).parents[2] / "model_store" / "demo"
 ENCODER = STORE / "demo-image-cpu-fp32.pt"
@@ -197,4 +197,4 @@ def test_every_door_gives_the_same_vectors(tmp_path: Path) -> None:
         vector: FloatArray = np.array(rows["embedding"][0].as_py(), np.float32)
         return vector
 
-    assert_same_vectors(door, encoder)
+    assert_same_vectors(door, lambda name: served_vector(name, encoder))
