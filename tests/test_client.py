@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -162,7 +164,9 @@ def test_a_server_that_asks_for_no_token() -> None:
 def test_outside_of_the_servers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CASES 58: a server answers, but its key file is elsewhere: no waiting, and the line to write."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clipserve.client.time.sleep", lambda seconds: pytest.fail("waited"))
+    # The client's own name for it: threads of other tests sleep as well.
+    waited = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr("clipserve.client.time", waited)
     with standing_in(lambda path, body: (404, b"")) as (url, _), Client(url, url) as client:
         for ask in (client.wait_ready, lambda: client.embed_texts("two dogs")):
             with pytest.raises(MissingKeyFileError) as caught:
@@ -184,7 +188,7 @@ def test_a_server_that_starts_is_waited_for(tmp_path: Path, monkeypatch: pytest.
     def write(seconds: float) -> None:
         path.write_text(json.dumps({"management": {"key": "m"}}))
 
-    monkeypatch.setattr("clipserve.client.time.sleep", write)
+    monkeypatch.setattr("clipserve.client.time", SimpleNamespace(monotonic=time.monotonic, sleep=write))
     with Client(url, url, path) as client, pytest.raises(ServerError, match="cannot be reached"):
         client.wait_ready(0.5)
     assert path.is_file()
