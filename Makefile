@@ -21,7 +21,8 @@ RUN := $(VENV)/bin/python
 # What a user may hand in. Values reach the recipes as variables of the environment, just as they were typed: make
 # would expand a $, and the shell quotes and backticks, if a recipe named them itself.
 ARGUMENTS := BENCH_STORE CAPTIONS COLUMN DEVICE ENCODER EXCLUDE FORGET FORMAT IMAGE IMAGES JSON KIND LIMIT MIN_SCORE \
-	MINUTES MODEL PART PORT PRECISION RAY REQUESTS ROUNDS ROWS SECONDS SHEET STORE TABLE TEXT TEXT_MODEL TEXTS
+	MINUTES MODEL PAGE PART PORT PRECISION RAY REQUESTS ROUNDS ROWS SECONDS SHEET SIMILAR STORE TABLE TEXT \
+	TEXT_MODEL TEXTS
 unexport $(ARGUMENTS)
 $(foreach name,$(ARGUMENTS),$(eval export GIVEN_$(name) = $$(value $(name))))
 # One of them as a word of the shell; no shell expands a ~ within quotes.
@@ -72,6 +73,10 @@ export: setup $(if $(filter onnx,$(value FORMAT)),$(VENV)/.onnx-stamp) ## MODEL=
 .PHONY: verify
 verify: setup $(if $(wildcard model_store/*.onnx),$(VENV)/.onnx-stamp) ## compare what lies in model_store/, of all formats, with its checkpoints again
 	@$(RUN) -m export_scripts.verify $(call GIVEN,MODEL,--model) $(call GIVEN,TEXT_MODEL,--text-model)
+
+.PHONY: known-answers
+known-answers: $(VENV)/.dev-stamp ## published weights against numbers that others published; IMAGE=two_dogs_in_snow.jpg
+	@$(RUN) -m export_scripts.known_answers $(call GIVEN,IMAGE,--image)
 
 .PHONY: archive
 archive: setup ## package the encoders of model_store/ into .mar archives (MODEL=… where it holds several)
@@ -139,6 +144,14 @@ fuzz: $(VENV)/.dev-stamp ## 50,000 damaged requests among good ones, and MINUTES
 	@$(RUN) -m reliability fuzz $(TARGET) $(call GIVEN,REQUESTS,--requests)
 	@$(RUN) -m pytest tests/fuzz --fuzz-seconds $$(( 60 * GIVEN_MINUTES )) -q
 
+.PHONY: attack
+attack: setup ## MINUTES=30: requests that cost as much as they can, four at once among good ones
+	@$(RUN) -m reliability cost $(TARGET) --minutes=$(call VALUE,MINUTES)
+
+.PHONY: largest
+largest: $(VENV)/.dev-stamp ## the largest pictures of every format, 16 at once; watches memory
+	@$(RUN) -m reliability largest $(TARGET)
+
 .PHONY: probe
 probe: setup ## /ready and /live on PORT=8083 for load balancers and Kubernetes, no token needed
 	@$(RUN) -m serving probe $(call GIVEN,PORT,--port)
@@ -148,6 +161,7 @@ test-reliability: $(VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## all of
 	@$(RUN) -m reliability chaos --store $(DEMO_STORE) --requests 300 --faults kill,queue,loris,leave,oversize
 	@$(RUN) -m reliability soak --store $(DEMO_STORE) --minutes 2
 	@$(RUN) -m reliability fuzz --store $(DEMO_STORE) --requests 5000
+	@$(RUN) -m reliability cost --store $(DEMO_STORE) --minutes 1
 	@$(RUN) -m pytest tests/fuzz -q
 
 ##@ search
@@ -157,9 +171,10 @@ SEARCH := $(SEARCH_VENV)/bin/python
 TABLE_GIVEN = $(call GIVEN,TABLE,--table)
 
 .PHONY: index
-index: $(SEARCH_VENV)/.run-stamp ## IMAGES=folder TABLE=…: put its pictures into the table, through the running server
-	@$(call NEEDED,IMAGES,~/Pictures)
-	@$(SEARCH) -m search index $(TABLE_GIVEN) -- $(call VALUE,IMAGES)
+index: $(SEARCH_VENV)/.run-stamp ## IMAGES=folder TABLE=… EXCLUDE='Screenshots/|*.gif' AGAIN=1: put its pictures into the table; FORGET=folder
+	@$(if $(value FORGET),:,$(call NEEDED,IMAGES,~/Pictures))
+	@$(SEARCH) -m search index $(TABLE_GIVEN) $(call GIVEN,EXCLUDE,--exclude) $(if $(value AGAIN),--again) \
+		$(if $(value FORGET),$(call GIVEN,FORGET,--forget)) $(if $(value IMAGES),-- $(call VALUE,IMAGES))
 
 .PHONY: search
 search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban" | IMAGE=photo.jpg | CAPTIONS=file; LIMIT MIN_SCORE PART SHEET JSON=1
@@ -167,12 +182,17 @@ search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban" | IMAGE=photo.jp
 		$(call GIVEN,CAPTIONS,--captions) $(call GIVEN,LIMIT,--limit) $(call GIVEN,MIN_SCORE,--min-score) \
 		$(call GIVEN,PART,--path) $(call GIVEN,SHEET,--sheet) $(if $(value JSON),--json) $(TABLE_GIVEN)
 
+.PHONY: duplicates
+duplicates: $(SEARCH_VENV)/.run-stamp ## TABLE=… SIMILAR=0.98 PAGE=found.html JSON=1: equal files and nearly equal pictures; deletes nothing
+	@$(SEARCH) -m search duplicates $(TABLE_GIVEN) $(call GIVEN,SIMILAR,--threshold) $(call GIVEN,PAGE,--page) \
+		$(if $(value JSON),--json)
+
 .PHONY: ui
 ui: $(SEARCH_VENV)/.run-stamp ## the page on 127.0.0.1: search and comparison in a browser (PORT=7860)
 	@$(SEARCH) -m search ui $(call GIVEN,PORT,--port) $(TABLE_GIVEN)
 
 .PHONY: demo-search
-demo-search: $(DEMO_STORE)/clip_similarity.mar $(SEARCH_VENV)/.run-stamp ## draw 392 pictures, index them, ask in ten languages
+demo-search: $(DEMO_STORE)/clip_similarity.mar $(SEARCH_VENV)/.run-stamp ## draw 1,960 pictures, index them, ask in ten languages
 	@$(SEARCH) -m search.demo --store $(DEMO_STORE)
 
 .PHONY: test-search
@@ -269,7 +289,8 @@ $(SCALE_VENV)/.dev-stamp: requirements/scale-dev.lock $(SCALE_VENV)/.run-stamp
 
 .PHONY: serve-ray
 serve-ray: $(SCALE_VENV)/.run-stamp ## STORE=… PORT=8000 DEVICE=cpu|cuda: the same endpoints, and OpenAI's, on Ray Serve; Ctrl-C stops it
-	@$(SCALE) -m scale.serve_app --store=$(call VALUE,STORE) $(call GIVEN,PORT,--port) $(call GIVEN,DEVICE,--device)
+	@$(SCALE) -m scale.serve_app --store=$(call VALUE,STORE) $(call GIVEN,PORT,--port) $(call GIVEN,DEVICE,--device) \
+		$(call GIVEN,MODEL,--model)
 
 .PHONY: test-serve-ray
 test-serve-ray: $(VENV)/.dev-stamp $(SCALE_VENV)/.run-stamp ## the tests of HTTP, errors and faults that TorchServe passes, on Ray Serve
@@ -299,6 +320,12 @@ check: $(VENV)/.bench-stamp ## formatting, lint and types
 .PHONY: lock
 lock: $(VENV)/.dev-stamp ## resolve the pinned versions anew
 	@$(RUN) requirements/lock.py
+
+.PHONY: sbom
+sbom: setup $(UV_VENV)/.stamp ## sbom.json: what .venv holds, as CycloneDX, for a scanner of vulnerabilities
+	@$(UV_VENV)/bin/uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py environment --output-reproducible \
+		--short-PURLs --of JSON -o sbom.json $(RUN)
+	@echo "sbom.json"
 
 .PHONY: clean
 clean: ## remove what was built (not .venv, not the exported encoders)

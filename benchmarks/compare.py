@@ -30,11 +30,11 @@ from benchmarks.workloads import SIZES, write_pictures
 from clipserve.client import ENDPOINTS
 from clipserve.encoder import cpu_has_native_bf16
 from clipserve.errors import ClipServeError
+from clipserve.interrupt import interrupt_on_sigterm
 from export_scripts.archive import build_archives
 from export_scripts.checkpoints import load_pair
 from export_scripts.export import export_pair
 from export_scripts.tune import tune
-from serving.local import interrupt_on_sigterm
 from tests.checkpoints import DISTILBERT_MULTILINGUAL, VIT_B_32, write_clip, write_multilingual
 
 # Checkpoints, pictures and archives; the first two are made once.

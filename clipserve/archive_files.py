@@ -1,4 +1,8 @@
-"""Proves that the files of an unpacked archive are those that were packaged."""
+"""Shows that the files of an unpacked archive are those that were packaged.
+
+It finds damage: a file cut off, left over, forgotten or exchanged by mistake. It is no protection from
+whoever can write into the archive, since the list lies in it and the code that reads it, too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from clipserve.errors import SpecError
 
 # Lines of `<sha256>  <path>`, as `sha256sum --check` reads them.
 SUMS_FILE = "SHA256SUMS"
+
+# Not listed: the archiver's own manifest, and what Python writes when it imports.
+UNLISTED_FOLDERS = ("MAR-INF", "__pycache__")
 
 
 def file_sha256(path: Path) -> str:
@@ -21,10 +28,10 @@ def file_sha256(path: Path) -> str:
 
 
 def verify_archive_files(folder: Path) -> None:
-    """Checks every file that the archive lists.
+    """Checks every file of the archive.
 
     Raises:
-        SpecError: the list or a file is missing, or a file was changed.
+        SpecError: the list or a file is missing, a file was changed, or one is not on the list.
     """
     try:
         lines = (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()
@@ -38,3 +45,9 @@ def verify_archive_files(folder: Path) -> None:
             raise SpecError(f"{name} is missing from the archive; run 'make archive' again") from error
         if found != expected:
             raise SpecError(f"{name} was changed after it was packaged; run 'make archive' again")
+    listed = {line.partition("  ")[2] for line in lines} | {SUMS_FILE}
+    for path in sorted(folder.rglob("*")):
+        found_at = path.relative_to(folder)
+        if found_at.as_posix() in listed or path.is_dir() or set(found_at.parts) & set(UNLISTED_FOLDERS):
+            continue
+        raise SpecError(f"{found_at} was added after the archive was packaged; run 'make archive' again")

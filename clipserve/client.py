@@ -10,6 +10,8 @@ with Client() as client:
     answer = client.similarity(["photo.jpg"], ["two dogs in the snow", "a cat on a table"])
     answer.probabilities                                              # float64 [1, 2]
 ```
+
+Elsewhere than in the server's folder, `Client(tokens=Path("/the/servers/folder/key_file.json"))`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +49,11 @@ BYTES_PER_REQUEST = 16_000_000
 # safe. 4xx are the caller's.
 RETRIED_STATUS = frozenset({500, 503, 507})
 RETRIES_SECONDS = 30.0
-# However long they took: a stuck worker is only replaced after its `responseTimeout`.
+# However long they and the waiting between them took.
 RETRIES_AT_LEAST = 3
+# What took longer is not asked again: the server gave up at its own deadline (`max_seconds` 25,
+# `responseTimeout` 60), and a request that is too much for one worker would end the next one, too.
+RETRY_WITHIN_SECONDS = 20.0
 
 TOKEN_ATTEMPTS = 5
 
@@ -55,8 +61,14 @@ ImageInput = bytes | str | Path
 Matrix = npt.NDArray[np.float64]
 
 
+class MissingKeyFileError(ServerError):
+    """There is no token file where one was looked for."""
+
+
 class KeyFile:
     """TorchServe's token file: read when needed, renewed through the management address on expiry.
+
+    The API key, which never expires, is sent to that address only, through no proxy.
 
     Args:
         path: `key_file.json`, which TorchServe writes into the folder it was started from.
@@ -75,10 +87,11 @@ class KeyFile:
         """
         try:
             key = json.loads(self._read())[kind]["key"]
-        except FileNotFoundError as error:
-            raise ServerError(
-                f"{self._path}: no token file; start the server with 'make serve', or name its key_file.json"
-            ) from error
+        except FileNotFoundError:
+            raise MissingKeyFileError(
+                f"{self._path.absolute()}: no token file; start the server with 'make serve', or name the "
+                "file in the server's folder: Client(tokens=Path('/the/servers/folder/key_file.json'))"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ServerError(f"{self._path}: not TorchServe's token file ({error!r})") from error
         return str(key)
@@ -103,12 +116,12 @@ class KeyFile:
         if current != stale:
             return current
         try:
-            response = httpx.get(
-                f"{self._management_url}/token",
-                params={"type": kind},
-                headers={"Authorization": f"Bearer {self.token('API')}"},
-                timeout=10.0,
-            )
+            with _http_client(10.0) as http:
+                response = http.get(
+                    f"{self._management_url}/token",
+                    params={"type": kind},
+                    headers={"Authorization": f"Bearer {self.token('API')}"},
+                )
         except httpx.HTTPError as error:
             raise ServerError(f"{self._management_url}: tokens cannot be renewed: {error}") from error
         if response.status_code != httpx.codes.OK:
@@ -151,8 +164,12 @@ class Client:
     Args:
         url: inference address.
         management_url: management address, for `wait_ready` and for renewing tokens.
-        tokens: a key file, a fixed inference token, or None for a server that asks for none.
+        tokens: a key file or its path, a fixed inference token, or None for a server that asks for none.
         timeout: seconds that one request may take.
+        proxy: URL of a proxy to go through. The environment's (`HTTP_PROXY` …) are not asked: they would be
+            shown every token and every picture.
+        retries: ask again for up to half a minute where the server cannot be reached or fails; not where a
+            person waits for the answer, and would rather be told.
 
     A client is safe to use from several threads.
     """
@@ -161,13 +178,16 @@ class Client:
         self,
         url: str = INFERENCE_URL,
         management_url: str = MANAGEMENT_URL,
-        tokens: KeyFile | str | None = None,
+        tokens: KeyFile | Path | str | None = KEY_FILE,
         timeout: float = 100.0,  # more than the archives' responseTimeout
+        proxy: str | None = None,
+        retries: bool = True,
     ):
         self._url = url.rstrip("/")
         self._management_url = management_url.rstrip("/")
-        self._tokens = tokens if tokens is not None else KeyFile(KEY_FILE, self._management_url)
-        self._http = httpx.Client(timeout=timeout)
+        self._tokens = KeyFile(tokens, self._management_url) if isinstance(tokens, Path) else tokens
+        self._http = _http_client(timeout, proxy)
+        self._retries = retries
         self._cached: dict[str, str] = {}
         self._space_id: str | None = None
 
@@ -190,24 +210,22 @@ class Client:
         """From now on, an answer in another embedding space raises `SpaceError`."""
         self._space_id = space_id
 
-    def embed_images(self, images: Sequence[ImageInput]) -> FloatArray:
-        """Embeds pictures, given as encoded bytes or as paths of files: float32 `[N, D]`.
+    def embed_images(self, images: Sequence[ImageInput] | ImageInput) -> FloatArray:
+        """Embeds pictures, encoded bytes or paths of files: float32 `[N, D]`; one alone is a list of one.
 
         Raises:
             RequestError: a picture is wrong; `index` says which.
             ServerError: the server cannot be reached or fails.
             OSError: a file cannot be read.
         """
-        encoded = [_encoded(image) for image in images]
+        encoded = _encoded(images)
         vectors: list[FloatArray] = []
         for start, batch in _batches(encoded):
-            items = [{"image": image} for image in batch]
-            body = {"input": items, "encoding_format": "base64"}
-            vectors += self._vectors("clip_image", body, start)
+            vectors += self._embed("clip_image", [{"image": image} for image in batch], start)[0]
         return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
 
-    def embed_texts(self, texts: Sequence[str]) -> FloatArray:
-        """Embeds texts: float32 `[N, D]`.
+    def embed_texts(self, texts: Sequence[str] | str) -> FloatArray:
+        """Embeds texts: float32 `[N, D]`; one alone is a list of one.
 
         Raises:
             RequestError: a text is wrong; `index` says which.
@@ -215,24 +233,23 @@ class Client:
         """
         return self.embed_texts_with_usage(texts)[0]
 
-    def embed_texts_with_usage(self, texts: Sequence[str]) -> tuple[FloatArray, TextUsage]:
+    def embed_texts_with_usage(self, texts: Sequence[str] | str) -> tuple[FloatArray, TextUsage]:
         """Embeds texts and says what they cost; otherwise as `embed_texts`."""
         vectors: list[FloatArray] = []
-        totals = {"prompt_tokens": 0, "truncated": 0, "unknown_tokens": 0}
-        for start, batch in _batches(texts):
-            answer = self._predict("clip_text", {"input": batch, "encoding_format": "base64"}, start)
-            vectors += _items(answer, len(batch), start)
-            for name in totals:
-                totals[name] += answer["usage"][name]
+        totals: Counter[str] = Counter({"prompt_tokens": 0, "truncated": 0, "unknown_tokens": 0})
+        for start, batch in _batches([texts] if isinstance(texts, str) else texts):
+            embedded, usage = self._embed("clip_text", batch, start)
+            vectors += embedded
+            totals.update({name: usage[name] for name in totals})
         embeddings = np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
         return embeddings, TextUsage(**totals)
 
     def similarity(
         self,
-        images: Sequence[ImageInput],
-        texts: Sequence[str] | None = None,
+        images: Sequence[ImageInput] | ImageInput,
+        texts: Sequence[str] | str | None = None,
         *,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str] | str | None = None,
         template: str | None = None,
     ) -> Similarity:
         """Compares pictures with texts, or with labels put into a template such as `a photo of {}`.
@@ -242,16 +259,21 @@ class Client:
             ServerError: the server cannot be reached or fails.
             OSError: a file cannot be read.
         """
-        body: dict[str, Any] = {"images": [_encoded(image) for image in images]}
+        body: dict[str, Any] = {"images": _encoded(images)}
         given = {"texts": texts, "labels": labels, "template": template}
         body |= {
-            name: value if isinstance(value, str) else list(value)
+            name: value if isinstance(value, str) else [*value]
             for name, value in given.items()
             if value is not None
         }
-        answer = self._predict("clip_similarity", body, 0)
+        answer = self._predict("clip_similarity", body)
+        # The server had time for some of the texts, and remembers them: asked again, it makes others.
+        while (late := _late(answer)) and len(_late(again := self._predict("clip_similarity", body))) < len(
+            late
+        ):
+            answer = again
         if answer["errors"]:
-            raise _request_error(answer["errors"][0]["error"], 400, 0)
+            raise _request_error(answer["errors"][0]["error"], 400)
         return Similarity(
             np.asarray(answer["cosine_similarity"], np.float64),
             np.asarray(answer["probabilities"], np.float64),
@@ -318,21 +340,60 @@ class Client:
             timeout: seconds.
 
         Raises:
-            ServerError: not ready in time; the message is the last reason.
+            ServerError: not ready in time, the message is the last reason; or, at once, a server answers but
+                its token file is not where it was looked for.
         """
         deadline = time.monotonic() + timeout
         while True:
             try:
                 self.check_ready(endpoints)
             except ClipServeError as error:
+                # A server writes the file before it listens.
+                if isinstance(error, MissingKeyFileError) and self._listens():
+                    raise
                 if time.monotonic() > deadline:
                     raise ServerError(f"not ready after {timeout:g} s: {error}") from error
                 time.sleep(0.25)
             else:
                 return
 
-    def _vectors(self, endpoint: str, body: Mapping[str, Any], start: int) -> list[FloatArray]:
-        return _items(self._predict(endpoint, body, start), len(body["input"]), start)
+    def _listens(self) -> bool:
+        try:
+            self._http.get(self._management_url)
+        except httpx.HTTPError:
+            return False
+        return True
+
+    def _embed(
+        self, endpoint: str, items: Sequence[Any], start: int
+    ) -> tuple[list[FloatArray], Counter[str]]:
+        """Embeds items in as many requests as it takes: a server may have time for some of them only.
+
+        Returns:
+            Embeddings in the order of the items, and the sum of the answers' `usage`.
+        """
+        vectors: dict[int, FloatArray] = {}
+        usage: Counter[str] = Counter()
+        left = list(range(len(items)))
+        while left:
+            body = {"input": [items[index] for index in left], "encoding_format": "base64"}
+            positions = [start + index for index in left]
+            answer = self._predict(endpoint, body, positions)
+            if len(answer["data"]) != len(left):
+                raise ServerError(f"asked for {len(left)} embeddings, got {len(answer['data'])}")
+            late = []
+            for index, entry in zip(left, answer["data"], strict=True):
+                if entry["object"] != "error":
+                    vectors[index] = decode_vector(entry["embedding"])
+                elif entry["error"]["code"] == "overloaded":
+                    late.append(index)
+                else:
+                    raise _request_error({"index": entry["index"], **entry["error"]}, 400, positions)
+            if len(late) == len(left):
+                raise ServerError(f"{endpoint}: status 200 with nothing but 'overloaded'")
+            usage.update(answer["usage"])
+            left = late
+        return [vectors[index] for index in range(len(items))], usage
 
     def post(self, endpoint: str, content: bytes, content_type: str) -> httpx.Response:
         """Sends a request body as it is; with token and retries, whatever the answer's status.
@@ -357,9 +418,14 @@ class Client:
         workers: list[dict[str, Any]] = self._management(f"/models/{endpoint}")[0]["workers"]
         return workers
 
-    def _predict(self, endpoint: str, body: Mapping[str, Any], start: int) -> dict[str, Any]:
+    def _predict(
+        self, endpoint: str, body: Mapping[str, Any], positions: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """An endpoint's answer; `positions` are those of the items in the caller's list, for errors."""
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
         response = self.post(endpoint, content, "application/json")
+        if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE and not _says_which(response):
+            raise _too_large(body, len(content), positions[0] if positions else 0)
         answer = _json_object(response, endpoint)
         if response.status_code == httpx.codes.OK:
             found = str(answer.get("space_id"))
@@ -370,8 +436,12 @@ class Client:
             return answer
         error = answer.get("error")
         if isinstance(error, dict):
-            raise _request_error(error, response.status_code, start)
-        raise ServerError(f"{endpoint}: status {response.status_code}: {answer.get('message', answer)}")
+            raise _request_error(error, response.status_code, positions)
+        reason = f"{endpoint}: status {response.status_code}: {answer.get('message', answer)}"
+        took = response.elapsed.total_seconds()
+        if response.status_code in RETRIED_STATUS and took > RETRY_WITHIN_SECONDS:
+            reason += f" (after {took:.0f} s, so it was not asked again; send fewer items at once)"
+        raise ServerError(reason)
 
     def _management(self, path: str, params: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
         request = httpx.Request("GET", f"{self._management_url}{path}", params=params)
@@ -382,21 +452,30 @@ class Client:
         return answer
 
     def _send(self, kind: str, request: httpx.Request) -> httpx.Response:
+        started = 0.0
+
         @tenacity.retry(
-            retry=tenacity.retry_if_result(lambda response: response.status_code in RETRIED_STATUS)
-            | tenacity.retry_if_exception_type(
-                (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError)
+            retry=tenacity.retry_all(
+                tenacity.retry_any(
+                    tenacity.retry_if_result(lambda response: response.status_code in RETRIED_STATUS),
+                    tenacity.retry_if_exception_type(
+                        (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError)
+                    ),
+                ),
+                lambda _: time.monotonic() - started <= RETRY_WITHIN_SECONDS,
             ),
             stop=tenacity.stop_all(
                 tenacity.stop_after_delay(RETRIES_SECONDS), tenacity.stop_after_attempt(RETRIES_AT_LEAST)
             )
-            if kind == "inference"
+            if kind == "inference" and self._retries
             else tenacity.stop_after_attempt(1),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
             # Out of patience: the last answer or exception speaks for itself.
             retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
         )
         def attempt() -> httpx.Response:
+            nonlocal started
+            started = time.monotonic()
             return self._send_with_token(kind, request)
 
         try:
@@ -409,6 +488,8 @@ class Client:
             ) from error
 
     def _send_with_token(self, kind: str, request: httpx.Request) -> httpx.Response:
+        if self._tokens is None:
+            return self._http.send(request)
         if isinstance(self._tokens, str):
             request.headers["Authorization"] = f"Bearer {self._tokens}"
             return self._http.send(request)
@@ -425,9 +506,16 @@ class Client:
         return response
 
 
-def _encoded(image: ImageInput) -> str:
-    data = image if isinstance(image, bytes) else Path(image).read_bytes()
-    return base64.b64encode(data).decode("ascii")
+def _http_client(timeout: float, proxy: str | None = None) -> httpx.Client:
+    # With a transport of its own a client asks the environment for no proxy, yet still for certificates
+    # (SSL_CERT_FILE).
+    return httpx.Client(transport=httpx.HTTPTransport(proxy=proxy), timeout=timeout, trust_env=False)
+
+
+def _encoded(images: Sequence[ImageInput] | ImageInput) -> list[str]:
+    listed = [images] if isinstance(images, bytes | str | Path) else images
+    contents = (image if isinstance(image, bytes) else Path(image).read_bytes() for image in listed)
+    return [base64.b64encode(content).decode("ascii") for content in contents]
 
 
 def _batches(items: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
@@ -444,21 +532,37 @@ def _batches(items: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         yield start, batch
 
 
-def _items(answer: Mapping[str, Any], count: int, start: int) -> list[FloatArray]:
-    vectors = []
-    for item in answer["data"]:
-        if item["object"] == "error":
-            raise _request_error(item["error"], 400, start)
-        vectors.append(decode_vector(item["embedding"]))
-    if len(vectors) != count:
-        raise ServerError(f"asked for {count} embeddings, got {len(vectors)}")
-    return vectors
+def _late(answer: Mapping[str, Any]) -> list[Any]:
+    """Items of a comparison that the server had no time for; none where something else is wrong as well."""
+    late = [entry for entry in answer["errors"] if entry["error"]["code"] == "overloaded"]
+    return late if len(late) == len(answer["errors"]) else []
 
 
-def _request_error(error: Mapping[str, Any], status: int, start: int) -> RequestError:
-    index = error.get("index")
+def _request_error(error: Mapping[str, Any], status: int, positions: Sequence[int] = ()) -> RequestError:
+    code, index = str(error.get("code")), error.get("index")
+    if index is not None and positions:
+        index = positions[index]
+    return RequestError(code, str(error.get("message")), 503 if code == "overloaded" else status, index)
+
+
+def _says_which(response: httpx.Response) -> bool:
+    """Whether a 413 is of an item or a limit on items, not of the body, which nobody has read."""
+    try:
+        return bool(response.json()["error"]["code"] != "request_too_large")
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def _too_large(body: Mapping[str, Any], size: int, start: int) -> RequestError:
+    """What a server refused before it read it; of one picture or text the reason is known."""
+    (kind, items) = next(iter(body.items()))
+    message = f"the request has {size} bytes, more than the server admits"
+    if len(items) != 1:
+        return RequestError("request_too_large", f"{message}; send fewer items at once", 413)
+    if kind == "input" and isinstance(items[0], str):
+        return RequestError("text_too_long", message, 413, start)
     return RequestError(
-        str(error.get("code")), str(error.get("message")), status, None if index is None else start + index
+        "image_too_large", f"{message}, of one picture in base64; make it smaller", 413, start
     )
 
 

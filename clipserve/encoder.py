@@ -24,7 +24,9 @@ from clipserve.encoder_spec import (
 )
 from clipserve.errors import RequestError, SpecError
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
+from clipserve.operators import check_operators, check_records
 from clipserve.prepack import prepack_linear_layers
+from clipserve.store import Store
 from clipserve.tokens import TokenArray, Tokenizer
 
 # The golden picture is made by clipserve itself and tiny; no caller's limits apply to it.
@@ -35,15 +37,33 @@ WARM_UP_RUNS = 3
 
 
 def load_for_inference(path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """Loads a traced encoder, its weights packed where it runs on a CPU; it cannot be saved again."""
-    module = load_torchscript(path, device)
+    """Loads a traced encoder, its weights packed where it runs on a CPU; it cannot be saved again.
+
+    Raises:
+        SpecError: it holds what no encoder has, see `clipserve.operators`.
+    """
+    module = _load_unchecked(path, device)
     if device.type == "cpu":
+        # Before the graph is read as a whole, which compiles the layers' own as it finds them.
         prepack_linear_layers(module)
+    check_operators(path, module)
     return module
 
 
 def load_torchscript(path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """`torch.jit.load` without its deprecation warning."""
+    """Loads a traced encoder as it was saved.
+
+    Raises:
+        SpecError: it holds what no encoder has, see `clipserve.operators`.
+    """
+    module = _load_unchecked(path, device)
+    check_operators(path, module)
+    return module
+
+
+def _load_unchecked(path: Path, device: torch.device) -> torch.jit.ScriptModule:
+    """`torch.jit.load` without its deprecation warning; what the module calls has not been looked at."""
+    check_records(path)
     with warnings.catch_warnings():
         # torch.jit is past its end of maintenance, which the README says once for all its calls.
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
@@ -179,8 +199,17 @@ class TracedImageEncoder(_TracedEncoder):
             self.check_golden()
 
     def embed(self, pixel_values: Sequence[PixelArray]) -> FloatArray:
-        """Embeds uint8 `[3, H, W]` pictures in one batch: float32 `[N, embedding_dim]`."""
-        return self._run(torch.from_numpy(np.stack(pixel_values)))
+        """Embeds uint8 `[3, H, W]` pictures in one batch: float32 `[N, embedding_dim]`.
+
+        Raises:
+            ValueError: other pixels. A `.pt` refuses them itself, but for older ones; a `.pt2` would read
+                their memory as it comes.
+        """
+        batch = np.stack(pixel_values)
+        size = (3, self.preprocessing.crop_height, self.preprocessing.crop_width)
+        if batch.dtype != np.uint8 or batch.shape[1:] != size:
+            raise ValueError(f"{self.preprocessing.wanted_pixels}; found {batch.dtype} {list(batch.shape)}")
+        return self._run(torch.from_numpy(batch))
 
     def check_golden(self) -> None:
         """Embeds the golden picture.
@@ -249,16 +278,18 @@ def cpu_has_native_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def choose_variant(folder: Path, modality: str, device: torch.device) -> Path:
+def choose_variant(folder: Path, modality: str, device: torch.device, model: str | None = None) -> Path:
     """The encoder file in `folder` that a worker on `device` should run.
 
     Half precision goes first where the hardware multiplies it natively, then a package compiled for this CPU.
 
+    Args:
+        model: its id; None where the folder holds one model only.
+
     Raises:
-        SpecError: none for this modality and device, or for another CPU only.
+        SpecError: none for this modality and device, or for another CPU only; or several models.
     """
-    files = [*folder.glob(f"*{SUFFIXES['torchscript']}"), *folder.glob(f"*{SUFFIXES['aoti']}")]
-    specs = {path: read_spec(path) for path in sorted(files)}
+    specs = Store.read(folder).model(model).encoders
     native = {"fp16", "fp32"} if device.type == "cuda" or not cpu_has_native_bf16() else {"bf16"}
     fitting: list[tuple[bool, bool, bool, Path]] = []
     refusal: SpecError | None = None

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from clipserve.errors import SpecError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SPEC_FILE = "spec.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -63,6 +63,14 @@ class ImagePreprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def wanted_pixels(self) -> str:
+        """What an encoder says to other pixels, from which it would make another vector."""
+        return (
+            f"pixel_values must be uint8 [N, 3, {self.crop_height}, {self.crop_width}], RGB, 0 to 255, "
+            "resized and cropped; rescaling to [0, 1], mean and std are inside the encoder"
+        )
+
 
 @dataclass(frozen=True)
 class TextPreprocessing:
@@ -70,11 +78,13 @@ class TextPreprocessing:
 
     Attributes:
         context_length: the most tokens an input may have, special tokens included.
+        vocabulary_size: rows of the embedding table; every token id is below it.
         pad_token_id: fills `input_ids` where `attention_mask` is 0.
         tokenizer_sha256: of the `tokenizer.json` inside the encoder file.
     """
 
     context_length: int
+    vocabulary_size: int
     pad_token_id: int
     tokenizer_sha256: str
 
@@ -162,11 +172,13 @@ class EncoderSpec:
         normalized: whether the graph L2-normalises its output.
         precision: of weights and arithmetic; the output is float32 always.
         logit_scale: multiplies cosines before softmax; exponentiated, about 100 for CLIP.
-        checkpoint_sha256: of the eager encoder's weights (names, shapes and values), so that it does not
-            depend on how the checkpoint's files are laid out.
+        checkpoint_sha256: of everything that this encoder's vectors depend on: the eager encoder's weights
+            (names, shapes and values), its heads, activation, layer norms' eps, pooling and position rule,
+            preprocessing, and for texts the tokenizer. Not of how the checkpoint's files are laid out, nor of
+            weights that are not read. See `export_scripts.identity`.
         artifact_sha256: of the encoder file's code and weights, see `artifact_sha256`.
-        space_id: both encoders' weights and preprocessing hashed; embeddings may be compared only where
-            theirs are equal. Independent of device and precision.
+        space_id: hash of both encoders' `checkpoint_sha256`; embeddings may be compared, by their cosine,
+            only where theirs are equal. Independent of device, precision and `normalized`.
         versions: of the libraries that made the file.
     """
 
@@ -247,7 +259,8 @@ class EncoderSpec:
             yield "std", len(self.image.std) == 3 and all(s > 0 for s in self.image.std)
         if self.text is not None:
             yield "context_length", self.text.context_length > 2
-            yield "pad_token_id", self.text.pad_token_id >= 0
+            yield "vocabulary_size", self.text.vocabulary_size > 0
+            yield "pad_token_id", 0 <= self.text.pad_token_id < self.text.vocabulary_size
 
 
 def encode_vector(vector: FloatArray) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
+from pathlib import Path
 from typing import Any
 
 # From glibc's malloc.h.
@@ -33,11 +35,19 @@ def trim_memory() -> None:
     """Lets glibc return what lies free between blocks in use.
 
     By itself it keeps that, so that a worker that decodes pictures of all sizes grows by some 100 MB an hour
-    for a while (measured) without leaking anything. Takes a few milliseconds.
+    for a while (measured) without leaking anything, and what one large request took stays. Takes a few
+    milliseconds.
     """
     trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def resident_bytes() -> int:
+    """This process's memory; 0 where the system does not say. Takes some microseconds."""
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/self/statm").read_bytes().split()[1]) * mmap.PAGESIZE
 
 
 def _libc(name: str) -> Any:

@@ -12,22 +12,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipserve.errors import RequestError
-from clipserve.protocol import JSON, Reply, Row, dump_json, json_object, shown
+from clipserve.protocol import JSON, Reply, Row, dump_json, has_json, json_object, shown
 
 FIELDS = {"input", "model", "encoding_format", "dimensions", "user"}
 
 
-def text_row(data: bytes, model: str, embedding_dim: int) -> Row:
-    """Turns a request's body into a row for the `clip_text` endpoint.
+def text_row(asked: Row, model: str, embedding_dim: int) -> Row:
+    """Turns a request into a row for the `clip_text` endpoint.
 
     Args:
+        asked: the request as it came.
         model: id of the model that is served.
         embedding_dim: of its embeddings.
 
     Raises:
         RequestError: the request as a whole is wrong.
     """
-    body = json_object(data, FIELDS)
+    if not has_json(asked):
+        raise RequestError(
+            "unsupported_media_type",
+            f"content type {shown(asked.content_type or 'none')}; send application/json",
+            415,
+        )
+    body = json_object(asked.body, FIELDS)
     for name in ("model", "input"):
         if name not in body:
             raise RequestError("invalid_request", f"the field {name!r} is missing")

@@ -4,12 +4,14 @@ Requests (`input`, `encoding_format` and the response's `data` are those of the 
 
 ```
 text        {"input": "text" | ["…", …], "encoding_format": "float" | "base64"}      or text/plain
-image       {"input": [{"image": "<base64 or data: URI>"} | "<base64 …>", …]}    or raw bytes, or multipart
+image       {"input": [{"image": "<base64 or data: URI>"} | "<base64 …>", …]}    or raw bytes
+            or multipart: files, and a field `encoding_format`
 similarity  {"images": […], "texts": […]} or {"images": […], "labels": […], "template": "a photo of {}"}
-            or multipart: any number of files, and a field `texts` or `labels` (JSON list), `template`
+            or multipart: files, and a field `texts` or `labels` (JSON list), `template`
 ```
 
-A wrong item becomes a `RequestError` in its place; a wrong request raises one. No URL is ever fetched.
+A wrong item becomes a `RequestError` in its place; a wrong request raises one. No URL is ever fetched. Before
+anything is parsed, its cost is bounded: every check here is a fixed number of passes over the body.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import binascii
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -30,9 +33,27 @@ from clipserve.errors import RequestError
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
+OCTETS = "application/octet-stream"
+# Beside every type that ends in +json (RFC 6839): what JSON was called before it had a name, and is still.
+JSON_TYPES = frozenset({JSON, "application/x-json", "text/json", "text/x-json"})
+UTF8_NAMES = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+
 MAX_JSON_DEPTH = 32
-JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Lists, objects, and what stands in them. A request of 1,000 texts has some 1,000; OpenAI's clients send
+# texts as lists of tokens, which get an answer of their own.
+MAX_JSON_VALUES = 250_000
+# Of an integer. Python's own limit, but it is a setting of the interpreter's.
+MAX_JSON_DIGITS = 4300
+# What has more is no double's: its value matters to nobody, and reading it costs the square of its digits.
+EXACT_JSON_DIGITS = 309
+# The endpoints' own limits on items are lower.
+MAX_PARTS = 2000
+
 BRACKET = re.compile(r"[\[{\]}]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+OPENS_OBJECT = re.compile(rb"\s*\{")
+NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=_\s-]")
+URL_SAFE_BASE64 = bytes.maketrans(b"-_", b"+/")
 
 ItemT = TypeVar("ItemT")
 EncodingFormat = Literal["float", "base64"]
@@ -46,11 +67,30 @@ class RequestLimits:
         max_items: pictures or texts of an embedding request; pictures of a similarity request.
         max_texts: texts or labels of a similarity request.
         max_characters: of one text; far more than any context length, a bound on tokenising time.
+        max_total_characters: of all texts of a request together, each label in its template: 1,000 texts of
+            500. A full-size CLIP tokenizer takes 10 µs for each of the slowest characters.
     """
 
     max_items: int = 128
     max_texts: int = 1000
     max_characters: int = 20_000
+    max_total_characters: int = 500_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a multipart request.
+
+    Attributes:
+        name: of its field; several parts may have one name.
+        content: as it came.
+        content_type: of a file, as sent or as the server completes it; None for a field, which has no file
+            name.
+    """
+
+    name: str
+    content: bytes
+    content_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,13 +99,20 @@ class Row:
 
     Attributes:
         body: the raw body; empty for multipart.
-        content_type: of the request, in lower case, without parameters.
-        parts: the parts of a multipart request, by field name.
+        content_type: the header of that name as it was sent; empty where there is none.
+        parts: all parts of a multipart request, in their order.
+        content_encoding: the header of that name as it was sent; empty where there is none.
     """
 
     body: bytes
     content_type: str
-    parts: Mapping[str, bytes] = field(default_factory=dict)
+    parts: Sequence[Part] = ()
+    content_encoding: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body or of all parts."""
+        return len(self.body) + sum(len(part.content) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -126,22 +173,71 @@ def media_type(header: str) -> str:
     return header.partition(";")[0].strip().lower()
 
 
+def check_head(content_type: str, content_encoding: str) -> None:
+    """Checks what the headers say of how a body is to be read.
+
+    Raises:
+        RequestError: it is compressed, or its text is in another charset than UTF-8.
+    """
+    if content_encoding.strip().lower() not in ("", "identity"):
+        raise RequestError(
+            "unsupported_media_type",
+            f"Content-Encoding is {shown(content_encoding)}; send the body as it is, without that header",
+            415,
+        )
+    if not media_type(content_type).startswith("image/"):
+        check_charset(content_type)
+
+
+def check_charset(content_type: str) -> None:
+    """Checks the charset of a request's or a part's type, if it names one.
+
+    Raises:
+        RequestError: it is not UTF-8's, or the part of it that is ASCII.
+    """
+    # No split within quotes: neither a charset nor a boundary may hold a semicolon.
+    for parameter in content_type.split(";")[1:]:
+        name, _, value = parameter.partition("=")
+        charset = value.strip().strip("\"'").lower()
+        if name.strip().lower() == "charset" and charset not in UTF8_NAMES:
+            raise RequestError(
+                "unsupported_media_type", f"the charset is {shown(charset)}; send the text in UTF-8", 415
+            )
+
+
+def has_json(row: Row) -> bool:
+    """Whether a request's body is to be read as JSON.
+
+    It is where its type says so; without a type, or with that of any bytes, where it begins as an object, for
+    no picture and hardly a text does (RFC 9110, 8.3, allows to look).
+
+    Raises:
+        RequestError: the body is compressed, or in another charset than UTF-8.
+    """
+    check_head(row.content_type, row.content_encoding)
+    found = media_type(row.content_type)
+    if found in JSON_TYPES or found.endswith("+json"):
+        return True
+    return found in ("", OCTETS) and OPENS_OBJECT.match(row.body) is not None
+
+
 def parse_text_request(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]:
     """Reads a `clip_text` request.
 
     Raises:
         RequestError: the request as a whole is wrong.
     """
-    if row.content_type != JSON:
+    if not has_json(row):
         _refuse_form(row)
         if not row.body:
             raise RequestError("empty_request", "the request has no body; send a text")
-        return EmbeddingRequest([_text_item(_utf8(row.body), limits)], "float")
+        text = _utf8(row.body)
+        if len(text) <= limits.max_characters and _is_json(text):
+            raise _mistyped(row)
+        return EmbeddingRequest([_text_item(text, limits)], "float")
     body = json_object(row.body, {"input", "encoding_format", "model"})
-    items = _item_list(body, "input", str, limits.max_items)
-    return EmbeddingRequest(
-        [_text_item(item, limits) for item in items], _encoding_format(body.get("encoding_format"))
-    )
+    items = _text_items(_item_list(body, "input", str, limits.max_items), limits)
+    return EmbeddingRequest(items, _encoding_format(body.get("encoding_format")))
 
 
 def parse_image_request(row: Row, limits: RequestLimits) -> EmbeddingRequest[bytes]:
@@ -150,19 +246,22 @@ def parse_image_request(row: Row, limits: RequestLimits) -> EmbeddingRequest[byt
     Raises:
         RequestError: the request as a whole is wrong.
     """
+    if has_json(row):
+        body = json_object(row.body, {"input", "encoding_format", "model"})
+        items = _item_list(body, "input", (str, dict), limits.max_items)
+        return EmbeddingRequest(
+            [_image_item(item) for item in items], _encoding_format(body.get("encoding_format"))
+        )
     if row.parts:
-        _check_count("files", len(row.parts), limits.max_items)
-        return EmbeddingRequest(list(row.parts.values()), "float")
-    if row.content_type != JSON:
-        _refuse_form(row)
-        if not row.body:
-            raise RequestError("empty_request", "the request has no body; send a picture's bytes")
-        return EmbeddingRequest([row.body], "float")
-    body = json_object(row.body, {"input", "encoding_format", "model"})
-    items = _item_list(body, "input", (str, dict), limits.max_items)
-    return EmbeddingRequest(
-        [_image_item(item) for item in items], _encoding_format(body.get("encoding_format"))
-    )
+        fields, files = _form(row, {"encoding_format", "model"}, limits)
+        form = {name: _utf8(part) for name, part in fields.items()}
+        return EmbeddingRequest([*files], _encoding_format(form.get("encoding_format")))
+    _refuse_form(row)
+    if not row.body:
+        raise RequestError("empty_request", "the request has no body; send a picture's bytes")
+    if OPENS_OBJECT.match(row.body):
+        raise _mistyped(row)
+    return EmbeddingRequest([row.body], "float")
 
 
 def parse_similarity_request(row: Row, limits: RequestLimits) -> SimilarityRequest:
@@ -172,18 +271,16 @@ def parse_similarity_request(row: Row, limits: RequestLimits) -> SimilarityReque
         RequestError: the request as a whole is wrong.
     """
     images: list[bytes | RequestError]
-    if row.parts:
-        fields = {"texts", "labels", "template"}
-        body = {
-            name: _utf8(part) if name == "template" else _json(part, f"field {name!r}")
-            for name, part in row.parts.items()
-            if name in fields
-        }
-        images = [part for name, part in row.parts.items() if name not in fields]
-        _check_count("files", len(images), limits.max_items)
-    elif row.content_type == JSON:
+    if has_json(row):
         body = json_object(row.body, {"images", "texts", "labels", "template", "model"})
         images = [_image_item(i) for i in _item_list(body, "images", (str, dict), limits.max_items)]
+    elif row.parts:
+        fields, files = _form(row, {"texts", "labels", "template", "model"}, limits)
+        images = [*files]
+        body = {
+            name: _json(part, f"field {name!r}") if name in ("texts", "labels") else _utf8(part)
+            for name, part in fields.items()
+        }
     else:
         _refuse_form(row)
         raise RequestError(
@@ -197,35 +294,84 @@ def parse_similarity_request(row: Row, limits: RequestLimits) -> SimilarityReque
     if "labels" not in body:
         if template is not None:
             raise RequestError("invalid_request", "'template' goes with 'labels', not with 'texts'")
-        texts = _item_list(body, "texts", str, limits.max_texts)
-    else:
-        template = "{}" if template is None else template
-        if isinstance(template, str) and len(template) > limits.max_characters:
-            # Before it is filled in, once for each label.
+        return SimilarityRequest(
+            images, _text_items(_item_list(body, "texts", str, limits.max_texts), limits)
+        )
+    template = "{}" if template is None else template
+    if isinstance(template, str) and len(template) > limits.max_characters:
+        raise RequestError(
+            "text_too_long",
+            f"'template' has {len(template)} characters, allowed are {limits.max_characters}",
+            413,
+        )
+    if not isinstance(template, str) or template.count("{}") != 1:
+        raise RequestError(
+            "invalid_request", f"'template' is {shown(template)}, should be a text with one {{}}"
+        )
+    labels = _item_list(body, "labels", str, limits.max_texts)
+    return SimilarityRequest(images, _text_items(labels, limits, template))
+
+
+def _form(row: Row, allowed: AbstractSet[str], limits: RequestLimits) -> tuple[dict[str, bytes], list[bytes]]:
+    """The fields of a multipart request by name, and its files in their order.
+
+    A name may be that of many files, as browsers send them, but of one field only: of two lists of texts one
+    would be lost.
+
+    Args:
+        allowed: names of fields.
+    """
+    if len(row.parts) > MAX_PARTS:
+        raise RequestError("too_many_items", f"{len(row.parts)} parts, allowed are {MAX_PARTS}", 413)
+    fields: dict[str, bytes] = {}
+    files: list[bytes] = []
+    for part in row.parts:
+        if part.name in allowed:
+            if part.name in fields:
+                raise RequestError("invalid_request", f"the field {part.name!r} is given twice")
+            check_charset(part.content_type or "")
+            fields[part.name] = part.content
+        elif part.content_type is None:
             raise RequestError(
-                "text_too_long",
-                f"'template' has {len(template)} characters, allowed are {limits.max_characters}",
-                413,
+                "invalid_request",
+                f"unknown field {shown(part.name)}; allowed are {', '.join(sorted(allowed))}, and pictures "
+                "as files, which have a file name (curl: -F name=@FILE)",
             )
-        if not isinstance(template, str) or template.count("{}") != 1:
-            raise RequestError(
-                "invalid_request", f"'template' is {shown(template)}, should be a text with one {{}}"
-            )
-        texts = [
-            template.replace("{}", label) if isinstance(label, str) else label
-            for label in _item_list(body, "labels", str, limits.max_texts)
-        ]
-    return SimilarityRequest(images, [_text_item(text, limits) for text in texts])
+        else:
+            files.append(part.content)
+    _check_count("files", len(files), limits.max_items)
+    return fields, files
 
 
 def _refuse_form(row: Row) -> None:
-    if row.content_type in (FORM, MULTIPART):
+    found = media_type(row.content_type)
+    if found in (FORM, MULTIPART):
         raise RequestError(
             "unsupported_media_type",
-            f"content type {row.content_type!r} without a file; send the header "
+            f"content type {found!r} without a file; send the header "
             "'Content-Type: application/json' with a JSON body, or raw bytes",
             415,
         )
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is a JSON object or list: a request under a wrong type, not something to embed."""
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        _parsed(text, "the body")
+    except RequestError:
+        return False
+    return True
+
+
+def _mistyped(row: Row) -> RequestError:
+    return RequestError(
+        "unsupported_media_type",
+        f"the body is JSON, but the content type is {shown(row.content_type or 'none')}; send the header "
+        "'Content-Type: application/json'",
+        415,
+    )
 
 
 def _utf8(data: bytes) -> str:
@@ -236,10 +382,17 @@ def _utf8(data: bytes) -> str:
 
 
 def _json(data: bytes, where: str) -> Any:
-    text = _utf8(data)
+    return _parsed(_utf8(data), where)
 
+
+def _parsed(text: str, where: str) -> Any:
     def no_constant(name: str) -> None:
         raise RequestError("invalid_json", f"{where} holds {name}, which is not JSON")
+
+    def integer(digits: str) -> int | float:
+        if len(digits) > MAX_JSON_DIGITS:
+            raise RequestError("invalid_json", f"{where} holds a number of {len(digits)} digits")
+        return int(digits) if len(digits) <= EXACT_JSON_DIGITS else float(digits)
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -249,24 +402,37 @@ def _json(data: bytes, where: str) -> Any:
             found[key] = value
         return found
 
-    # A request needs three levels. Counted before parsing: json's own guard is the recursion limit.
-    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(text) > MAX_JSON_DEPTH:
-        raise RequestError("invalid_json", f"{where} is nested deeper than {MAX_JSON_DEPTH} levels")
+    _check_structure(text, where)
     try:
-        return json.loads(text, parse_constant=no_constant, object_pairs_hook=no_duplicates)
+        return json.loads(
+            text, parse_constant=no_constant, parse_int=integer, object_pairs_hook=no_duplicates
+        )
     except ValueError as error:
-        # Includes integers of more digits than Python converts.
         raise RequestError("invalid_json", f"{where} is not valid JSON: {error}") from error
 
 
-def _depth(text: str) -> int:
-    """Deepest nesting of brackets outside of strings; exact for valid JSON."""
-    depth = deepest = 0
-    # Without its strings a request is short: a loop over megabytes of base64 would cost more than parsing.
-    for bracket in BRACKET.findall(JSON_STRING.sub("", text)):
+def _check_structure(text: str, where: str) -> None:
+    """Bounds what parsing costs: json's own guard is the recursion limit, and it counts nothing.
+
+    Exact for valid JSON; what is not may pass and fails in the parser.
+    """
+    if sum(map(text.count, "[{")) <= MAX_JSON_DEPTH and sum(map(text.count, "[{,")) <= MAX_JSON_VALUES:
+        return
+    # Texts may hold brackets and commas. Without its escapes a string ends at the next quote: pairs of
+    # backslashes go first, so that what is left of each run tells whether the quote behind it is escaped.
+    plain = text.replace("\\\\", "").replace('\\"', "")
+    if plain.count('"') > 4 * MAX_JSON_VALUES:
+        raise RequestError("invalid_json", f"{where} holds more than {2 * MAX_JSON_VALUES} strings")
+    outside = "".join(plain.split('"')[::2])
+    if sum(map(outside.count, "[{]}")) > 2 * MAX_JSON_VALUES:
+        raise RequestError("invalid_json", f"{where} holds more than {MAX_JSON_VALUES} lists and objects")
+    depth = 0
+    for bracket in BRACKET.findall(outside):
         depth += 1 if bracket in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
+        if depth > MAX_JSON_DEPTH:
+            raise RequestError("invalid_json", f"{where} is nested deeper than {MAX_JSON_DEPTH} levels")
+    if sum(map(outside.count, "[{,")) > MAX_JSON_VALUES:
+        raise RequestError("too_many_items", f"{where} holds more than {MAX_JSON_VALUES} values", 413)
 
 
 def json_object(data: bytes, allowed: set[str]) -> dict[str, Any]:
@@ -313,16 +479,32 @@ def _check_count(what: str, count: int, limit: int) -> None:
         raise RequestError("too_many_items", f"{what}: {count} items, allowed are {limit}", 413)
 
 
-def _text_item(item: str | RequestError, limits: RequestLimits) -> str | RequestError:
-    if isinstance(item, RequestError):
-        return item
+def _text_items(
+    items: Sequence[str | RequestError], limits: RequestLimits, template: str = "{}"
+) -> list[str | RequestError]:
+    """Texts put into the template, each checked; their characters are counted before it is filled in."""
+    total = sum(len(template) - 2 + len(item) for item in items if isinstance(item, str))
+    if total > limits.max_total_characters:
+        raise RequestError(
+            "text_too_long",
+            f"the texts have {total} characters together{' in their template' if template != '{}' else ''}, "
+            f"allowed are {limits.max_total_characters}; send them in several requests",
+            413,
+        )
+    return [
+        item if isinstance(item, RequestError) else _text_item(template.replace("{}", item), limits)
+        for item in items
+    ]
+
+
+def _text_item(item: str, limits: RequestLimits) -> str | RequestError:
     if len(item) > limits.max_characters:
         return RequestError(
             "text_too_long",
             f"the text has {len(item)} characters, allowed are {limits.max_characters}",
             413,
         )
-    if any("\ud800" <= char <= "\udfff" for char in item):
+    if SURROGATE.search(item):
         return RequestError("invalid_encoding", "the text has a surrogate without its other half")
     return item
 
@@ -338,14 +520,29 @@ def _image_item(item: str | dict[str, Any] | RequestError) -> bytes | RequestErr
         return RequestError(
             "url_not_fetched", "the image is a URL; no URL is ever fetched, send the bytes in base64"
         )
-    if item.startswith("data:"):
+    if item[:5].lower() == "data:":
         header, comma, item = item.partition(",")
-        if not comma or not header.endswith(";base64"):
+        if not comma or not header.lower().endswith(";base64"):
             return RequestError("invalid_base64", "the data: URI is not base64")
     try:
-        return base64.b64decode(item, validate=True)
-    except (binascii.Error, ValueError) as error:
-        return RequestError("invalid_base64", f"the image is not base64: {error}")
+        return _decode_base64(item)
+    except ValueError as error:
+        wrong = NOT_BASE64.search(item)
+        reason = f"{wrong[0]!r} at character {wrong.start() + 1} is none of its own" if wrong else error
+        return RequestError("invalid_base64", f"the image is not base64: {reason}")
+
+
+def _decode_base64(text: str) -> bytes:
+    """Decodes base64, also in lines (MIME), of the URL-safe alphabet, or without its padding.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        data = text.encode("ascii").translate(URL_SAFE_BASE64, b" \t\r\n")
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
 
 
 def _encoding_format(value: Any) -> EncodingFormat:

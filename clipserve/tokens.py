@@ -43,8 +43,13 @@ class Tokenizer:
         definition: text of a `tokenizer.json`.
         preprocessing: the text section of the encoder's spec.
 
+    Attributes:
+        context_length: the most tokens of a text.
+        largest_id: that a text can become.
+
     Raises:
-        SpecError: `definition` is not the one that the spec was written for.
+        SpecError: `definition` is not the one that the spec was written for, or makes ids that the encoder's
+            embedding table has no row for.
     """
 
     def __init__(self, definition: str, preprocessing: TextPreprocessing):
@@ -54,10 +59,17 @@ class Tokenizer:
                 f"tokenizer: SHA-256 {found[:12]}…, the spec says "
                 f"{preprocessing.tokenizer_sha256[:12]}…; run 'make export' again"
             )
+        self.context_length = preprocessing.context_length
         self._pad_token_id = preprocessing.pad_token_id
         self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=preprocessing.context_length)
+        self.largest_id = largest_token_id(self._tokenizer)
+        if self.largest_id >= preprocessing.vocabulary_size:
+            raise SpecError(
+                f"tokenizer: its largest token id is {self.largest_id}, the encoder's embedding table has "
+                f"{preprocessing.vocabulary_size} rows; run 'make export' again"
+            )
         model = json.loads(definition)["model"]
         # Unigram names the id, WordPiece and BPE the token.
         self._unknown_id: int | None = model.get("unk_id")
@@ -83,6 +95,14 @@ class Tokenizer:
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
         return input_ids, attention_mask
+
+
+def largest_token_id(tokenizer: tokenizers.Tokenizer) -> int:
+    """The largest id that any text can become, added and special tokens included.
+
+    The special tokens' ids stand in the post-processor a second time, and need not be the vocabulary's.
+    """
+    return max(*tokenizer.get_vocab(with_added_tokens=True).values(), *tokenizer.encode("").ids, 0)
 
 
 def length_groups(lengths: Sequence[int], max_batch: int) -> list[list[int]]:

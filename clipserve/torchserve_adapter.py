@@ -1,8 +1,9 @@
 """TorchServe's calling convention around an endpoint.
 
-TorchServe gives a worker `initialize(context)` once and `handle(rows, context)` per batch; a row is a dict
-of `body` or of multipart field names. Only `context.set_response_status(code, phrase, index)` with a body at
-that index fails one request of a batch; an exception would fail them all.
+TorchServe gives a worker `initialize(context)` once and `handle(rows, context)` per batch. A row is all the
+parameters of a request: its `body`, or the parts of a form; see `receive_all_parts`. Only
+`context.set_response_status(code, phrase, index)` with a body at that index fails one request of a batch; an
+exception would fail them all.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,13 +25,18 @@ import torch
 from clipserve.archive_files import verify_archive_files
 from clipserve.errors import SpecError
 from clipserve.meter import TIMING_HEADER, server_timing, stage_metric
-from clipserve.protocol import JSON, MULTIPART, Row, media_type
+from clipserve.protocol import FORM, JSON, MULTIPART, Part, Row, media_type
 from clipserve.settings import Settings
 from clipserve.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
+
+# One of TorchServe's parameters: `name`, `contentType` and `value`.
+Parameter = Mapping[str, Any]
+
+RESPONSE_SECONDS = 120  # TorchServe's responseTimeout where an archive's YAML says none
 
 
 class TorchServeHandler:
@@ -45,8 +52,10 @@ class TorchServeHandler:
         """Loads the encoders and proves them on their golden inputs.
 
         Raises:
-            SpecError: nothing in the archive may run here; TorchServe then reports the worker as failed.
+            SpecError: nothing in the archive may run here, or TorchServe is not the one that we know; it then
+                reports the worker as failed.
         """
+        receive_all_parts()
         properties = context.system_properties
         config = context.model_yaml_config or {}
         settings = Settings.from_mapping(config.get("handler") or {})
@@ -55,13 +64,14 @@ class TorchServeHandler:
             _warn_of_too_many_threads(self.endpoint, int(config.get("maxWorkers", 1)), settings.threads)
         folder = Path(properties["model_dir"])
         verify_archive_files(folder)
-        self._worker = Worker(self.endpoint, folder, device, settings)
+        response_seconds = float(config.get("responseTimeout", RESPONSE_SECONDS))
+        self._worker = Worker(self.endpoint, folder, device, settings, response_seconds)
         self._reporter = Reporter(context.metrics, context.model_name)
         self._reporter.start()
 
-    def handle(self, rows: list[dict[str, Any]], context: Any) -> list[Any]:
+    def handle(self, rows: Sequence[Sequence[Parameter]], context: Any) -> list[Any]:
         """Answers a batch: one body for each row."""
-        if rows == [{}] and context.get_request_header(0, "describe"):
+        if len(rows) == 1 and not rows[0] and context.get_request_header(0, "describe"):
             # `GET /models/NAME?customized=true` arrives so: alone, without a body, with this header. The
             # header alone proves nothing: any caller may send it, and would fail the batch that he is in.
             return [json.dumps(self._worker.describe(), ensure_ascii=False)]
@@ -79,6 +89,39 @@ class TorchServeHandler:
             if TIMING_HEADER in _headers(context, index):
                 context.set_response_header(index, "Server-Timing", server_timing(milliseconds))
         return [reply.body for reply in replies]
+
+
+def receive_all_parts() -> None:
+    """Makes TorchServe hand over every part of a request: of several with one name it keeps the last only.
+
+    Its frontend sends all of them to the worker; it is the worker's `ts.service.Service`, between the socket
+    and our `handle`, that makes a dict of them. From now on a row is the list that came off the wire.
+
+    Raises:
+        SpecError: this TorchServe does it in another way.
+    """
+    # Not imported: in a worker it is there, elsewhere nothing is to be done.
+    module = sys.modules.get("ts.service")
+    if module is None:
+        return
+    service = module.Service
+    original = service.retrieve_data_for_inference
+    if original.__module__ == __name__:
+        return
+    part = {"name": "a", "contentType": ""}
+    request = {"requestId": b"0", "headers": [], "parameters": [part | {"value": 1}, part | {"value": 2}]}
+    known = "retrieve_data_for_inference" in service.predict.__code__.co_names
+    if not known or original([request])[1] != [{"a": 2}]:
+        raise SpecError(
+            "this TorchServe hands requests to a worker otherwise than 0.12.0 does, and would lose pictures "
+            "of one name; run pip install torchserve==0.12.0"
+        )
+
+    def retrieve(batch: Sequence[Mapping[str, Any]]) -> tuple[Any, list[Sequence[Parameter]], Any]:
+        headers, _, ids = original(batch)
+        return headers, [request["parameters"] for request in batch], ids
+
+    service.retrieve_data_for_inference = staticmethod(retrieve)
 
 
 class Reporter:
@@ -155,17 +198,26 @@ def _device(gpu_id: int | None, device_type: str | None) -> torch.device:
     return torch.device("cuda", gpu_id)
 
 
-def _row(row: dict[str, Any], context: Any, index: int) -> Row:
+def _row(parameters: Sequence[Parameter], context: Any, index: int) -> Row:
     headers = _headers(context, index)
-    content_type = media_type(str(headers.get("content-type", "")))
-    if content_type == MULTIPART:
-        return Row(b"", content_type, {name: _bytes(part) for name, part in row.items()})
-    return Row(_bytes(row.get("body", b""), parsed=content_type == JSON), content_type)
+    content_type = headers.get("content-type", "")
+    content_encoding = headers.get("content-encoding", "")
+    found = media_type(content_type)
+    if found == MULTIPART or (found != FORM and len(parameters) > 1):
+        # The second: of two headers of that name, the frontend reads the first, and hands on the last. Of a
+        # field, which has no file name, it sends no content type; of a file always one.
+        parts = [Part(p["name"], _bytes(p["value"]), p["contentType"] or None) for p in parameters]
+        return Row(b"", content_type if found == MULTIPART else MULTIPART, parts, content_encoding)
+    if found == FORM or not parameters:
+        return Row(b"", content_type, (), content_encoding)
+    (body,) = parameters
+    return Row(_bytes(body["value"], parsed=found == JSON), content_type, (), content_encoding)
 
 
-def _headers(context: Any, index: int) -> dict[str, Any]:
-    """The headers of a request, names in lower case."""
-    return {name.lower(): value for name, value in context.get_all_request_header(index).items()}
+def _headers(context: Any, index: int) -> dict[str, str]:
+    """The headers of a request, names in lower case. TorchServe mixes the names of the parts among them."""
+    headers = context.get_all_request_header(index)
+    return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
 
 
 def _bytes(value: Any, *, parsed: bool = False) -> bytes:

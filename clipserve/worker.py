@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant
 from clipserve.handler import Endpoint, SimilarityEndpoint, image_endpoint, text_endpoint
-from clipserve.memory import bound_free_memory, trim_memory
+from clipserve.memory import bound_free_memory, resident_bytes, trim_memory
 from clipserve.meter import Meter
 from clipserve.protocol import Reply, Row
 from clipserve.settings import Settings
@@ -20,23 +21,30 @@ from clipserve.settings import Settings
 logger = logging.getLogger(__name__)
 
 BATCHES_PER_TRIM = 200
+# Over what a worker has when it is ready; more than the heap may keep at its top.
+BYTES_TO_TRIM = 64_000_000
+# So that a worker that needs more than that for ordinary work spends a hundredth of its time on it at most.
+SECONDS_BETWEEN_TRIMS = 1.0
 
 
 class WorkerResources:
-    """What an endpoint is made of: encoder files, a device and settings."""
+    """What an endpoint is made of: encoder files, a device and settings; see `Worker`."""
 
-    def __init__(self, folder: Path, device: torch.device, settings: Settings):
+    def __init__(self, folder: Path, device: torch.device, settings: Settings, model: str | None):
         self.settings = settings
         self._folder = folder
         self._device = device
+        self._model = model
 
     def image_encoder(self) -> TracedImageEncoder:
         """The folder's image encoder for this worker's device."""
-        return TracedImageEncoder(choose_variant(self._folder, "image", self._device), self._device)
+        path = choose_variant(self._folder, "image", self._device, self._model)
+        return TracedImageEncoder(path, self._device)
 
     def text_encoder(self) -> TracedTextEncoder:
         """The folder's text encoder for this worker's device."""
-        return TracedTextEncoder(choose_variant(self._folder, "text", self._device), self._device)
+        path = choose_variant(self._folder, "text", self._device, self._model)
+        return TracedTextEncoder(path, self._device)
 
 
 def _image(resources: WorkerResources) -> Endpoint:
@@ -66,16 +74,31 @@ class Worker:
         name: of the endpoint, one of `BUILDERS`.
         folder: where the encoder files are.
         device: where to run.
+        response_seconds: after which the server takes this worker for stuck, and replaces it.
+        model: id of the model; None where the folder holds one only.
 
     Raises:
-        SpecError: nothing in the folder may run here.
+        SpecError: nothing in the folder may run here, or it holds several models.
     """
 
-    def __init__(self, name: str, folder: Path, device: torch.device, settings: Settings):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        device: torch.device,
+        settings: Settings,
+        response_seconds: float,
+        model: str | None = None,
+    ):
         bound_free_memory()
+        settings, lowered = settings.within(response_seconds)
         torch.set_num_threads(settings.threads)
-        self._endpoint = BUILDERS[name](WorkerResources(folder, device, settings))
+        self._endpoint = BUILDERS[name](WorkerResources(folder, device, settings, model))
         self._batches = 0
+        self._idle_bytes = resident_bytes()
+        self._trimmed = time.monotonic()
+        for warning in [*lowered, *_too_large(self._endpoint, settings)]:
+            logger.warning("%s: %s", name, warning)
         for spec in self._endpoint.specs:
             logger.info("%s ready, space %s", spec.stem, spec.space_id)
 
@@ -92,6 +115,24 @@ class Worker:
         """Answers a batch: one reply for each row, in their order."""
         replies = self._endpoint.handle(rows)
         self._batches += 1
-        if self._batches % BATCHES_PER_TRIM == 0:
+        now = time.monotonic()
+        if self._batches % BATCHES_PER_TRIM == 0 or (
+            now - self._trimmed >= SECONDS_BETWEEN_TRIMS
+            and resident_bytes() > self._idle_bytes + BYTES_TO_TRIM
+        ):
             trim_memory()
+            self._trimmed = now
         return replies
+
+
+def _too_large(endpoint: Endpoint, settings: Settings) -> list[str]:
+    """Says of requests that the limits admit, and that their time does not suffice for."""
+    allowed = settings.max_request_seconds
+    return [
+        f"{of.items} {of.what}, which {of.limit} admits, take {of.seconds:.0f} s here, and "
+        f"max_request_seconds is {allowed}: some {int(of.items * allowed / of.seconds)} of them are "
+        f"answered, the others told 'overloaded'; lower {of.limit} in the archive's YAML, give the worker "
+        "more threads, or export another precision"
+        for of in endpoint.largest_requests()
+        if of.seconds > allowed
+    ]

@@ -18,6 +18,7 @@ from random import Random
 import matplotlib as mpl
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
@@ -109,7 +110,7 @@ def measure(
     english = client.embed_texts([vocabularies["en"].captions(scene)[0] for scene in scenes])
     return {
         code: _measure_language(client, vocabulary, scenes, images, english, seed)
-        for code, vocabulary in vocabularies.items()
+        for code, vocabulary in tqdm(vocabularies.items(), unit=" languages", leave=False)
     }
 
 
@@ -241,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     bounds = Bounds(arguments.min_probability, arguments.min_recall)
     scenes = pool(arguments.seed)
+    print(f"drawing and embedding {len(scenes)} scenes, then their captions in each language", flush=True)
     try:
         vocabularies = load_vocabularies(arguments.vocabulary)
         with project_server().client() as client:

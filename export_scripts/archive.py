@@ -17,6 +17,7 @@ from pathlib import Path
 
 from clipserve import __version__
 from clipserve.archive_files import SUMS_FILE, file_sha256
+from clipserve.command import run_command
 from clipserve.encoder import check_pair
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
@@ -24,9 +25,9 @@ from clipserve.encoder_spec import (
     EncoderSpec,
     artifact_sha256,
     description_path,
-    read_spec,
 )
-from clipserve.errors import ClipServeError, ExportError, SpecError
+from clipserve.errors import ExportError, SpecError
+from clipserve.store import Store
 from export_scripts.formats import ZIP_EPOCH
 
 ROOT = Path(__file__).parents[1]
@@ -119,9 +120,8 @@ def build_archives(store: Path, model_id: str | None, precision: str | None) -> 
 
 
 def _select(store: Path, model_id: str | None, precision: str | None) -> dict[Path, EncoderSpec]:
-    files = [*store.glob(f"*{SUFFIXES['torchscript']}"), *store.glob(f"*{SUFFIXES['aoti']}")]
-    specs = {path: read_spec(path) for path in sorted(files)}
-    models = sorted({spec.model_id for spec in specs.values()})
+    found = Store.read(store)
+    models = found.models
     if not models:
         unserved = ", ".join(sorted(path.name for path in store.glob(f"*{SUFFIXES['onnx']}")))
         raise ExportError(
@@ -129,21 +129,12 @@ def _select(store: Path, model_id: str | None, precision: str | None) -> dict[Pa
             f"{f' ({unserved} are for ONNX Runtime)' if unserved else ''}; "
             "run 'make export' (or 'make export MODEL=demo') first"
         )
-    if model_id is None and len(models) > 1:
-        raise ExportError(
-            f"{store} holds {len(models)} models ({', '.join(models)}); say which: "
-            f"'make archive MODEL={models[0]}'"
-        )
-    wanted = model_id or models[0]
-    specs = {
-        path: spec
-        for path, spec in specs.items()
-        if spec.model_id == wanted and precision in (None, spec.precision)
-    }
+    of_model = found.model(model_id, "'make archive MODEL={}'")
+    specs = of_model.where(lambda spec: precision in (None, spec.precision)).encoders
     modalities = {spec.modality for spec in specs.values()}
     if modalities != {"image", "text"}:
         raise ExportError(
-            f"{store} holds no image and text encoder of {wanted!r}"
+            f"{store} holds no image and text encoder of {model_id or models[0]!r}"
             f"{f' in {precision}' if precision else ''}; it has {', '.join(models)}; run 'make export'"
         )
     for path, spec in specs.items():
@@ -259,19 +250,18 @@ def _make_reproducible(archive: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m export_scripts.archive", description=__doc__)
     parser.add_argument("--store", type=Path, default=ROOT / "model_store")
     parser.add_argument("--model", help="model id, where the store holds several")
     parser.add_argument("--precision", choices=list(PARITY_BOUNDS), help="take this precision only")
     arguments = parser.parse_args(argv)
-    try:
+
+    def build() -> None:
         for path in build_archives(arguments.store, arguments.model, arguments.precision):
             print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
-    except ClipServeError as error:
-        print(f"archive: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_command("archive", build)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ graph, no shape baked in, pooling, projection, rescaling and normalising inside.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,59 @@ PIXEL_MAX = 255.0  # uint8 pixels; preprocessors rescale them to [0, 1]
 QUICK_GELU = 1.702
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": F.silu}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What an encoder computes with its weights, beside what their names and shapes say.
+
+    The encoders below take their numbers from here and never from a checkpoint's configuration, and
+    `export_scripts.identity` hashes every field: what an encoder depends on is in its identity, and what is
+    only in the configuration is not.
+
+    Attributes:
+        heads: of attention.
+        activation: one of `ACTIVATIONS`.
+        norm_eps: of every layer norm.
+    """
+
+    heads: int
+    activation: str
+    norm_eps: float
+
+
+@dataclass(frozen=True)
+class ImageArchitecture(Architecture):
+    """CLIP's vision transformer; pooled at its first token.
+
+    Attributes:
+        patch_size: edge of a patch, pixels.
+    """
+
+    patch_size: int
+
+
+@dataclass(frozen=True)
+class ClipTextArchitecture(Architecture):
+    """CLIP's text transformer: causal.
+
+    Attributes:
+        end_token: pooled at its first place; None pools at the first place of the highest token id.
+    """
+
+    end_token: int | None
+
+
+@dataclass(frozen=True)
+class MeanPooledArchitecture(Architecture):
+    """A BERT-like transformer, mean over the tokens that are not padding.
+
+    Attributes:
+        padding_id: positions are counted behind it, over the tokens that are something else, as in RoBERTa;
+            None counts all tokens from 0, as in BERT.
+    """
+
+    padding_id: int | None
 
 
 class SelfAttention(nn.Module):
@@ -63,10 +117,6 @@ class Mlp(nn.Module):
 
     def __init__(self, up: nn.Linear, down: nn.Linear, activation: str):
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ExportError(
-                f"activation {activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
-            )
         if activation == "quick_gelu":
             # x * sigmoid(ax) = silu(ax) / a: one pass over the widest tensor instead of three.
             up, down = _scaled(up, QUICK_GELU), _scaled(down, 1 / QUICK_GELU, bias=False)
@@ -171,6 +221,23 @@ class L2Normalized(nn.Module):
         return F.normalize(x.float(), dim=-1)
 
 
+def _check_pixels(pixel_values: Tensor, height: int, width: int, message: str) -> Tensor:
+    """`pixel_values`, if they are uint8 `[N, 3, height, width]`; else a ValueError with this message."""
+    if (
+        pixel_values.dtype != torch.uint8
+        or pixel_values.dim() != 4
+        or pixel_values.size(1) != 3
+        or pixel_values.size(2) != height
+        or pixel_values.size(3) != width
+    ):
+        raise ValueError(message)
+    return pixel_values
+
+
+# Scripted, so that a trace keeps it as a branch. `torch.export` has types and fixed sizes of its own.
+check_pixels: Callable[[Tensor, int, int, str], Tensor] = torch.jit.script(_check_pixels)
+
+
 class ImageEncoder(nn.Module):
     """CLIP's vision transformer with its projection.
 
@@ -179,16 +246,24 @@ class ImageEncoder(nn.Module):
 
     Args:
         clip: the original; float32.
+        architecture: see `image_architecture`.
         preprocessing: its mean and std.
         output: last stage, `L2Normalized` or `Unnormalized`.
     """
 
-    def __init__(self, clip: CLIPModel, preprocessing: ImagePreprocessing, output: nn.Module):
+    def __init__(
+        self,
+        clip: CLIPModel,
+        architecture: ImageArchitecture,
+        preprocessing: ImagePreprocessing,
+        output: nn.Module,
+    ):
         super().__init__()
-        # transformers types its configurations and submodules too loosely to check.
-        config: Any = clip.config.vision_config
+        # transformers types its submodules too loosely to check.
         vision: Any = clip.vision_model
-        self.patch = config.patch_size
+        self.patch = architecture.patch_size
+        self.size = (preprocessing.crop_height, preprocessing.crop_width)
+        self.wanted_pixels = preprocessing.wanted_pixels
         std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
         weight = vision.embeddings.patch_embedding.weight.detach().double()  # [W, 3, P, P]
@@ -201,7 +276,7 @@ class ImageEncoder(nn.Module):
         )
         self.patch_positions = nn.Parameter((positions[1:] + offset).float()[None])
         self.norm_before = vision.pre_layrnorm
-        layers = [_clip_layer(layer, config, causal=False) for layer in vision.encoder.layers]
+        layers = [_clip_layer(layer, architecture, causal=False) for layer in vision.encoder.layers]
         self.layers = nn.ModuleList(layers[:-1])
         self.last_layer = PooledLayer(layers[-1])
         self.norm_after = vision.post_layernorm
@@ -216,7 +291,12 @@ class ImageEncoder(nn.Module):
 
         Returns:
             float32 `[N, D]`.
+
+        Raises:
+            ValueError: other pixels, which would give another vector without a word. A loaded trace raises
+                its language's exception with the same message.
         """
+        pixel_values = check_pixels(pixel_values, *self.size, self.wanted_pixels)
         x = pixel_values.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # [N,3,h,P,w,P]
         x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, hw, 3PP]
         x = self.patch_projection(x.to(self.patch_projection.weight.dtype)) + self.patch_positions
@@ -230,22 +310,25 @@ class ImageEncoder(nn.Module):
 
 
 class ClipTextEncoder(nn.Module):
-    """CLIP's own text transformer with its projection, pooled at the end token."""
+    """CLIP's own text transformer with its projection, pooled at the end token.
 
-    def __init__(self, clip: CLIPModel, output: nn.Module):
+    Args:
+        clip: the original; float32.
+        architecture: see `clip_text_architecture`.
+        output: last stage, `L2Normalized` or `Unnormalized`.
+    """
+
+    def __init__(self, clip: CLIPModel, architecture: ClipTextArchitecture, output: nn.Module):
         super().__init__()
-        config: Any = clip.config.text_config
         text: Any = clip.text_model
         self.tokens = text.embeddings.token_embedding
         self.positions = nn.Parameter(text.embeddings.position_embedding.weight.detach()[None])
-        layers = [_clip_layer(layer, config, causal=True) for layer in text.encoder.layers]
+        layers = [_clip_layer(layer, architecture, causal=True) for layer in text.encoder.layers]
         self.layers = nn.ModuleList(layers[:-1])
         self.last_layer = PooledLayer(layers[-1])
         self.norm_after = text.final_layer_norm
         self.projection = clip.text_projection
-        # The published configurations name 2 as end token, which it is not; transformers then pools at the
-        # highest token id, which the end token has in CLIP's vocabulary.
-        self.end_token: int | None = None if config.eos_token_id == 2 else config.eos_token_id
+        self.end_token = architecture.end_token
         self.output = output
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -311,7 +394,7 @@ class PaddingAwarePositions(nn.Module):
 
 
 def check_supported(transformer: nn.Module) -> None:
-    """Checks that there is an encoder for a text transformer.
+    """Checks that there is an encoder for a transformer and its settings.
 
     Raises:
         ExportError: there is none.
@@ -321,6 +404,64 @@ def check_supported(transformer: nn.Module) -> None:
             f"text transformer {type(transformer).__name__} is not supported; supported are "
             "CLIPModel, DistilBertModel, BertModel and XLMRobertaModel"
         )
+    config = transformer.config
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if positions != "absolute":
+        # transformers 5 has dropped them: it would load the checkpoint and leave its distances out.
+        raise ExportError(f"position_embedding_type {positions!r} is not supported; supported is 'absolute'")
+    if getattr(config, "is_decoder", False):
+        raise ExportError("is_decoder true is not supported: attention is masked; supported is an encoder")
+    for part in (getattr(config, name, config) for name in ("vision_config", "text_config")):
+        activation = getattr(part, "hidden_act", None) or getattr(part, "activation", None)
+        if activation not in ACTIVATIONS:
+            raise ExportError(
+                f"activation {activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
+            )
+
+
+def image_architecture(clip: CLIPModel) -> ImageArchitecture:
+    """The numbers of a CLIP's vision transformer."""
+    # transformers types its configurations too loosely to check.
+    config: Any = clip.config.vision_config
+    return ImageArchitecture(
+        heads=config.num_attention_heads,
+        activation=config.hidden_act,
+        norm_eps=_norm_eps(clip.vision_model),
+        patch_size=config.patch_size,
+    )
+
+
+def clip_text_architecture(clip: CLIPModel) -> ClipTextArchitecture:
+    """The numbers of a CLIP's text transformer."""
+    config: Any = clip.config.text_config
+    return ClipTextArchitecture(
+        heads=config.num_attention_heads,
+        activation=config.hidden_act,
+        norm_eps=_norm_eps(clip.text_model),
+        # The published configurations name 2 as end token, which it is not; transformers then pools at the
+        # highest token id, which the end token has in CLIP's vocabulary.
+        end_token=None if config.eos_token_id == 2 else config.eos_token_id,
+    )
+
+
+def mean_pooled_architecture(transformer: PreTrainedModel) -> MeanPooledArchitecture:
+    """The numbers of a DistilBERT, BERT or XLM-RoBERTa."""
+    config: Any = transformer.config
+    distilbert = isinstance(transformer, DistilBertModel)
+    return MeanPooledArchitecture(
+        heads=config.n_heads if distilbert else config.num_attention_heads,
+        activation=config.activation if distilbert else config.hidden_act,
+        norm_eps=_norm_eps(transformer),
+        padding_id=config.pad_token_id if isinstance(transformer, XLMRobertaModel) else None,
+    )
+
+
+def _norm_eps(transformer: nn.Module) -> float:
+    """Of its layer norms: DistilBERT's is written in its code, the others' in their configurations."""
+    found = {module.eps for module in transformer.modules() if isinstance(module, nn.LayerNorm)}
+    if len(found) != 1:
+        raise ExportError(f"layer norms of several eps {sorted(found)} are not supported; supported is one")
+    return float(found.pop())
 
 
 class MeanPooledTextEncoder(nn.Module):
@@ -328,32 +469,37 @@ class MeanPooledTextEncoder(nn.Module):
 
     Args:
         transformer: the original DistilBERT, BERT or XLM-RoBERTa; float32.
+        architecture: see `mean_pooled_architecture`.
         projection: the linear head.
         output: last stage, `L2Normalized` or `Unnormalized`.
     """
 
-    def __init__(self, transformer: PreTrainedModel, projection: nn.Linear, output: nn.Module):
+    def __init__(
+        self,
+        transformer: PreTrainedModel,
+        architecture: MeanPooledArchitecture,
+        projection: nn.Linear,
+        output: nn.Module,
+    ):
         super().__init__()
         embeddings: Any = transformer.embeddings
         # Without the original's `padding_idx`, which steers gradients only and makes the tracer warn.
         self.tokens = nn.Embedding.from_pretrained(embeddings.word_embeddings.weight)
         self.norm = embeddings.LayerNorm
         stack: Any = transformer
-        config: Any = transformer.config
+        # DistilBERT has none.
+        token_types: Any = getattr(embeddings, "token_type_embeddings", None)
         self.positions: nn.Module
-        if isinstance(transformer, DistilBertModel):
-            self.positions = AbsolutePositions(embeddings.position_embeddings, None)
-            layers = [_distilbert_layer(layer, config) for layer in stack.transformer.layer]
-        elif isinstance(transformer, XLMRobertaModel):
-            self.positions = PaddingAwarePositions(
-                embeddings.position_embeddings, embeddings.token_type_embeddings, config.pad_token_id
-            )
-            layers = [_bert_layer(layer, config) for layer in stack.encoder.layer]
+        if architecture.padding_id is None:
+            self.positions = AbsolutePositions(embeddings.position_embeddings, token_types)
         else:
-            self.positions = AbsolutePositions(
-                embeddings.position_embeddings, embeddings.token_type_embeddings
+            self.positions = PaddingAwarePositions(
+                embeddings.position_embeddings, token_types, architecture.padding_id
             )
-            layers = [_bert_layer(layer, config) for layer in stack.encoder.layer]
+        if isinstance(transformer, DistilBertModel):
+            layers = [_distilbert_layer(layer, architecture) for layer in stack.transformer.layer]
+        else:
+            layers = [_bert_layer(layer, architecture) for layer in stack.encoder.layer]
         self.layers = nn.ModuleList(layers)
         self.projection = projection
         self.output = output
@@ -379,7 +525,7 @@ class MeanPooledTextEncoder(nn.Module):
         return embedding
 
 
-def _clip_layer(layer: Any, config: Any, *, causal: bool) -> PreNormLayer:
+def _clip_layer(layer: Any, architecture: Architecture, *, causal: bool) -> PreNormLayer:
     attention = layer.self_attn
     return PreNormLayer(
         SelfAttention(
@@ -387,16 +533,16 @@ def _clip_layer(layer: Any, config: Any, *, causal: bool) -> PreNormLayer:
             attention.k_proj,
             attention.v_proj,
             attention.out_proj,
-            config.num_attention_heads,
+            architecture.heads,
             causal=causal,
         ),
-        Mlp(layer.mlp.fc1, layer.mlp.fc2, config.hidden_act),
+        Mlp(layer.mlp.fc1, layer.mlp.fc2, architecture.activation),
         layer.layer_norm1,
         layer.layer_norm2,
     )
 
 
-def _bert_layer(layer: Any, config: Any) -> PostNormLayer:
+def _bert_layer(layer: Any, architecture: Architecture) -> PostNormLayer:
     attention, output = layer.attention, layer.output
     return PostNormLayer(
         SelfAttention(
@@ -404,19 +550,21 @@ def _bert_layer(layer: Any, config: Any) -> PostNormLayer:
             attention.self.key,
             attention.self.value,
             attention.output.dense,
-            config.num_attention_heads,
+            architecture.heads,
         ),
-        Mlp(layer.intermediate.dense, output.dense, config.hidden_act),
+        Mlp(layer.intermediate.dense, output.dense, architecture.activation),
         attention.output.LayerNorm,
         output.LayerNorm,
     )
 
 
-def _distilbert_layer(layer: Any, config: Any) -> PostNormLayer:
+def _distilbert_layer(layer: Any, architecture: Architecture) -> PostNormLayer:
     attention = layer.attention
     return PostNormLayer(
-        SelfAttention(attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, config.n_heads),
-        Mlp(layer.ffn.lin1, layer.ffn.lin2, config.activation),
+        SelfAttention(
+            attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, architecture.heads
+        ),
+        Mlp(layer.ffn.lin1, layer.ffn.lin2, architecture.activation),
         layer.sa_layer_norm,
         layer.output_layer_norm,
     )

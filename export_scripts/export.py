@@ -11,11 +11,11 @@ from pathlib import Path
 
 import transformers
 
+from clipserve.command import run_command
 from clipserve.encoder_spec import SUFFIXES, Device, EncoderSpec, Format, Modality, Precision
-from clipserve.errors import ClipServeError
 from export_scripts.checkpoints import load_pair
 from export_scripts.djl import write_djl
-from export_scripts.tracing import check_device, export_encoder
+from export_scripts.tracing import check_device, export_encoders
 
 STORE = Path(__file__).parents[1] / "model_store"
 
@@ -35,7 +35,7 @@ def export_pair(
     format: Format = "torchscript",
     normalized: bool = True,
 ) -> list[EncoderSpec]:
-    """Exports the image and the text encoder of a pair; see `load_pair` and `export_encoder`.
+    """Exports the image and the text encoder of a pair; see `load_pair` and `export_encoders`.
 
     Raises:
         ExportError: cannot be made as asked; what was published before stays.
@@ -44,26 +44,36 @@ def export_pair(
     check_device(device, precision, format)
     print(f"[1/3] loading {model}{f' with {text_model}' if text_model else ''}", flush=True)
     pair = load_pair(model, text_model)
-    specs = []
+    # Names that were chosen by default are told as well.
+    print(f"      image encoder of {pair.image.name}, text encoder of {pair.text.name}", flush=True)
+    if pair.doubt is not None:
+        print(f"export: warning: {pair.doubt}", file=sys.stderr, flush=True)
     modalities: tuple[Modality, ...] = ("image", "text")
-    for step, modality in enumerate(modalities, start=2):
-        print(f"[{step}/3] {modality} encoder: {DOING[format]}, reloading, comparing", flush=True)
-        start = time.monotonic()
-        spec = export_encoder(pair, modality, device, precision, store, format=format, normalized=normalized)
+    start = time.monotonic()
+
+    def tell(modality: Modality, work: Path, spec: EncoderSpec | None) -> None:
+        nonlocal start
+        if spec is None:
+            start = time.monotonic()
+            step = 2 + modalities.index(modality)
+            print(f"[{step}/3] {modality} encoder: {DOING[format]}, reloading, comparing", flush=True)
+            return
         certificate = spec.certificate
         print(
-            f"      {spec.file_name}  {(store / spec.file_name).stat().st_size / 1e6:.1f} MB  "
+            f"      {spec.file_name}  {(work / spec.file_name).stat().st_size / 1e6:.1f} MB  "
             f"max-abs {certificate.max_abs_diff:.2g}, min cosine {certificate.min_cosine:.6f} over "
             f"{len(certificate.cases)} cases (bound {certificate.bound})  "
             f"{time.monotonic() - start:.1f} s",
             flush=True,
         )
-        specs.append(spec)
-    return specs
+
+    return export_encoders(
+        pair, modalities, device, precision, store, format=format, normalized=normalized, tell=tell
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m export_scripts.export", description=__doc__)
     parser.add_argument("--model", default="clip-ViT-B-32", help="'demo', a hub name or a folder")
     parser.add_argument("--text-model", help="hub name or folder of the text encoder")
@@ -76,24 +86,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    try:
-        specs = export_pair(
-            arguments.model,
-            arguments.text_model,
-            arguments.device,
-            None if arguments.precision == "auto" else arguments.precision,
-            arguments.store,
-            format="torchscript" if arguments.format == DJL else arguments.format,
-            normalized=not arguments.no_normalize,
-        )
-        if arguments.format == DJL:
-            for spec in specs:
-                folder = write_djl(arguments.store / spec.file_name, arguments.store)
-                print(f"      {folder.relative_to(arguments.store)} and {folder.name}.zip beside it")
-    except ClipServeError as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("export", lambda: _export(arguments))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    specs = export_pair(
+        arguments.model,
+        arguments.text_model,
+        arguments.device,
+        None if arguments.precision == "auto" else arguments.precision,
+        arguments.store,
+        format="torchscript" if arguments.format == DJL else arguments.format,
+        normalized=not arguments.no_normalize,
+    )
+    if arguments.format == DJL:
+        for spec in specs:
+            folder = write_djl(arguments.store / spec.file_name, arguments.store)
+            print(f"      {folder.relative_to(arguments.store)} and {folder.name}.zip beside it")
 
 
 if __name__ == "__main__":

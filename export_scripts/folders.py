@@ -1,11 +1,11 @@
-"""Publishes folders that hold an exported encoder: whole, or not at all."""
+"""Publishes exported encoders, in files and in folders: whole, or not at all."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,29 @@ def publish(made: Path, target: Path) -> None:
         # A folder that holds something cannot be replaced in one step; this one goes with the staging folder.
         target.rename(made.with_name(f"{made.name}-before"))
     made.rename(target)
+
+
+def publish_files(made: Sequence[Path], folder: Path) -> None:
+    """Moves files of a staging folder into `folder`, in the place of those of the same names: all or none.
+
+    Args:
+        made: in one folder; of what is replaced, the first goes first, and comes last.
+    """
+    before = made[0].parent / "before"
+    before.mkdir()
+    replaced = [(folder / path.name, before / path.name) for path in made if (folder / path.name).exists()]
+    moves = [*replaced, *((path, folder / path.name) for path in reversed(made))]
+    done = []
+    try:
+        for source, target in moves:
+            # Before it is done: Ctrl-C may come in between.
+            done.append((source, target))
+            source.replace(target)
+    except BaseException:
+        for source, target in reversed(done):
+            if not source.exists():
+                target.replace(source)
+        raise
 
 
 def link_or_copy(source: Path, target: Path) -> None:

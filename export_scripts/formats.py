@@ -133,16 +133,18 @@ class TorchScript(_ZipFormat):
         """Traces; what varies is not said, but parity is checked at other sizes than the example's."""
         device = inputs.example[0].device
         with quiet_tracing():
-            torch.jit.save(torch.jit.trace(encoder, inputs.example, check_trace=False), path)
-        module = load_torchscript(path, device)
-        if constants := device_constants(module):
+            # Inputs that are stored would be in the file for good.
+            traced = torch.jit.trace(encoder, inputs.example, check_trace=False, _store_inputs=False)
+        if constants := device_constants(traced):
             raise ExportError(
                 f"the graph holds device constants ({', '.join(constants)}), which would bind it to "
                 "one device"
             )
         with quiet_tracing():
-            # A second time from the loaded one, which no longer has the inputs of the trace.
-            torch.jit.save(load_torchscript(path, device), path)
+            # Not by `torch.jit.save`: where the disk is full, PyTorch's writer of files aborts the process.
+            path.write_bytes(traced.save_to_buffer())
+            # A second time from the loaded one: who loads and saves it once more gets the same records.
+            path.write_bytes(load_torchscript(path, device).save_to_buffer())
 
     def load(self, path: Path, device: torch.device) -> torch.jit.ScriptModule:
         """As a worker loads it."""
@@ -162,6 +164,8 @@ class Aoti(_ZipFormat):
         "cpp.march": "",
         # As many threads as the worker is given, not as this process has.
         "cpp.dynamic_threads": True,
+        # Who has inputs checked (AOTI_RUNTIME_CHECK_INPUTS=1) may still embed a batch of one.
+        "aot_inductor.check_lowerbound": False,
     }
 
     def check(self) -> None:

@@ -11,7 +11,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -43,15 +43,19 @@ from clipserve.encoder_spec import (
 )
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image, preprocess
+from clipserve.settings import Settings
 from clipserve.tokens import Tokenizer
 from export_scripts.checkpoints import CheckpointPair, ImageCheckpoint, TextCheckpoint
+from export_scripts.folders import publish_files
 from export_scripts.formats import FORMATS, EncoderFormat, Inputs
 from export_scripts.formats import Run as Module
 from export_scripts.parity_inputs import (
     GOLDEN_SENTENCE,
     SENTENCES,
+    PictureFile,
     cropped_noise,
     golden_png,
+    picture_files,
     pictures,
     random_tokens,
 )
@@ -108,34 +112,58 @@ def export_encoder(
     format: Format = "torchscript",
     normalized: bool = True,
 ) -> EncoderSpec:
-    """Exports one encoder of a pair and publishes the file and its description in `folder`.
+    """Exports one encoder of a pair; see `export_encoders`."""
+    (spec,) = export_encoders(
+        pair, [modality], device, precision, folder, format=format, normalized=normalized
+    )
+    return spec
+
+
+def export_encoders(
+    pair: CheckpointPair,
+    modalities: Sequence[Modality],
+    device: Device,
+    precision: Precision | None,
+    folder: Path,
+    *,
+    format: Format = "torchscript",
+    normalized: bool = True,
+    tell: Callable[[Modality, Path, EncoderSpec | None], None] = lambda modality, made, spec: None,
+) -> list[EncoderSpec]:
+    """Exports encoders of a pair and publishes their files and descriptions in `folder`: all or none.
 
     Args:
         precision: None times every precision of this format and device that the hardware supports natively,
             and takes the fastest that keeps its parity bound.
+        tell: is told of each encoder before it is made (without a spec) and after (with the spec), and where
+            it is made; nothing is published yet.
 
     Returns:
-        The published spec.
+        The published specs, in the order of `modalities`.
 
     Raises:
         ExportError: format, device or precision are not to be had here, or a trace is bound to its device.
         ParityError: beyond the bound; nothing is published.
     """
     check_device(device, precision, format)
-    subject = _image_subject(pair.image) if modality == "image" else _text_subject(pair.text)
+    subjects = [_image_subject(pair.image) if m == "image" else _text_subject(pair.text) for m in modalities]
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as work:
-        if precision is not None:
-            spec = _make(pair, subject, format, device, precision, normalized, Path(work))
-        else:
-            spec = _make_fastest(pair, subject, format, device, normalized, Path(work))
-        made, published = Path(work) / spec.file_name, folder / spec.file_name
-        description_path(made).write_text(spec.to_json(), encoding="utf-8")
-        # The old description goes before the new file comes: never a spec beside a file it is not of.
-        description_path(published).unlink(missing_ok=True)
-        made.replace(published)
-        description_path(made).replace(description_path(published))
-    return spec
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
+        work = Path(name)
+        specs = []
+        for subject in subjects:
+            tell(subject.modality, work, None)
+            if precision is not None:
+                spec = _make(pair, subject, format, device, precision, normalized, work)
+            else:
+                spec = _make_fastest(pair, subject, format, device, normalized, work)
+            description_path(work / spec.file_name).write_text(spec.to_json(), encoding="utf-8")
+            tell(subject.modality, work, spec)
+            specs.append(spec)
+        files = [work / spec.file_name for spec in specs]
+        # Descriptions first among those that go: never a spec beside a file it is not of.
+        publish_files([*map(description_path, files), *files], folder)
+    return specs
 
 
 def check_device(device: Device, precision: Precision | None, format: Format = "torchscript") -> None:
@@ -167,13 +195,13 @@ def recheck(pair: CheckpointPair, path: Path, spec: EncoderSpec) -> ParityCertif
     """Recomputes the certificate of a published encoder against its checkpoint.
 
     Raises:
-        ExportError: the encoder was made from other weights than `pair` has.
+        ExportError: the encoder was made from another checkpoint than `pair` is.
     """
     subject = _image_subject(pair.image) if spec.modality == "image" else _text_subject(pair.text)
-    if subject.checkpoint.weights_sha256 != spec.checkpoint_sha256:
+    if subject.checkpoint.checkpoint_sha256 != spec.checkpoint_sha256:
         raise ExportError(
-            f"{path}: made from a checkpoint with weights {spec.checkpoint_sha256[:12]}…, MODEL has "
-            f"{subject.checkpoint.weights_sha256[:12]}…; run 'make export' again"
+            f"{path}: made from a checkpoint with weights and settings {spec.checkpoint_sha256[:12]}…, MODEL "
+            f"has {subject.checkpoint.checkpoint_sha256[:12]}…; run 'make export' again"
         )
     module = FORMATS[spec.format].load(path, torch.device(spec.device))
     return _certify(subject, module, spec.device, spec.precision, spec.normalized)
@@ -264,7 +292,7 @@ def _make(
         image=checkpoint.preprocessing if isinstance(checkpoint, ImageCheckpoint) else None,
         text=checkpoint.preprocessing if isinstance(checkpoint, TextCheckpoint) else None,
         logit_scale=pair.image.logit_scale,
-        checkpoint_sha256=checkpoint.weights_sha256,
+        checkpoint_sha256=checkpoint.checkpoint_sha256,
         artifact_sha256=form.sha256(made),
         space_id=pair.space_id,
         versions={name: metadata.version(name) for name in (*RECORDED_LIBRARIES, *form.libraries)}
@@ -343,6 +371,22 @@ def _image_subject(checkpoint: ImageCheckpoint) -> _Subject:
     def comparison(name: str, images: list[Image.Image]) -> Comparison:
         return name, lambda run: run(pixels(images)), lambda: checkpoint.reference(images)
 
+    served = Settings()
+    edge = checkpoint.preprocessing.shortest_edge
+
+    def from_bytes(file: PictureFile) -> Comparison:
+        def pixels_of() -> Tensor:
+            image = decode_image(
+                file.data, served.images, shortest_edge=edge, draft_factor=served.draft_factor
+            )
+            return torch.from_numpy(preprocess(image, checkpoint.preprocessing, served.images)[None])
+
+        return (
+            f"file: {file.name}",
+            lambda run: run(pixels_of()),
+            lambda: checkpoint.reference([file.original]),
+        )
+
     noise = cropped_noise(2, 8, checkpoint.preprocessing)
     png = golden_png()
     golden = decode_image(png, limits)
@@ -360,6 +404,7 @@ def _image_subject(checkpoint: ImageCheckpoint) -> _Subject:
             comparison("noise, batch 3", noise[1:4]),
             comparison("noise, batch 8", noise),
             comparison("photograph-like pictures of 4 sizes", pictures(3)),
+            *map(from_bytes, picture_files(8, edge, served.draft_factor)),
         ],
         golden_input=base64.b64encode(png).decode("ascii"),
         golden_tensors=(pixels([golden]),),

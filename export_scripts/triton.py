@@ -13,18 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from clipserve.command import run_command
 from clipserve.encoder import check_pair
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
-    SUFFIXES,
     Device,
     EncoderSpec,
     Modality,
     Precision,
     artifact_sha256,
-    read_spec,
 )
-from clipserve.errors import ClipServeError, ExportError, SpecError
+from clipserve.errors import ExportError, SpecError
+from clipserve.store import Store
 from export_scripts.export import STORE
 from export_scripts.folders import link_or_copy, publish, staged
 
@@ -53,18 +53,10 @@ def write_repository(
     Raises:
         ClipServeError: nothing to serve, ambiguous, changed since its export, or not one embedding space.
     """
-    specs = {path: read_spec(path) for path in sorted(store.glob(f"*{SUFFIXES['torchscript']}"))}
-    models = sorted({spec.model_id for spec in specs.values()})
-    if model_id is None and len(models) > 1:
-        raise ExportError(
-            f"{store} holds {len(models)} models ({', '.join(models)}); say which: "
-            f"'make triton MODEL={models[0]}'"
-        )
-    fitting = {
-        path: spec
-        for path, spec in specs.items()
-        if spec.device == device and model_id in (None, spec.model_id) and precision in (None, spec.precision)
-    }
+    found = Store.read(store, ["torchscript"])
+    specs = found.encoders
+    of_model = found.model(model_id, "'make triton MODEL={}'")
+    fitting = of_model.where(lambda s: s.device == device and precision in (None, s.precision)).encoders
     encoders = {}
     for modality in get_args(Modality):
         paths = [path for path, spec in fitting.items() if spec.modality == modality]
@@ -137,7 +129,7 @@ def _ascii(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m export_scripts.triton", description=__doc__)
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--output", type=Path, default=STORE / "triton", help="the model repository")
@@ -145,15 +137,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", choices=list(PARITY_BOUNDS), help="take this precision only")
     arguments = parser.parse_args(argv)
-    try:
+
+    def write() -> None:
         for folder in write_repository(
             arguments.store, arguments.output, arguments.model, arguments.device, arguments.precision
         ):
             print(folder)
-    except ClipServeError as error:
-        print(f"triton: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_command("triton", write)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ import psutil
 import transformers
 from tqdm import tqdm
 
+from clipserve.command import run_command
 from clipserve.encoder import check_cpu, cpu_capability
-from clipserve.encoder_spec import SUFFIXES, Device, EncoderSpec, Modality, Precision, read_spec
-from clipserve.errors import ClipServeError, ExportError, ParityError, SpecError
+from clipserve.encoder_spec import Device, EncoderSpec, Modality, Precision, read_spec
+from clipserve.errors import ExportError, ParityError, SpecError
+from clipserve.store import Store
 from export_scripts.archive import ARCHIVES, ROOT, TUNED_FILE, Tuned, build_archives, write_tuned
 from export_scripts.checkpoints import CheckpointPair, load_pair
 from export_scripts.export import STORE
@@ -106,10 +108,8 @@ def export_candidates(pair: CheckpointPair, device: Device, store: Path) -> list
 def _of_pair(
     pair: CheckpointPair, modality: Modality, device: Device, store: Path
 ) -> dict[Path, EncoderSpec]:
-    files = [*store.glob(f"*{SUFFIXES['torchscript']}"), *store.glob(f"*{SUFFIXES['aoti']}")]
     found = {}
-    for path in sorted(files):
-        spec = read_spec(path)
+    for path, spec in Store.read(store).encoders.items():
         if (spec.space_id, spec.modality, spec.device) == (pair.space_id, modality, device):
             try:
                 check_cpu(path, spec)
@@ -264,7 +264,7 @@ def _loss(timing: Timing) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m export_scripts.tune", description=__doc__)
     parser.add_argument("--model", default="clip-ViT-B-32", help="'demo', a hub name or a folder")
     parser.add_argument("--text-model", help="hub name or folder of the text encoder")
@@ -274,7 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    try:
+
+    def work() -> None:
         pair = load_pair(arguments.model, arguments.text_model)
         arguments.store.mkdir(parents=True, exist_ok=True)
         tuned = tune(pair, arguments.device, arguments.store, arguments.seconds)
@@ -284,11 +285,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{', '.join(settings.files)}"
             )
         build_archives(arguments.store, pair.model_id, None)
-    except ClipServeError as error:
-        print(f"tune: {error}", file=sys.stderr)
-        return 1
-    print(f"{arguments.store / TUNED_FILE} and tuned.png say what was measured; 'make serve' serves it")
-    return 0
+        print(f"{arguments.store / TUNED_FILE} and tuned.png say what was measured; 'make serve' serves it")
+
+    return run_command("tune", work)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import transformers
 
+from clipserve.command import run_command
 from clipserve.encoder_spec import SPEC_FILE, TOKENIZER_FILE, EncoderSpec
-from clipserve.errors import ClipServeError, ExportError, ParityError, SpecError
+from clipserve.errors import ExportError, ParityError, SpecError
 from export_scripts.checkpoints import CheckpointPair, load_pair
 from export_scripts.djl import djl_encoders
 from export_scripts.export import DJL, STORE
@@ -85,7 +86,7 @@ def _checkpoints(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 all within bounds, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m export_scripts.verify", description=__doc__)
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--model", help="where the image checkpoint is, if it was a local folder")
@@ -93,12 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    try:
-        verify_store(arguments.store, arguments.model, arguments.text_model)
-    except ClipServeError as error:
-        print(f"verify: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("verify", lambda: verify_store(arguments.store, arguments.model, arguments.text_model))
 
 
 if __name__ == "__main__":

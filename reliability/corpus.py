@@ -17,6 +17,8 @@ from typing import Any
 
 from PIL import Image
 
+from clipserve.images import FORMATS
+from reliability.costly import COSTLY
 from reliability.questions import JSON, picture, sentence
 
 SIXTEENTHS = range(16)
@@ -76,11 +78,7 @@ def every_format() -> dict[str, bytes]:
 @functools.cache
 def admitted() -> list[bytes]:
     """Pictures in the formats that the service reads: what damage is most telling on."""
-    return [
-        data
-        for name, data in every_format().items()
-        if name.split(" ")[0] in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB")
-    ]
+    return [data for name, data in every_format().items() if name.split(" ")[0] in FORMATS]
 
 
 def truncated(data: bytes, sixteenth: int) -> bytes:
@@ -154,6 +152,11 @@ def bombs() -> list[bytes]:
         plain("RGB", (450, 55_500), "PNG"),
         plain("RGBA", (4_990, 4_990), "WEBP"),
         plain("RGBA", (3_530, 3_530), "WEBP"),
+        plain("RGB", (3_740, 3_740), "AVIF"),
+        plain("CMYK", (5_300, 5_300), "TIFF"),
+        plain("RGB", (5_300, 5_300), "JPEG"),
+        plain("RGB", (12_000, 9_000), "JPEG"),
+        plain("RGB", (1_080, 26_000), "PNG"),
         plain("RGB", (4_990, 4_990), "GIF"),
         cut_short(),
     ]
@@ -225,6 +228,8 @@ def _raw_picture(choose: random.Random) -> BadRequest:
     name, data = damaged_picture(choose)
     if choose.random() < 0.01:
         name, data = "bomb", choose.choice(bombs())
+    elif choose.random() < 0.01:
+        name, data = "costly", COSTLY[choose.choice(list(COSTLY))]()
     return BadRequest(f"picture: {name}", "clip_image", data, choose.choice(("image/png", "", "x/y; a=b")))
 
 

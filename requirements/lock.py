@@ -1,4 +1,4 @@
-"""Resolves the pinned versions of `pyproject.toml` anew, for Python 3.10 to 3.13: `make lock`.
+"""Resolves the pinned versions of `pyproject.toml` anew, for Python 3.11 to 3.14: `make lock`.
 
 torch is left out (its CPU and CUDA builds have other hashes, see `requirements/torch.txt`) with what only its
 CUDA build needs; what its CPU build needs is named here, so that it is pinned as well. Left out are also what
@@ -19,8 +19,8 @@ LEFT_OUT = ("torch", "torchvision", "timm", "openvino-telemetry")
 TORCH_NEEDS = "filelock\ntyping-extensions\nsympy\nnetworkx\njinja2\nfsspec\nsetuptools<82\n"
 
 # Environment -> lock file -> extras of pyproject.toml; each builds on those before it in its environment. The
-# search room has one of its own: Gradio wants an older Pillow than the server's, and search needs no torch.
-# So has the scale room: Ray is large, and nobody needs it on one machine.
+# search room has one of its own, for search needs no torch. So has the scale room: Ray is large, and nobody
+# needs it on one machine.
 ENVIRONMENTS: dict[str, dict[str, tuple[str, ...]]] = {
     ".venv": {
         "run": ("client", "export", "serve", "demo"),
@@ -42,7 +42,7 @@ WITH_TORCH = {".venv", ".venv-scale"}
 
 def main() -> int:
     """Writes the lock files; uv's exit status."""
-    uv = [sys.executable, "-m", "uv", "pip", "compile", "--universal", "--python-version", "3.10"]
+    uv = [sys.executable, "-m", "uv", "pip", "compile", "--universal", "--python-version", "3.11"]
     uv += ["--generate-hashes", "--no-header", "--quiet", "--no-annotate"]
     with tempfile.TemporaryDirectory() as folder:
         needs = Path(folder) / "torch-needs.in"
@@ -62,7 +62,7 @@ def main() -> int:
                 command += ["--output-file", str(HERE / f"{name}.lock")]
                 subprocess.run(command, check=True)
                 earlier.append(str(HERE / f"{name}.lock"))
-        for name in ("java", "old-torch"):
+        for name in ("java", "old-torch", "uv"):
             alone = [*uv, str(HERE / f"{name}.in"), "--output-file", str(HERE / f"{name}.lock")]
             subprocess.run(alone, check=True)
         infinity = [*uv, str(HERE / "infinity.in"), str(needs), "--override", str(left_out)]

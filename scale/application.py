@@ -39,6 +39,7 @@ class AppArguments(BaseModel):
         store: folder of the encoder files.
         key_file: tokens; `scale.tokens.write_key_file` makes one, a cluster mounts a secret.
         device: where encoders run.
+        model: id of the model; None where the store holds one only.
         gpus_per_replica: share of a GPU that a replica takes, for `cuda`; with a third, all share one.
         handlers: folder with an endpoint's settings, `NAME.yaml` for each.
         config: the server's settings.
@@ -49,6 +50,7 @@ class AppArguments(BaseModel):
     store: Path
     key_file: Path
     device: str = "cpu"
+    model: str | None = None
     gpus_per_replica: float = 0.33
     handlers: Path = HANDLERS
     config: Path = CONFIG
@@ -62,11 +64,11 @@ def app(arguments: AppArguments) -> Application:
     """
     server = read_server(arguments.config)
     endpoints = read_endpoints(arguments.handlers)
-    _, text = encoder_pair(arguments.store, arguments.device)
+    _, text = encoder_pair(arguments.store, arguments.device, arguments.model)
     gpus = arguments.gpus_per_replica if arguments.device == "cuda" else 0
     replicas = {
         settings.name: _deployment(settings, server, gpus).bind(
-            settings, str(arguments.store), arguments.device
+            settings, str(arguments.store), arguments.device, arguments.model
         )
         for settings in endpoints
     }
@@ -116,14 +118,15 @@ def _deployment(settings: EndpointSettings, server: ServerSettings, gpus: float)
     )(Replica)
 
 
-def encoder_pair(store: Path, device: str) -> tuple[EncoderSpec, EncoderSpec]:
+def encoder_pair(store: Path, device: str, model: str | None = None) -> tuple[EncoderSpec, EncoderSpec]:
     """The specs of the image and the text encoder that would be served.
 
     Raises:
-        SpecError: there is none, or they are not of one embedding space.
+        SpecError: there is none, they are not of one embedding space, or there are several models.
     """
     image, text = (
-        read_spec(choose_variant(store, modality, torch.device(device))) for modality in ("image", "text")
+        read_spec(choose_variant(store, modality, torch.device(device), model))
+        for modality in ("image", "text")
     )
     check_pair(image, text)
     return image, text

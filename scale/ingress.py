@@ -32,7 +32,7 @@ from starlette.exceptions import HTTPException
 from clipserve.errors import RequestError
 from clipserve.meter import TIMING_HEADER
 from clipserve.openai_protocol import model_reply, models_reply, openai_error, openai_reply, text_row
-from clipserve.protocol import MULTIPART, Reply, Row, dump_json, error_reply, media_type
+from clipserve.protocol import MULTIPART, Reply, Row, check_head, dump_json, error_reply, media_type
 from scale.answer import Answer
 from scale.multipart import multipart_parts
 from scale.serve_settings import EndpointSettings, ServerSettings
@@ -175,9 +175,11 @@ class Ingress:
     async def openai_embeddings(self, request: Request) -> Response:
         """Embeddings of texts, as OpenAI's clients ask for them."""
         self._check_token(request, "inference")
-        body = await self._body(request)
-        row = text_row(body, self._text_model.model_id, self._text_model.embedding_dim)
-        return _response(openai_reply((await self._ask("clip_text", row)).reply))
+        asked, model = await self._row(request), self._text_model
+        # Off the event loop, which answers everybody else meanwhile.
+        row = await asyncio.to_thread(text_row, asked, model.model_id, model.embedding_dim)
+        answer = await self._ask("clip_text", row)
+        return _response(await asyncio.to_thread(openai_reply, answer.reply))
 
     @app.get("/v1/models")
     async def openai_models(self, request: Request) -> Response:
@@ -200,11 +202,11 @@ class Ingress:
             raise RequestError("not_found", f"no such endpoint; there are {', '.join(self._endpoints)}", 404)
 
     async def _row(self, request: Request) -> Row:
-        header = request.headers.get("content-type", "")
-        content_type = media_type(header)
+        content_type, encoding = (request.headers.get(f"content-{name}", "") for name in ("type", "encoding"))
         body = await self._body(request)
-        if content_type == MULTIPART:
-            return Row(b"", content_type, await asyncio.to_thread(multipart_parts, header, body))
+        check_head(content_type, encoding)
+        if media_type(content_type) == MULTIPART:
+            return Row(b"", content_type, await asyncio.to_thread(multipart_parts, content_type, body))
         return Row(body, content_type)
 
     async def _body(self, request: Request) -> bytes:
@@ -224,7 +226,7 @@ class Ingress:
 
         try:
             return await asyncio.wait_for(read(), BODY_SECONDS)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise RequestError(
                 "request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s", 408
             ) from None
@@ -237,7 +239,7 @@ class Ingress:
             raise RequestError(
                 "overloaded", f"{self._server.queue} requests wait already; ask again", 503
             ) from None
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise RequestError("overloaded", f"no answer within {seconds:g} s; ask again", 503) from None
         except (RayActorError, DeploymentUnavailableError):
             # An embedding has no side effect. Not repeated here: the request may be what ended the worker.

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from python_multipart.exceptions import FormParserError
+import logging
+
+from python_multipart.exceptions import FormParserError, ParseError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 from clipserve.errors import RequestError
-from clipserve.protocol import MULTIPART
+from clipserve.protocol import MAX_PARTS, MULTIPART, OCTETS, Part, check_charset
 
-# The endpoints' own limits on items are lower.
-MAX_PARTS = 2000
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
-def multipart_parts(content_type: str, body: bytes) -> dict[str, bytes]:
-    """The parts of a multipart body by field name, as they came.
+def multipart_parts(content_type: str, body: bytes) -> list[Part]:
+    """The parts of a multipart body, as they came and in their order.
 
     Raises:
-        RequestError: it is damaged, or two parts have one name.
+        RequestError: it is damaged, or has too many.
     """
-    parts: dict[str, bytes] = {}
+    parts: list[Part] = []
 
-    def add(name: bytes | None, value: bytes) -> None:
-        key = (name or b"").decode("utf-8", "replace")
+    def add(name: bytes | None, content: bytes, content_type: str | None) -> None:
         if len(parts) == MAX_PARTS:
             raise RequestError("too_many_items", f"more than {MAX_PARTS} parts", 413)
-        if key in parts:
-            raise RequestError("invalid_request", "two parts have one name; give each a name of its own")
-        parts[key] = value
+        parts.append(Part((name or b"").decode("utf-8", "replace"), content, content_type))
 
     def on_field(field: Field) -> None:
-        add(field.field_name, field.value or b"")
+        check_charset(field.content_type or "")
+        add(field.field_name, field.value or b"", None)
 
     def on_file(file: File) -> None:
         file.file_object.seek(0)
-        add(file.field_name, file.file_object.read())
+        add(file.field_name, file.file_object.read(), file.content_type or OCTETS)
         file.close()
 
     _, options = parse_options_header(content_type)
@@ -51,7 +50,9 @@ def multipart_parts(content_type: str, body: bytes) -> dict[str, bytes]:
         parser.finalize()
         parser.close()
     except FormParserError as error:
-        raise RequestError("invalid_request", f"the multipart body cannot be read: {error}") from error
+        # Its own words and its log quote the headers of parts: they are the caller's.
+        where = f" at byte {error.offset}" if isinstance(error, ParseError) and error.offset >= 0 else ""
+        raise RequestError("invalid_request", f"the multipart body cannot be read{where}") from None
     if not ended:
         raise RequestError("invalid_request", "the multipart body has no closing boundary: it was cut off")
     return parts

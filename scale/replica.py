@@ -26,12 +26,13 @@ class Replica:
     Args:
         store: folder of the encoder files.
         device: `cpu` or `cuda`.
+        model: its id; None where the store holds one only.
 
     Raises:
         SpecError: nothing in the store may run here.
     """
 
-    def __init__(self, settings: EndpointSettings, store: str, device: str):
+    def __init__(self, settings: EndpointSettings, store: str, device: str, model: str | None = None):
         self._settings = settings
         gathered = serve.batch(
             max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait_seconds
@@ -40,7 +41,13 @@ class Replica:
         # All of PyTorch in one thread: each thread that runs it has its own pool of OpenMP threads.
         self._thread = ThreadPoolExecutor(1)
         start = self._thread.submit(
-            Worker, settings.name, Path(store), torch.device(device), settings.handler
+            Worker,
+            settings.name,
+            Path(store),
+            torch.device(device),
+            settings.handler,
+            settings.response_seconds,
+            model,
         )
         self._worker = start.result()
         self._counters: dict[str, Counter] = {}

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipserve.errors import ClipServeError, ServerError
+from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from scale.ray_files import keep_token_private, private_files
 from scale.serve_settings import EndpointSettings, read_endpoints
 from scale.server_process import READY, RunningServer
 from scale.tokens import write_key_file
 from serving.example import curl_lines
-from serving.local import CONFIG, ROOT, check_port_free, interrupt_on_sigterm, telling
+from serving.local import CONFIG, ROOT, check_port_free, telling
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -43,6 +44,7 @@ def start(
     *,
     host: str = HOST,
     device: str = "cpu",
+    model: str | None = None,
     key_file: Path | None = None,
     handlers: Path = HANDLERS,
     config: Path = CONFIG,
@@ -51,6 +53,7 @@ def start(
     """A server on a Ray of its own on this machine, for as long as the `with` block lasts.
 
     Args:
+        model: id of the model; None where the store holds one only.
         key_file: where its tokens are written, and removed at the end; None is a file of the checkout's.
         temporary: folder of Ray's sessions and logs, with a short path, for this user only; None is one that
             is removed at the end.
@@ -71,6 +74,7 @@ def start(
         store=store.resolve(),
         key_file=(key_file or ROOT / ".serve-ray" / str(port) / "key_file.json").resolve(),
         device=device,
+        model=model,
         handlers=handlers.resolve(),
         config=config.resolve(),
     )
@@ -166,12 +170,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", help="model id, where the store holds several")
     parser.add_argument("--key-file", type=Path, help="where to write the tokens")
     parser.add_argument("--handlers", type=Path, default=HANDLERS, help="folder of the endpoints' YAML files")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the server's settings")
     parser.add_argument("--temporary", type=Path, help="folder of Ray's sessions and logs, with a short path")
     parser.add_argument("--until-stdin-ends", action="store_true", help="for programs that start this one")
     arguments = parser.parse_args(argv)
+    say_what_ends_it(sys.stderr)
     try:
         with contextlib.ExitStack() as stack:
             with telling("starting Ray Serve"):
@@ -181,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         arguments.port,
                         host=arguments.host,
                         device=arguments.device,
+                        model=arguments.model,
                         key_file=arguments.key_file,
                         handlers=arguments.handlers,
                         config=arguments.config,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from clipserve.arguments import Parser, path, port, whole
 from clipserve.client import INFERENCE_URL, KEY_FILE, MANAGEMENT_URL, Client, KeyFile
 from clipserve.errors import ClipServeError
+from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
+from search.duplicates import THRESHOLD, find_duplicates, summary, to_html, to_json
 from search.errors import SearchError
 from search.finder import Finder
-from search.indexer import index_folder, print_report
+from search.indexer import forget_folder, index_folder, print_report
 from search.output import print_json, print_plain, write_contact_sheet
+from search.paths import printable
 from search.table import open_table
 
 TABLE = Path(".search/pictures")
@@ -21,9 +26,16 @@ LIMIT = 10
 
 
 def index(arguments: argparse.Namespace) -> None:
-    """Brings the table to what lies in a folder."""
+    """Brings the table to what lies in a folder, or takes a folder out of it."""
+    if arguments.forget is not None:
+        print(f"{forget_folder(arguments.forget, arguments.table)} rows removed; no file was touched")
+        return
+    say_what_ends_it(sys.stderr)
+    exclude = [pattern for patterns in arguments.exclude for pattern in patterns]
     with _client(arguments) as client:
-        print_report(index_folder(client, arguments.images, arguments.table))
+        print_report(
+            index_folder(client, arguments.images, arguments.table, exclude=exclude, again=arguments.again)
+        )
 
 
 def search(arguments: argparse.Namespace) -> None:
@@ -39,6 +51,8 @@ def search(arguments: argparse.Namespace) -> None:
             results = finder.by_texts(_captions(arguments.captions))
     if arguments.sheet is not None:
         write_contact_sheet(results, arguments.sheet)
+        for number, found in enumerate(results, start=1):
+            print(f"{number}. {printable(found.query)}: {len(found.hits)} pictures")
         print(arguments.sheet)
     elif arguments.json:
         print_json(results)
@@ -46,12 +60,33 @@ def search(arguments: argparse.Namespace) -> None:
         print_plain(results)
 
 
+def duplicates(arguments: argparse.Namespace) -> None:
+    """Lists equal files and nearly equal pictures of the table; deletes nothing, and needs no server."""
+    table = open_table(arguments.table)
+    found = find_duplicates(table, arguments.threshold)
+    if arguments.page is not None:
+        arguments.page.write_text(to_html(found, table), encoding="utf-8")
+    if arguments.json:
+        print(to_json(found))
+        return
+    for equal in found.equal:
+        print(f"equal, {equal.size} bytes each", *map(printable, equal.paths), sep="\n  ")
+    for similar in found.similar:
+        print("nearly equal")
+        for score, name in zip(similar.scores, similar.paths, strict=True):
+            print(f"  {score:.4f}  {printable(name)}")
+    print(summary(found))
+    if arguments.page is not None:
+        print(arguments.page)
+
+
 def ui(arguments: argparse.Namespace) -> None:
     """Serves the page on 127.0.0.1."""
-    # Gradio takes seconds to import.
-    from search.page import serve_page
+    from search.page.application import serve_page
 
-    serve_page(partial(_client, arguments), arguments.table, arguments.port)
+    say_what_ends_it(sys.stderr)
+    # Without retries: whoever looks at the page is told at once, and asks again at leisure.
+    serve_page(partial(_client, arguments, retries=False), arguments.table, arguments.port)
 
 
 def _captions(path: Path) -> list[str]:
@@ -65,55 +100,97 @@ def _captions(path: Path) -> list[str]:
     return captions
 
 
-def _client(arguments: argparse.Namespace) -> Client:
-    return Client(
-        arguments.url, arguments.management_url, KeyFile(arguments.key_file, arguments.management_url)
-    )
+def _client(arguments: argparse.Namespace, retries: bool = True) -> Client:
+    keys = KeyFile(arguments.key_file, arguments.management_url)
+    return Client(arguments.url, arguments.management_url, keys, retries=retries)
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 10_000:
-        raise argparse.ArgumentTypeError(f"{value}: allowed are 1 to 10000")
-    return value
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("no folder of pictures is named; name one: make index IMAGES=folder")
+    return path(text)
+
+
+def _query(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            "nothing to look for; say what: make search TEXT='two dogs in the snow'"
+        )
+    return text
+
+
+def _patterns(text: str) -> list[str]:
+    return [pattern.strip() for pattern in text.split("|") if pattern.strip()]
 
 
 def _score(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not -1 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value:g}: a cosine similarity is between -1 and 1")
+        raise argparse.ArgumentTypeError(f"{text!r}: a cosine similarity is between -1 and 1")
     return value
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m search", description=__doc__)
+    parser = Parser(prog="python -m search", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         added = commands.add_parser(run.__name__, help=run.__doc__)
         added.set_defaults(run=run)
-        added.add_argument("--table", type=Path, default=TABLE, help=f"folder of the table ({TABLE})")
+        added.add_argument("--table", type=path, default=TABLE, help=f"folder of the table ({TABLE})")
         server = added.add_argument_group("the server (by default the one of 'make serve')")
         server.add_argument("--url", default=INFERENCE_URL)
         server.add_argument("--management-url", default=MANAGEMENT_URL)
-        server.add_argument("--key-file", type=Path, default=KEY_FILE)
+        server.add_argument("--key-file", type=path, default=KEY_FILE)
         return added
 
-    command(index).add_argument("images", type=Path, help="folder of pictures")
+    of_index = command(index)
+    folder = of_index.add_mutually_exclusive_group(required=True)
+    folder.add_argument("images", type=_folder, nargs="?", help="folder of pictures")
+    folder.add_argument(
+        "--forget", type=path, metavar="FOLDER", help="remove the rows of its pictures; no file is touched"
+    )
+    of_index.add_argument(
+        "--exclude",
+        type=_patterns,
+        action="append",
+        default=[],
+        metavar="PATTERN|PATTERN",
+        help="leave out what matches, as in .gitignore; besides hidden files, bins and thumbnails",
+    )
+    of_index.add_argument(
+        "--again",
+        action="store_true",
+        help="embed anew what is of another embedding space, and ask again for what the server failed on",
+    )
 
     of_search = command(search)
     query = of_search.add_mutually_exclusive_group(required=True)
-    query.add_argument("--text", help="what to look for, in any language")
-    query.add_argument("--image", type=Path, help="a picture to look for others like it")
-    query.add_argument("--captions", type=Path, help="UTF-8 file with a text on each line")
-    of_search.add_argument("--limit", type=_count, default=LIMIT, help=f"pictures of a query ({LIMIT})")
+    query.add_argument("--text", type=_query, help="what to look for, in any language")
+    query.add_argument("--image", type=path, help="a picture to look for others like it")
+    query.add_argument("--captions", type=path, help="UTF-8 file with a text on each line")
+    of_search.add_argument(
+        "--limit", type=whole(1, 10_000), default=LIMIT, help=f"pictures of a query ({LIMIT})"
+    )
     of_search.add_argument("--min-score", type=_score, help="least cosine similarity")
     of_search.add_argument("--path", help="part of the path, as results show it; * and ? are wildcards")
     output = of_search.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="JSON instead of lines")
-    output.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet")
+    output.add_argument("--sheet", type=path, metavar="PNG", help="write a contact sheet")
 
-    command(ui).add_argument("--port", type=int, default=7860, help="of 127.0.0.1 (7860)")
+    of_duplicates = command(duplicates)
+    of_duplicates.add_argument(
+        "--threshold", type=_score, default=THRESHOLD, help=f"least cosine similarity ({THRESHOLD})"
+    )
+    of_duplicates.add_argument(
+        "--page", type=path, metavar="HTML", help="write a page with the pictures, too"
+    )
+    of_duplicates.add_argument("--json", action="store_true", help="JSON instead of lines")
+
+    command(ui).add_argument("--port", type=port, default=7860, help="of 127.0.0.1 (7860)")
     return parser
 
 
@@ -132,4 +209,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    interrupt_on_sigterm()
     sys.exit(main())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipserve.arguments import Parser, path
 from clipserve.errors import ClipServeError
+from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from demo.captions import load_vocabularies
 from demo.scenes import draw
 from demo.world import RUNNING_EXAMPLE, Scene, all_scenes
@@ -17,10 +18,12 @@ from search.output import write_contact_sheet
 from search.server_process import running_server
 from search.table import open_table
 
-PICTURES = 392  # one of every scene
+# Five of every scene, as one has several of what one looks for. Of one of each, the small checkpoint found it
+# first for 88 % of all captions (in these ten languages), of two one of them for 93 %, of five for 98 %.
+PICTURES = 5 * 392
 SIZE = (320, 240)
 FIRST_SEED = 9_000_000  # other pictures than those of the training
-SHOWN = 3
+SHOWN = 5
 
 QUERIES = (
     ("hu", RUNNING_EXAMPLE[0]),
@@ -42,9 +45,9 @@ def draw_pictures(folder: Path, count: int) -> None:
     scenes = all_scenes()
     for number in range(count):
         scene = scenes[number % len(scenes)]
-        path = folder / f"{scene.name}-{number // len(scenes)}.jpg"
-        if not path.exists():
-            draw(scene, FIRST_SEED + number, SIZE).save(path, quality=88)
+        file = folder / f"{scene.name}-{number // len(scenes)}.jpg"
+        if not file.exists():
+            draw(scene, FIRST_SEED + number, SIZE).save(file, quality=88)
 
 
 def run(store: Path, work: Path) -> None:
@@ -53,36 +56,47 @@ def run(store: Path, work: Path) -> None:
     draw_pictures(work / "pictures", PICTURES)
     vocabularies = load_vocabularies()
     captions = [vocabularies[code].captions(scene)[0] for code, scene in QUERIES]
+    notes = [f"{vocabularies[code].name}: {vocabularies['en'].captions(scene)[0]}" for code, scene in QUERIES]
     print("starting TorchServe on free ports", flush=True)
     with running_server(store) as addresses, addresses.client() as client:
         print_report(index_folder(client, work / "pictures", work / "table"))
         finder = Finder(client, open_table(work / "table"), SHOWN, None, None)
         results = finder.by_texts(captions)
-    right = 0
-    for (code, scene), found in zip(QUERIES, results, strict=True):
+    first = right = 0
+    for (_, scene), note, found in zip(QUERIES, notes, results, strict=True):
         names = [Path(hit.path).stem.rpartition("-")[0] for hit in found.hits]
-        right += names[0] == scene.name
-        print(f"\n{vocabularies[code].name}: {found.query}   ({scene.name})")
+        first += names[0] == scene.name
+        right += names.count(scene.name)
+        print(f"\n{found.query}   ({note})")
         for name, hit in zip(names, found.hits, strict=True):
-            print(f"  {hit.score:.4f}  {name}{'   <-' if name == scene.name else ''}")
+            print(f"  {hit.score:.4f}  {Path(hit.path).name}{'   <-' if name == scene.name else ''}")
     sheet = work / "found.png"
-    write_contact_sheet(results, sheet)
-    print(f"\nfirst hit right for {right} of {len(QUERIES)} queries; contact sheet: {sheet}")
+    write_contact_sheet(results, sheet, notes)
+    print(
+        f"\nfirst hit right for {first} of {len(QUERIES)} queries, "
+        f"{right} of all {len(QUERIES) * SHOWN} hits are right"
+    )
+    print(f"contact sheet: {sheet}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
-    parser = argparse.ArgumentParser(prog="python -m search.demo", description=__doc__)
-    parser.add_argument("--store", type=Path, required=True, help="folder of the archives")
-    parser.add_argument("--work", type=Path, default=Path(".search/demo"), help="folder for what is made")
+    parser = Parser(prog="python -m search.demo", description=__doc__)
+    parser.add_argument("--store", type=path, required=True, help="folder of the archives")
+    parser.add_argument("--work", type=path, default=Path(".search/demo"), help="folder for what is made")
     arguments = parser.parse_args(argv)
+    say_what_ends_it(sys.stderr)
     try:
         run(arguments.store, arguments.work)
     except (ClipServeError, OSError) as error:
         print(f"search demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 
 if __name__ == "__main__":
+    interrupt_on_sigterm()
     sys.exit(main())

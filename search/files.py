@@ -6,19 +6,18 @@ import collections
 import hashlib
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipserve.images import ImageLimits
+from clipserve.images import FORMATS, ImageLimits
 from search.errors import SearchError
+from search.exclusions import MARKER, Exclusions
 from search.paths import path_to_text, printable
 
-# Files that are expected to hold a picture. Those that the server does not take (the last four) are asked for
-# all the same, so that each is listed with the reason instead of being passed over.
-ENDINGS = frozenset(
-    {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".gif", b".bmp"}
-    | {b".heic", b".avif", b".tif", b".tiff"}
-)
+# Files that are expected to hold a picture. HEIC is asked for even where the server cannot decode it, so
+# that each is listed with the reason instead of being passed over.
+ENDINGS = frozenset(ending.encode() for format in FORMATS.values() for ending in format.endings)
 
 # What the server takes by default; a larger file is not even read.
 MAX_BYTES = ImageLimits().max_bytes
@@ -50,12 +49,16 @@ class Listing:
         skipped: path and reason of what looks like a picture or a folder, and is not taken.
         unreadable_folders: paths of folders whose contents are not known.
         other_endings: how many files of which ending were passed over.
+        excluded_folders: how many folders which pattern of `search.exclusions` left out, with all below them.
+        excluded_files: how many files that look like pictures which pattern left out.
     """
 
     pictures: list[FoundFile] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     unreadable_folders: list[str] = field(default_factory=list)
     other_endings: collections.Counter[str] = field(default_factory=collections.Counter)
+    excluded_folders: collections.Counter[str] = field(default_factory=collections.Counter)
+    excluded_files: collections.Counter[str] = field(default_factory=collections.Counter)
 
 
 @dataclass(frozen=True)
@@ -67,44 +70,61 @@ class Contents:
     sha256: str
 
 
-def list_pictures(root: Path) -> Listing:
+def list_pictures(root: Path, exclude: Sequence[str] = ()) -> Listing:
     """Walks a folder; symbolic links below it are not followed, so that no loop can catch it.
 
+    Args:
+        root: the folder; its own name and place are never excluded.
+        exclude: patterns of what is left out besides `search.exclusions.DEFAULTS`.
+
     Raises:
-        SearchError: no such folder, or it cannot be read.
+        SearchError: no such folder, it cannot be read, or what should be a pattern is none.
     """
     start = os.fsencode(root.resolve())
     if not os.path.isdir(start):  # noqa: PTH112  # bytes
         raise SearchError(f"{printable(str(root))}: no such folder; name one: make index IMAGES=folder")
     listing = Listing()
+    exclusions = Exclusions(start, exclude)
+    # Those of a person are told of also where they leave nothing out.
+    listing.excluded_files.update({pattern: 0 for pattern in exclude if not pattern.startswith("!")})
     folders = [start]
     while folders:
         folder = folders.pop()
         try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    _sort_in(entry, folders, listing)
+            with os.scandir(folder) as scan:
+                entries = list(scan)
         except OSError as error:
             if folder == start:
                 raise SearchError(f"{printable(str(root))}: cannot be read: {error.strerror}") from error
             text = path_to_text(folder)
             listing.unreadable_folders.append(text)
             listing.skipped.append((text, f"the folder cannot be read: {error.strerror}"))
+            continue
+        if folder != start and any(entry.name == MARKER for entry in entries):
+            listing.excluded_folders[MARKER.decode()] += 1
+            continue
+        for entry in entries:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  # bytes
+            if not is_folder and not entry.is_symlink() and ending not in ENDINGS:
+                listing.other_endings[path_to_text(ending) or "no ending"] += 1
+                continue
+            below = entry.path[len(start.rstrip(b"/")) + 1 :]
+            pattern = exclusions.match(below, is_folder=is_folder)
+            if pattern is not None:
+                (listing.excluded_folders if is_folder else listing.excluded_files)[pattern] += 1
+            elif is_folder:
+                folders.append(entry.path)
+            else:
+                _sort_in(entry, listing)
     listing.pictures.sort(key=lambda found: found.path)
     return listing
 
 
-def _sort_in(entry: os.DirEntry[bytes], folders: list[bytes], listing: Listing) -> None:
+def _sort_in(entry: os.DirEntry[bytes], listing: Listing) -> None:
     text = path_to_text(entry.path)
     if entry.is_symlink():
         listing.skipped.append((text, "a symbolic link, not followed"))
-        return
-    if entry.is_dir(follow_symlinks=False):
-        folders.append(entry.path)
-        return
-    ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  # bytes
-    if ending not in ENDINGS:
-        listing.other_endings[path_to_text(ending) or "no ending"] += 1
         return
     try:
         status = entry.stat(follow_symlinks=False)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import SpaceError
+from search.errors import SearchError
 from search.indexer import check_space
-from search.paths import path_condition
+from search.paths import path_condition, printable
+from search.queries import normalized
 from search.table import Hit, PictureTable
 
 
@@ -28,14 +32,23 @@ class Finder:
     Args:
         client: of the server that embeds the queries.
         table: where to look.
-        limit: pictures of a query, at most.
+        limit: pictures of a query, at most; equal files are one.
         min_score: least cosine similarity; None for no bound.
         path: part of the path, see `search.paths.path_condition`; None for every path.
+
+    Raises:
+        SearchError: a part of the path is given, and the table is one that cannot be asked for it yet.
     """
 
     def __init__(
         self, client: Client, table: PictureTable, limit: int, min_score: float | None, path: str | None
     ):
+        if path and not table.can_filter_paths:
+            folder = printable(str(table.folder))
+            raise SearchError(
+                f"{folder}: written by an older version, which kept nothing to find a part of the path by; "
+                f"any run of the indexer adds it: make index IMAGES=folder TABLE={folder}"
+            )
         client.require_space(table.space_id)
         self._client = client
         self._table = table
@@ -43,32 +56,52 @@ class Finder:
         self._min_score = min_score
         self._condition = path_condition(path) if path else None
 
-    def by_texts(self, texts: Sequence[str]) -> list[Found]:
-        """An answer for each text.
+    def by_texts(self, texts: Sequence[str] | str) -> list[Found]:
+        """An answer for each text; errors as of `embed_texts`."""
+        listed = _listed(texts)
+        embeddings = self.embed_texts(listed)
+        return [
+            Found(text, self.nearest(embedding)) for text, embedding in zip(listed, embeddings, strict=True)
+        ]
+
+    def by_image(self, image: Path) -> Found:
+        """An answer for a picture; errors as of `embed_image`, and OSError where it cannot be read."""
+        return Found(str(image), self.nearest(self.embed_image(image.read_bytes())))
+
+    def embed_texts(self, texts: Sequence[str] | str) -> FloatArray:
+        """Embeddings of texts, as `search.queries.normalized` writes them: float32 `[N, D]`.
 
         Raises:
             SearchError: the server embeds in another space than the table's.
             ServerError: the server cannot be reached or fails.
             RequestError: a text is wrong.
         """
-        try:
-            embeddings = self._client.embed_texts(texts)
-        except SpaceError as error:
-            check_space(self._table, error.space_id)
-            raise
-        return [
-            Found(text, self._nearest(embedding)) for text, embedding in zip(texts, embeddings, strict=True)
-        ]
+        with self._checked_space():
+            return self._client.embed_texts([normalized(text) for text in _listed(texts)])
 
-    def by_image(self, image: Path) -> Found:
-        """An answer for a picture; errors as of `by_texts`, and OSError where it cannot be read."""
-        try:
-            embedding = self._client.embed_images([image])[0]
-        except SpaceError as error:
-            check_space(self._table, error.space_id)
-            raise
-        return Found(str(image), self._nearest(embedding))
+    def embed_image(self, data: bytes) -> FloatArray:
+        """The embedding of a picture, given as a file's bytes: float32 `[D]`; errors as of `embed_texts`."""
+        with self._checked_space():
+            return cast(FloatArray, self._client.embed_images([data])[0])
 
-    def _nearest(self, embedding: FloatArray) -> list[Hit]:
-        hits = self._table.nearest(embedding, self._limit, condition=self._condition)
+    def nearest(self, embedding: FloatArray) -> list[Hit]:
+        """The pictures nearest to an embedding of the table's space, float32 `[D]`, the nearest first."""
+        hits = self._table.nearest_contents(embedding, self._limit, condition=self._condition)
         return [hit for hit in hits if self._min_score is None or hit.score >= self._min_score]
+
+    def newest(self) -> list[tuple[str, bytes]]:
+        """Path and thumbnail of the pictures that changed last, the newest first."""
+        return self._table.newest(self._limit, condition=self._condition)
+
+    @contextlib.contextmanager
+    def _checked_space(self) -> Iterator[None]:
+        try:
+            yield
+        except SpaceError as error:
+            check_space(self._table, error.space_id)
+            raise
+
+
+def _listed(texts: Sequence[str] | str) -> Sequence[str]:
+    """A text alone is a list of one: a string is a sequence, too, of its letters."""
+    return [texts] if isinstance(texts, str) else texts

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,11 +25,19 @@ from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError, ServerError, SpaceError
 from search.errors import SearchError
-from search.files import FoundFile, Listing, list_pictures, read_contents
+from search.files import Contents, FoundFile, Listing, list_pictures, read_contents
 from search.journal import Journal
 from search.paths import path_to_text, printable
 from search.rows import FileState
-from search.table import RECALL_AT, PictureTable, Row, open_or_create_table, sole_writer
+from search.table import (
+    RECALL_AT,
+    PictureTable,
+    Row,
+    open_or_create_table,
+    open_table,
+    replace_table,
+    sole_writer,
+)
 from search.thumbnails import make_thumbnail
 
 # Requests under way at once: enough that the server finds a batch waiting whenever it takes one.
@@ -39,8 +49,18 @@ COMMIT_SECONDS = 10.0
 # Fragments are joined, and the ANN index is brought up to date, after this many rows, not only at the end.
 MAINTAIN_ROWS = 50_000
 
-# The server failed on this many pictures, one after the other: it is the server, not the pictures.
+# After failing on this many pictures, one after the other, the server has to show that it is alive.
 SERVER_FAILURES = CONCURRENCY + 1
+# A worker that a picture has killed is replaced in this time.
+READY_SECONDS = 60.0
+
+# Sizes, and addresses in what a decoder says.
+NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
+
+# All that is not in the table, in its folder.
+NOT_INDEXED = "not_indexed.tsv"
+# Pictures of each reason that are named on the terminal.
+EXAMPLES = 3
 
 RECALL_QUERIES = 50
 
@@ -57,6 +77,7 @@ class Report:
         removed: rows of files that are gone, or are no pictures any more.
         unchanged: rows left alone.
         failed: path and reason of what is not in the table.
+        failed_list: the file that lists them all, None where there are none.
         seconds: the run took.
         recall: of the ANN index, None where there is none.
     """
@@ -68,6 +89,7 @@ class Report:
     removed: int = 0
     unchanged: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    failed_list: Path | None = None
     seconds: float = 0.0
     recall: float | None = None
 
@@ -82,15 +104,38 @@ class _Read:
     thumbnail: bytes | None
 
 
-def index_folder(client: Client, root: Path, folder: Path) -> Report:
+class _ServerFailedError(Exception):
+    """The server failed on contents, of this SHA-256."""
+
+    def __init__(self, sha256: str, reason: str):
+        super().__init__(reason)
+        self.sha256 = sha256
+        self.reason = reason
+
+
+class _FailedBeforeError(Exception):
+    """The server failed on contents in an earlier run, and they are not sent; says what it said then."""
+
+
+def index_folder(
+    client: Client, root: Path, folder: Path, *, exclude: Sequence[str] = (), again: bool = False
+) -> Report:
     """Brings the table in `folder` to what lies in `root`.
+
+    Args:
+        client: of the server that embeds.
+        root: the folder of pictures.
+        folder: of the table.
+        exclude: patterns of what is left out, see `search.exclusions`.
+        again: embeds again what does not count: all rows, where they are of another embedding space, and what
+            the server failed on before.
 
     Raises:
         SearchError: `root` holds no pictures, the table cannot be written, or belongs to another space.
         ServerError: the server cannot be reached; what was embedded before is kept.
     """
     start = time.monotonic()
-    listing = list_pictures(root)
+    listing = list_pictures(root, exclude)
     if not listing.pictures:
         # Also a disk that is not mounted: nothing is removed for that.
         raise SearchError(
@@ -99,14 +144,47 @@ def index_folder(client: Client, root: Path, folder: Path) -> Report:
         )
     spec = client.specs("clip_image")[0]
     with sole_writer(folder, lambda: print("another indexer is writing to this table: waiting", flush=True)):
-        table = open_or_create_table(folder, spec["space_id"], spec["model_id"], spec["embedding_dim"])
+        identity = spec["space_id"], spec["model_id"], spec["embedding_dim"]
+        table = open_or_create_table(folder, *identity)
+        if again and table.space_id != spec["space_id"]:
+            print(
+                f"{printable(str(folder))}: begun anew; {len(table)} pictures embedded by {table.model!r} in "
+                f"space {table.space_id[:12]} are dropped; those of other folders have to be indexed again",
+                flush=True,
+            )
+            table = replace_table(folder, *identity)
         check_space(table, spec["space_id"])
         client.require_space(table.space_id)
         with contextlib.closing(Journal(folder, table.space_id)) as journal:
+            if again:
+                journal.forget_failures()
             run = _Run(client, table, journal, listing)
             run.bring_up_to_date(path_to_text(os.fsencode(root.resolve())).rstrip("/") + "/")
+        run.report.failed_list = _write_failed(folder / NOT_INDEXED, run.report.failed)
     run.report.seconds = time.monotonic() - start
     return run.report
+
+
+def forget_folder(root: Path, folder: Path) -> int:
+    """Removes the rows of what lies, or lay, below `root` from the table in `folder`.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        SearchError: there are none, or the table cannot be read or written.
+    """
+    table = open_table(folder)
+    # By its name and by what it leads to: the second is what rows have, and the first if the link is gone.
+    places = {path_to_text(os.fsencode(place)) for place in (root.resolve(), root.absolute())}
+    with sole_writer(folder, lambda: print("an indexer is writing to this table: waiting", flush=True)):
+        count = sum(map(table.forget_below, places))
+    if not count:
+        raise SearchError(
+            f"{printable(str(root))}: none of the {len(table)} rows of {printable(str(folder))} is of a "
+            "picture below it"
+        )
+    return count
 
 
 def check_space(table: PictureTable, space_id: str) -> None:
@@ -119,8 +197,10 @@ def check_space(table: PictureTable, space_id: str) -> None:
         folder = printable(str(table.folder))
         raise SearchError(
             f"{folder}: its pictures were embedded by {table.model!r} in space {table.space_id[:12]}, the "
-            f"server embeds in space {space_id[:12]}, and the two cannot be compared; serve the first, or "
-            f"index into a table of its own: make index IMAGES=folder TABLE={folder}-{space_id[:6]}"
+            f"server embeds in space {space_id[:12]} (of another encoder pair, or exported by a version that "
+            "tells spaces apart by more), and the two cannot be compared; serve the first, or index into a "
+            f"table of its own: make index IMAGES=folder TABLE={folder}-{space_id[:6]}, or embed everything "
+            f"anew into this one: make index IMAGES=folder TABLE={folder} AGAIN=1"
         )
 
 
@@ -139,6 +219,9 @@ class _Run:
         self._waiting: list[_Read] = []
         self._last_commit = time.monotonic()
         self._server_failures = 0
+        # What the server failed on in company: whether it was their fault is found out afterwards.
+        self._suspects: list[FoundFile] = []
+        self._suspected: set[str] = set()
         # Rows whose file was read and is no picture any more.
         self._outdated: list[str] = []
 
@@ -153,7 +236,7 @@ class _Run:
             contextlib.closing(self._read_all(todo, bar)) as reads,
         ):
             try:
-                for read in reads:
+                for read in chain(reads, self._ask_alone()):
                     self._waiting.append(read)
                     waited = time.monotonic() - self._last_commit
                     if len(self._waiting) >= COMMIT_ROWS or waited > COMMIT_SECONDS:
@@ -161,6 +244,8 @@ class _Run:
             finally:
                 # Also on Ctrl-C and where the server fails: what is there is kept.
                 self._commit()
+        for found in self._suspects:
+            self._fail(found, "the server failed; the same command asks again")
         self._remove_gone(below)
         if self.report.written or self.report.removed:
             self._table.maintain()
@@ -192,26 +277,57 @@ class _Run:
                 for future in running:
                     future.cancel()
 
-    def _outcome(self, found: FoundFile, result: Callable[[], _Read]) -> _Read | None:
-        """The result of a file; None, and a line in the report, for one that failed."""
+    def _ask_alone(self) -> Iterator[_Read]:
+        """Asks once more, one at a time, for what the server failed on in company.
+
+        Most were neighbours of a picture that killed a worker. The one that the server fails on again, though
+        it is well before and after, is to blame; it is remembered, and not sent again.
+        """
+        while self._suspects:
+            found = self._suspects.pop(0)
+            self._require_server()
+            self._suspected.clear()
+            read = self._outcome(found, partial(self._read, found), alone=True)
+            if read is not None:
+                yield read
+
+    def _require_server(self) -> None:
+        try:
+            self._client.wait_ready(READY_SECONDS, ("clip_image",))
+        except ServerError as error:
+            raise ServerError(
+                f"{error}; what was embedded so far is kept, and the same command goes on from there"
+            ) from error
+
+    def _outcome(self, found: FoundFile, result: Callable[[], _Read], *, alone: bool = False) -> _Read | None:
+        """The result of a file; None, and a line in the report or a place among the suspects, without one."""
         try:
             read = result()
         except RequestError as error:
             self._server_failures = 0
-            if found.path in self._states:
-                self._outdated.append(found.path)
-            self._fail(found, error.message)
+            self._fail_for_good(found, error.message)
+        except _FailedBeforeError as error:
+            self._fail_for_good(
+                found, f"not sent, since the server failed on it before ({error}); AGAIN=1 sends it"
+            )
         except SpaceError as error:
             check_space(self._table, error.space_id)
             raise
-        except ServerError as error:
+        except _ServerFailedError as error:
+            if alone:
+                self._require_server()
+                self._journal.put_failure(error.sha256, error.reason)
+                self._fail_for_good(
+                    found,
+                    f"the server failed on it, alone too ({error.reason}); not sent again until it changes",
+                )
+                return None
+            self._suspects.append(found)
             self._server_failures += 1
             if self._server_failures >= SERVER_FAILURES:
-                raise ServerError(
-                    f"{error}; what was embedded so far is kept, and the same command goes on from there"
-                ) from error
-            self._fail(found, f"the server failed: {error}")
-        except SearchError:
+                self._require_server()
+                self._server_failures = 0
+        except (SearchError, ServerError):
             raise
         except OSError as error:
             self._fail(found, f"cannot be read: {error.strerror or error}")
@@ -222,6 +338,12 @@ class _Run:
             self._server_failures = 0
             return read
         return None
+
+    def _fail_for_good(self, found: FoundFile, reason: str) -> None:
+        """As `_fail`, and the row of what the file held before goes."""
+        if found.path in self._states:
+            self._outdated.append(found.path)
+        self._fail(found, reason)
 
     def _fail(self, found: FoundFile, reason: str) -> None:
         self.report.failed.append((found.path, reason))
@@ -235,14 +357,33 @@ class _Run:
             # In this order: contents are put among those of the table before they leave the journal.
             embedding = self._journal.get(sha256)
             if embedding is None and sha256 not in self._in_table:
-                # One picture a request: a bad one hurts no other, and the server batches what is waiting.
-                embedding = self._client.embed_images([contents.data])[0]
+                embedding = self._embed(contents)
                 self._journal.put(sha256, embedding)
                 with self._lock:
                     self.report.embedded += 1
-        thumbnail = None if embedding is None else make_thumbnail(contents.data)
+        thumbnail = None if embedding is None else _thumbnail(contents.data)
         state = FileState(len(contents.data), contents.mtime_ns, sha256, indexed_ns)
         return _Read(found, state, embedding, thumbnail)
+
+    def _embed(self, contents: Contents) -> FloatArray:
+        known = self._journal.failure(contents.sha256)
+        if known is not None:
+            raise _FailedBeforeError(known)
+        if contents.sha256 in self._suspected:
+            raise _ServerFailedError(contents.sha256, "as on its copy")
+        try:
+            # One picture a request: a bad one hurts no other, and the server batches what is waiting.
+            embedding: FloatArray = self._client.embed_images([contents.data])[0]
+        except SpaceError:
+            raise
+        except (RequestError, ServerError) as error:
+            # Of the two, what the server could not do in its time: the picture may be innocent of that.
+            if isinstance(error, RequestError) and error.status < 500:
+                raise
+            # Here, before a copy has its turn.
+            self._suspected.add(contents.sha256)
+            raise _ServerFailedError(contents.sha256, str(error)) from error
+        return embedding
 
     @contextlib.contextmanager
     def _turn(self, sha256: str) -> Iterator[None]:
@@ -306,14 +447,50 @@ class _Run:
         self.report.removed = len(gone)
 
 
+def _thumbnail(data: bytes) -> bytes:
+    try:
+        return make_thumbnail(data)
+    except RequestError as error:
+        # Not the server's word: that took the picture, and this room lacks a decoder or has narrower limits.
+        raise ValueError(error.message) from error
+
+
 def _passed_over(listing: Listing) -> str:
     skipped = [f"{len(listing.skipped)} that cannot be used"] if listing.skipped else []
-    others = [f"{count} {printable(ending)}" for ending, count in listing.other_endings.most_common(5)]
-    return ", ".join(skipped + others) or "it is empty"
+    return ", ".join([*skipped, *_others(listing), *_left_out(listing)]) or "it is empty"
+
+
+def _others(listing: Listing) -> list[str]:
+    """Every other ending with its count, the most frequent first."""
+    counts = sorted(listing.other_endings.items(), key=lambda item: (-item[1], item[0]))
+    return [f"{count} {printable(ending)}" for ending, count in counts]
+
+
+def _left_out(listing: Listing) -> list[str]:
+    """Every pattern that left something out, or should have, with its counts."""
+    lines = []
+    for pattern in sorted(listing.excluded_folders.keys() | listing.excluded_files.keys()):
+        folders, files = listing.excluded_folders[pattern], listing.excluded_files[pattern]
+        counts = [f"{folders} folders"] * (folders > 0) + [f"{files} files"] * (files > 0)
+        lines.append(f"{' and '.join(counts) or 'nothing'} by {printable(pattern)}")
+    return lines
+
+
+def _write_failed(path: Path, failed: Sequence[tuple[str, str]]) -> Path | None:
+    """Writes what is not in the table, reason and path on a line; removes the file where there is nothing."""
+    try:
+        if not failed:
+            path.unlink(missing_ok=True)
+            return None
+        lines = [f"{printable(reason)}\t{printable(name)}\n" for name, reason in sorted(failed)]
+        path.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise SearchError(f"{printable(str(path))}: cannot be written: {error.strerror}") from error
+    return path
 
 
 def print_report(report: Report) -> None:
-    """Prints what a run did, and every file that is not in the table with the reason."""
+    """Prints what a run did; what is not in the table by its reasons, with a few examples of each."""
     listing = report.listing
     print(
         f"{len(listing.pictures)} pictures in {report.seconds:.1f} s: {report.embedded} embedded, "
@@ -323,8 +500,24 @@ def print_report(report: Report) -> None:
     if report.recall is not None:
         print(f"ANN index: recall@{RECALL_AT} {report.recall:.3f} against exact search")
     if listing.other_endings:
-        print(f"passed over by their ending: {_passed_over(Listing(other_endings=listing.other_endings))}")
-    if report.failed:
-        print(f"not indexed: {len(report.failed)}")
-        for path, reason in sorted(report.failed):
-            print(f"  {printable(path)}: {reason}")
+        print(f"passed over by their ending: {', '.join(_others(listing))}")
+    if left_out := _left_out(listing):
+        print(f"left out: {', '.join(left_out)}")
+    if not report.failed:
+        return
+    print(f"not indexed: {len(report.failed)}")
+    for paths in _by_reason(report.failed):
+        for path, reason in paths[:EXAMPLES]:
+            print(f"  {printable(path)}: {printable(reason)}")
+        if len(paths) > EXAMPLES:
+            print(f"    and {len(paths) - EXAMPLES} more for this reason")
+    if report.failed_list is not None:
+        print(f"all of them, each with its reason: {printable(str(report.failed_list))}")
+
+
+def _by_reason(failed: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """Groups by reason, the largest first; reasons that differ in their numbers only are one."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for path, reason in sorted(failed):
+        groups.setdefault(NUMBER.sub("0", reason), []).append((path, reason))
+    return sorted(groups.values(), key=len, reverse=True)

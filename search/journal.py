@@ -1,8 +1,8 @@
-"""Embeddings that were paid for and are not in the table yet.
+"""What was paid for and is not in the table: embeddings on their way there, and pictures that break servers.
 
 Rows go into the table by the hundred; a process that is killed would lose what it was gathering. Here each
-embedding is put down as it arrives, and is looked up before the server is asked. A cache: it may be
-deleted at any time.
+embedding is put down as it arrives, and is looked up before the server is asked. So is each picture that a
+server died or timed out on, since asking again costs a worker again. A cache: it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAME = "journal.sqlite"
 
 
 class Journal:
-    """Embeddings by SHA-256 of the picture's bytes, of one embedding space; safe to use from several threads.
+    """By SHA-256 of the picture's bytes, of one embedding space; safe to use from several threads.
 
     Args:
         folder: where it lies.
@@ -54,7 +54,11 @@ class Journal:
         database.execute(
             "CREATE TABLE IF NOT EXISTS embeddings (sha256 TEXT PRIMARY KEY, space_id TEXT, embedding BLOB)"
         )
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS failures (sha256 TEXT PRIMARY KEY, space_id TEXT, reason TEXT)"
+        )
         database.execute("DELETE FROM embeddings WHERE space_id != ?", [space_id])
+        database.execute("DELETE FROM failures WHERE space_id != ?", [space_id])
         self._space_id = space_id
         return database
 
@@ -80,6 +84,24 @@ class Journal:
                 "DELETE FROM embeddings WHERE sha256 = ?", [[sha256] for sha256 in hashes]
             )
             self._database.execute("COMMIT")
+
+    def failure(self, sha256: str) -> str | None:
+        """What became of the server that was sent these contents, None where nothing is known of it."""
+        with self._lock, self._errors():
+            row = self._database.execute("SELECT reason FROM failures WHERE sha256 = ?", [sha256]).fetchone()
+        return None if row is None else str(row[0])
+
+    def put_failure(self, sha256: str, reason: str) -> None:
+        """Remembers that the server failed on contents."""
+        with self._lock, self._errors():
+            self._database.execute(
+                "INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", [sha256, self._space_id, reason]
+            )
+
+    def forget_failures(self) -> None:
+        """Forgets all that the server failed on."""
+        with self._lock, self._errors():
+            self._database.execute("DELETE FROM failures")
 
     def close(self) -> None:
         """Closes the file."""

@@ -8,25 +8,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from search.errors import SearchError
 from search.finder import Found
+from search.fonts import font_for
 from search.paths import printable
 from search.thumbnails import EDGE
 
 COLUMNS = 5
 MARGIN = 12
 LINE = 22
+TEXT_SIZE = 15
+BLACK, GREY = "black", "#555555"
 
 
 def print_plain(results: Sequence[Found]) -> None:
-    """One line for each picture: cosine similarity and path."""
+    """One line for each picture: cosine similarity and path; its copies below it."""
     for found in results:
         if len(results) > 1:
             print(printable(found.query))
         for hit in found.hits:
             print(f"{hit.score:7.4f}  {printable(hit.path)}")
+            for copy in hit.copies:
+                print(f"      =  {printable(copy)}")
         if not found.hits:
             print("nothing found")
         if len(results) > 1:
@@ -38,7 +43,14 @@ def print_json(results: Sequence[Found]) -> None:
     answer = [
         {
             "query": found.query,
-            "results": [{"path": hit.path, "cosine_similarity": round(hit.score, 6)} for hit in found.hits],
+            "results": [
+                {
+                    "path": hit.path,
+                    "cosine_similarity": round(hit.score, 6),
+                    **({"copies": hit.copies} if hit.copies else {}),
+                }
+                for hit in found.hits
+            ],
         }
         for found in results
     ]
@@ -46,11 +58,15 @@ def print_json(results: Sequence[Found]) -> None:
     print()
 
 
-def write_contact_sheet(results: Sequence[Found], path: Path) -> None:
-    """A PNG with a block for each query: thumbnails with rank and cosine similarity.
+def write_contact_sheet(results: Sequence[Found], path: Path, notes: Sequence[str] = ()) -> None:
+    """A PNG with a block for each query: its text, and thumbnails with rank, cosine similarity and file name.
 
-    Queries are numbered, not written out: Pillow shapes no Arabic or Thai, and carries no font for most
-    scripts.
+    A text in a script that this system has no font for is left out; its number then tells which query it is.
+
+    Args:
+        results: the queries and what was found.
+        path: the file to write.
+        notes: in English, one for each query; shown after it.
 
     Raises:
         SearchError: nothing was found.
@@ -58,22 +74,64 @@ def write_contact_sheet(results: Sequence[Found], path: Path) -> None:
     """
     if not any(found.hits for found in results):
         raise SearchError(f"{printable(str(path))}: not written, since nothing was found")
+    titles = [
+        [
+            (f"{number}.", GREY),
+            (printable(found.query), BLACK),
+            *((note, GREY) for note in notes[number - 1 : number]),
+        ]
+        for number, found in enumerate(results, start=1)
+    ]
     cell = EDGE + MARGIN
     rows = [-(-len(found.hits) // COLUMNS) for found in results]
-    heights = [MARGIN + LINE + count * (cell + LINE) for count in rows]
+    heights = [MARGIN + LINE + count * (cell + 2 * LINE) for count in rows]
     columns = min(COLUMNS, max(len(found.hits) for found in results))
-    sheet = Image.new("RGB", (MARGIN + columns * cell, sum(heights)), "white")
+    width = max(columns * cell, *(_draw_line(None, (0, 0), title) for title in titles))
+    sheet = Image.new("RGB", (MARGIN + width, sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(15)
     top = 0
-    for number, (found, height) in enumerate(zip(results, heights, strict=True), start=1):
-        draw.text((MARGIN, top + MARGIN), f"query {number}", "black", font)
+    for found, title, height in zip(results, titles, heights, strict=True):
+        _draw_line(draw, (MARGIN, top + MARGIN), title)
         for rank, hit in enumerate(found.hits):
             row, column = divmod(rank, COLUMNS)
-            left, upper = MARGIN + column * cell, top + MARGIN + LINE + row * (cell + LINE)
+            left, upper = MARGIN + column * cell, top + MARGIN + LINE + row * (cell + 2 * LINE)
             with Image.open(io.BytesIO(hit.thumbnail)) as thumbnail:
                 inset = (EDGE - thumbnail.width) // 2, (EDGE - thumbnail.height) // 2
                 sheet.paste(thumbnail, (left + inset[0], upper + inset[1]))
-            draw.text((left, upper + EDGE + 3), f"{rank + 1}   {hit.score:.4f}", "black", font)
+            copies = f"   and {len(hit.copies)} copies" if hit.copies else ""
+            _draw_line(draw, (left, upper + EDGE + 3), [(f"{rank + 1}   {hit.score:.4f}{copies}", GREY)])
+            _draw_line(draw, (left, upper + EDGE + 3 + LINE), [(_shortened(hit.path), BLACK)])
         top += height
     sheet.save(path, "PNG")
+
+
+def _draw_line(
+    draw: ImageDraw.ImageDraw | None, place: tuple[int, int], parts: Sequence[tuple[str, str]]
+) -> int:
+    """Draws texts of different scripts and colours one after the other; gives the width, in pixels.
+
+    Args:
+        draw: None only measures.
+        place: left and upper corner.
+        parts: text and colour.
+    """
+    left, upper = place
+    for text, colour in parts:
+        font = font_for(text, TEXT_SIZE)
+        if font is not None:
+            if draw is not None:
+                # By the base line: fonts of different scripts differ in what is above it.
+                draw.text((left, upper + TEXT_SIZE), text, colour, font, anchor="ls")
+            left += round(font.getlength(text)) + MARGIN
+    return left - place[0]
+
+
+def _shortened(path: str) -> str:
+    """The end of a file's name, as much as is as wide as its thumbnail."""
+    name = printable(path.rpartition("/")[2])
+    font = font_for(name, TEXT_SIZE)
+    if font is None or font.getlength(name) <= EDGE:
+        return name
+    while font.getlength("..." + name) > EDGE:
+        name = name[1:]
+    return "..." + name

@@ -7,6 +7,7 @@ stored as it is, but for the backslash, which is doubled; every byte that is not
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _ESCAPED = re.compile(r"\\(?:\\|x([0-9a-f]{2}))")
 
@@ -43,10 +44,26 @@ def sql_text(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def folded(text: str) -> str:
+    """Text in the form in which it is compared: without regard to case and to how accents are encoded.
+
+    Unicode's canonical caseless match (its section 3.13, D145): macOS gives names in NFD, everything else in
+    NFC, and both mean the same to whoever types them.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
+
+
 def path_condition(pattern: str) -> str:
     """The SQL condition that a path contains `pattern`, in which `*` and `?` stand for any characters or one.
 
-    The pattern is given in the text form that results show. SQL's own wildcards mean themselves.
+    The pattern is given in the text form that results show; case and the encoding of accents do not count,
+    see `folded`. SQL's own wildcards mean themselves.
     """
-    escaped = re.sub(r"[\\%_]", r"\\\g<0>", pattern).replace("*", "%").replace("?", "_")
-    return f"path LIKE {sql_text(f'%{escaped}%')}"
+    escaped = re.sub(r"[\\%_]", r"\\\g<0>", folded(pattern)).replace("*", "%").replace("?", "_")
+    return f"folded_path LIKE {sql_text(f'%{escaped}%')}"
+
+
+def below_condition(folder: str) -> str:
+    """The SQL condition that a path is `folder` or lies below it; exact, since it is for removing."""
+    inner = folder.rstrip("/") + "/"
+    return f"(path = {sql_text(folder)} OR starts_with(path, {sql_text(inner)}))"

@@ -9,9 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from clipserve.encoder_spec import FloatArray
+from search.paths import folded
 
 # A file changed this recently before it was read may have changed again without its time telling so.
 RACY_NS = 2_000_000_000
+
+# What `search.paths.path_condition` looks at. Nullable, as a column must be that is added to rows.
+FOLDED_PATH = pa.field("folded_path", pa.string())
 
 
 class FileState(NamedTuple):
@@ -39,6 +43,7 @@ def picture_schema(space_id: str, model: str, embedding_dim: int) -> pa.Schema:
             pa.field("embedding", pa.list_(pa.float32(), embedding_dim), nullable=False),
             pa.field("thumbnail", pa.binary(), nullable=False),
             pa.field("indexed_ns", pa.int64(), nullable=False),
+            FOLDED_PATH,
         ],
         metadata={"space_id": space_id, "model": model},
     )
@@ -54,6 +59,7 @@ def picture_batch(
     """Rows for a table of `schema`; `embeddings` are float32 `[N, D]`, everything else has length N."""
     columns: dict[str, Any] = {name: [getattr(state, name) for state in states] for name in FileState._fields}
     columns["path"] = paths
+    columns["folded_path"] = [folded(path) for path in paths]
     columns["thumbnail"] = thumbnails
     columns["space_id"] = [schema.metadata[b"space_id"].decode()] * len(paths)
     flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -17,13 +17,13 @@ import filelock
 import lancedb
 import numpy as np
 import pyarrow as pa
-from lancedb.index import IvfRq
+from lancedb.index import BTree, IvfRq
 from lancedb.query import LanceVectorQueryBuilder
 
 from clipserve.encoder_spec import FloatArray
 from search.errors import SearchError
-from search.paths import printable, sql_text
-from search.rows import FileState, picture_batch, picture_schema
+from search.paths import below_condition, folded, printable, sql_text
+from search.rows import FOLDED_PATH, FileState, picture_batch, picture_schema
 
 NAME = "pictures"
 LOCK = "index.lock"
@@ -72,13 +72,17 @@ class Hit:
 
     Attributes:
         path: in text form, see `search.paths`.
+        sha256: of the file's bytes.
         score: cosine similarity with the query, -1 to 1.
         thumbnail: a small JPEG.
+        copies: paths of equal files, sorted; of `nearest_contents` only.
     """
 
     path: str
+    sha256: str
     score: float
     thumbnail: bytes
+    copies: tuple[str, ...] = ()
 
 
 class PictureTable:
@@ -126,6 +130,12 @@ class PictureTable:
             states |= {path: FileState(*state) for path, *state in zip(*values, strict=True)}
         return states
 
+    def state(self, path: str) -> FileState | None:
+        """The state of one file, None where it has no row."""
+        query = self._table.search().where(f"path = {sql_text(path)}").select([*FileState._fields])
+        rows = query.limit(1).to_arrow().to_pylist()
+        return FileState(**rows[0]) if rows else None
+
     def by_hash(self, hashes: Iterable[str]) -> dict[str, tuple[FloatArray, bytes]]:
         """Embedding and thumbnail of contents that are in the table."""
         found = {}
@@ -134,6 +144,15 @@ class PictureTable:
             for row in query.to_arrow().to_pylist():
                 found[row["sha256"]] = (np.array(row["embedding"], np.float32), row["thumbnail"])
         return found
+
+    def embeddings(self) -> tuple[list[str], FloatArray]:
+        """SHA-256 and embedding, float32 `[N, D]`, of every contents once."""
+        rows: dict[str, FloatArray] = {}
+        for batch in self._table.search().select(["sha256", "embedding"]).to_batches():
+            vectors = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
+            hashes = batch.column("sha256").to_pylist()
+            rows |= zip(hashes, vectors.reshape(len(hashes), -1), strict=True)
+        return list(rows), np.array([*rows.values()], np.float32).reshape(len(rows), self.embedding_dim)
 
     def write(self, new: Sequence[Row], changed: Sequence[Row]) -> None:
         """Adds rows of new paths and replaces those of changed ones; each in one step, or not at all.
@@ -186,6 +205,42 @@ class PictureTable:
             for condition in _conditions("path", paths):
                 self._table.delete(condition)
 
+    def forget_below(self, folder: str) -> int:
+        """Removes the rows of what lies in a folder, given in text form; says how many there were.
+
+        Raises:
+            SearchError: the folder cannot be written.
+        """
+        condition = below_condition(folder)
+        with _storage_errors(self.folder):
+            count = self._table.count_rows(condition)
+            if count:
+                self._table.delete(condition)
+        return count
+
+    def upgrade(self) -> None:
+        """Fills in what a table lacks that an older version wrote; the writer's lock is held.
+
+        Raises:
+            SearchError: the folder cannot be written.
+        """
+        with _storage_errors(self.folder):
+            if not self.can_filter_paths:
+                self._table.add_columns(FOLDED_PATH)
+            # Also what was interrupted here.
+            missing = self._table.search().where("folded_path IS NULL").select(["path"]).to_arrow()["path"]
+            if len(missing):
+                texts = pa.array([folded(path) for path in missing.to_pylist()])
+                filled = pa.table({"path": missing, "folded_path": texts})
+                self._table.merge_insert("path").when_matched_update_all().execute(filled)
+                # An ANN index knows none of these rows any more.
+                self.maintain()
+
+    @property
+    def can_filter_paths(self) -> bool:
+        """Whether there is the column that `search.paths.path_condition` looks at."""
+        return FOLDED_PATH.name in self.schema.names
+
     def maintain(self) -> None:
         """Joins small fragments and brings the ANN index up to date; builds one if there are rows enough.
 
@@ -195,13 +250,18 @@ class PictureTable:
         with _storage_errors(self.folder):
             # Joined first: an index that is there already would have to follow the rows to their new places.
             self._table.optimize(cleanup_older_than=KEPT_VERSIONS)
-            if not self.has_index and len(self) >= ANN_ROWS:
-                self.build_index()
+            if len(self) >= ANN_ROWS:
+                self._build_indices()
 
-    def build_index(self) -> None:
-        """Builds the ANN index."""
-        config = IvfRq(distance_type="cosine", num_bits=CODE_BITS)
-        self._table.create_index("embedding", config=config, name=INDEX)
+    def _build_indices(self) -> None:
+        if not self.has_index:
+            config = IvfRq(distance_type="cosine", num_bits=CODE_BITS)
+            self._table.create_index("embedding", config=config, name=INDEX)
+        indexed = {column for index in self._table.list_indices() for column in index.columns}
+        # By these the copies of what was found are looked up.
+        for column in ("path", "sha256"):
+            if column not in indexed:
+                self._table.create_index(column, config=BTree())
 
     @property
     def has_index(self) -> bool:
@@ -240,9 +300,70 @@ class PictureTable:
             condition: SQL that a row must fulfil.
             exact: compare with every row even where there is an index.
         """
+        return self._nearest(embedding, limit, condition, exact, ("thumbnail",))
+
+    def nearest_contents(
+        self, embedding: FloatArray, limit: int, *, condition: str | None = None
+    ) -> list[Hit]:
+        """As `nearest`, but equal files are one hit: the first of their paths, with the others as its copies.
+
+        Args:
+            embedding: float32 `[D]`.
+            limit: at most this many different contents.
+            condition: SQL that a row must fulfil, a copy too.
+        """
+        best: dict[str, Hit] = {}
+        asked = limit
+        while True:
+            # What is known is left out, and twice as many are asked for: a thousand copies of one file cost
+            # one search more, not a thousand rows.
+            known = f"sha256 NOT IN ({', '.join(map(sql_text, best))})" if best else "TRUE"
+            hits = self._nearest(embedding, asked, _all_of(condition, known), False, ())
+            for hit in hits:
+                best.setdefault(hit.sha256, hit)
+            if len(hits) < asked or len(best) >= limit:
+                break
+            asked *= 2
+        found = sorted(best.values(), key=lambda hit: (-hit.score, hit.path))[:limit]
+        files = self._files([hit.sha256 for hit in found], condition)
+        thumbnails = self.thumbnails(paths[0] for paths in files.values())
+        # Rows may go between these reads, while an indexer writes.
+        grouped = [
+            replace(hit, path=paths[0], thumbnail=thumbnails[paths[0]], copies=tuple(paths[1:]))
+            for hit in found
+            if (paths := files.get(hit.sha256)) and paths[0] in thumbnails
+        ]
+        return sorted(grouped, key=lambda hit: (-hit.score, hit.path))
+
+    def _files(self, hashes: Sequence[str], condition: str | None) -> dict[str, list[str]]:
+        """Sorted paths of the files of each contents that has any."""
+        files: dict[str, list[str]] = {}
+        for named in _conditions("sha256", hashes):
+            query = self._table.search().where(_all_of(named, condition)).select(["path", "sha256"])
+            for row in query.to_arrow().to_pylist():
+                files.setdefault(row["sha256"], []).append(row["path"])
+        return {sha256: sorted(paths) for sha256, paths in files.items()}
+
+    def thumbnails(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """The thumbnails of those of some paths that have a row."""
+        found = {}
+        for named in _conditions("path", paths):
+            for row in self._table.search().where(named).select(["path", "thumbnail"]).to_arrow().to_pylist():
+                found[row["path"]] = row["thumbnail"]
+        return found
+
+    def _nearest(
+        self,
+        embedding: FloatArray,
+        limit: int,
+        condition: str | None,
+        exact: bool,
+        more_columns: Sequence[str],
+    ) -> list[Hit]:
         # Of its many return types, the one of a vector.
         search = cast(LanceVectorQueryBuilder, self._table.search(embedding, vector_column_name="embedding"))
-        query = search.distance_type("cosine").select(["path", "thumbnail", "_distance"]).limit(limit)
+        columns = ["path", "sha256", "_distance", *more_columns]
+        query = search.distance_type("cosine").select(columns).limit(limit)
         if condition is not None:
             query = query.where(condition, prefilter=True)
         if exact:
@@ -250,9 +371,26 @@ class PictureTable:
         elif self.has_index:
             query = query.nprobes(PROBES).refine_factor(REFINE)
         hits = [
-            Hit(row["path"], 1.0 - row["_distance"], row["thumbnail"]) for row in query.to_arrow().to_pylist()
+            Hit(row["path"], row["sha256"], 1.0 - row["_distance"], row.get("thumbnail", b""))
+            for row in query.to_arrow().to_pylist()
         ]
         return sorted(hits, key=lambda hit: (-hit.score, hit.path))
+
+    def newest(self, limit: int, *, condition: str | None = None) -> list[tuple[str, bytes]]:
+        """Path and thumbnail of the files that changed last, the newest first, equals by path.
+
+        Args:
+            limit: at most this many.
+            condition: SQL that a row must fulfil.
+        """
+        query = self._table.search().select(["path", "mtime_ns"])
+        if condition is not None:
+            query = query.where(condition)
+        rows = query.to_arrow().sort_by([("mtime_ns", "descending"), ("path", "ascending")])
+        paths = rows["path"].slice(0, limit).to_pylist()
+        # Only theirs are read: those of all rows are a gigabyte for every 100,000.
+        thumbnails = self.thumbnails(paths)
+        return [(path, thumbnails[path]) for path in paths if path in thumbnails]
 
     def _batch(self, rows: Sequence[Row]) -> pa.Table:
         return picture_batch(
@@ -279,16 +417,29 @@ def open_table(folder: Path) -> PictureTable:
 
 
 def open_or_create_table(folder: Path, space_id: str, model: str, embedding_dim: int) -> PictureTable:
-    """Opens the table of a folder, or makes an empty one for an embedding space.
+    """Opens the table of a folder, or makes an empty one for an embedding space; for a writer.
 
     Raises:
         SearchError: the folder cannot be read or written.
     """
     if (folder / f"{NAME}.lance" / "_versions").is_dir():
-        return open_table(folder)
+        table = open_table(folder)
+        table.upgrade()
+        return table
     schema = picture_schema(space_id, model, embedding_dim)
     with _storage_errors(folder):
         return PictureTable(folder, _connect(folder).create_table(NAME, schema=schema))
+
+
+def replace_table(folder: Path, space_id: str, model: str, embedding_dim: int) -> PictureTable:
+    """Begins the table of a folder anew, empty, for another embedding space; in one step.
+
+    Raises:
+        SearchError: the folder cannot be written.
+    """
+    schema = picture_schema(space_id, model, embedding_dim)
+    with _storage_errors(folder):
+        return PictureTable(folder, _connect(folder).create_table(NAME, schema=schema, mode="overwrite"))
 
 
 @contextlib.contextmanager
@@ -338,3 +489,7 @@ def _conditions(column: str, values: Iterable[str]) -> Iterator[str]:
     rest = iter(values)
     while part := list(islice(rest, NAMED_ROWS)):
         yield f"{column} IN ({', '.join(map(sql_text, part))})"
+
+
+def _all_of(*conditions: str | None) -> str:
+    return " AND ".join(f"({condition})" for condition in conditions if condition is not None)

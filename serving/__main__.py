@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clipserve.errors import ClipServeError
+from clipserve.interrupt import interrupt_on_sigterm
 from serving.example import EXAMPLE_IMAGE, EXAMPLE_TEXTS, PICTURES, curl_lines, run_example
-from serving.local import ROOT, check_port_free, interrupt_on_sigterm, telling
+from serving.local import ROOT, check_port_free, telling
 from serving.probe import probe_server
 from serving.server import private_server, project_server, running_servers, server_in
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import socket
 import stat
 import threading
@@ -98,12 +97,3 @@ def telling(what: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def interrupt_on_sigterm() -> None:
-    """Makes `kill` end a program as Ctrl-C does, so that it stops the server that it started."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)

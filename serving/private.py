@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from clipserve.errors import ClipServeError
-from serving.local import interrupt_on_sigterm
+from clipserve.interrupt import interrupt_on_sigterm
 from serving.server import private_server
 
 READY_SECONDS = 240.0

@@ -134,6 +134,83 @@ def write_multilingual(folder: Path, shape: TextShape = TINY_TEXT, seed: int = 1
     return folder
 
 
+def write_student(folder: Path, *, roberta: bool, length: int = 128, seed: int = 4) -> Path:
+    """sentence-transformers' text layout around a BERT or an XLM-R, as multilingual students are saved today.
+
+    Args:
+        length: `max_seq_length`.
+    """
+    shape = TINY_TEXT
+    torch.manual_seed(seed)
+    kind: Any = transformers.XLMRobertaConfig if roberta else transformers.BertConfig
+    config = kind(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.width,
+        max_position_embeddings=shape.positions,
+        pad_token_id=1 if roberta else 0,
+    )
+    model = transformers.XLMRobertaModel(config) if roberta else transformers.BertModel(config)
+    model.save_pretrained(folder)
+    if roberta:
+        _write_unigram(folder, shape.vocabulary)
+    else:
+        _write_wordpiece(folder, shape.vocabulary, with_fast_file=True)
+    _json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
+    names = ["Transformer", "Pooling", "Dense"]
+    _json(
+        folder / "modules.json",
+        [
+            {
+                "idx": i,
+                "name": str(i),
+                "path": f"{i}_{name}" if i else "",
+                "type": f"sentence_transformers.models.{name}",
+            }
+            for i, name in enumerate(names)
+        ],
+    )
+    _json(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": shape.width, "pooling_mode_mean_tokens": True},
+    )
+    _json(
+        folder / "2_Dense" / "config.json",
+        {
+            "in_features": shape.width,
+            "out_features": shape.embedding_dim,
+            "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    )
+    head = torch.nn.Linear(shape.width, shape.embedding_dim)
+    torch.save(
+        {f"linear.{name}": tensor for name, tensor in head.state_dict().items()},
+        folder / "2_Dense" / "pytorch_model.bin",
+    )
+    return folder
+
+
+def sentencepiece_model(size: int = 1900) -> bytes:
+    """A Unigram model as XLM-R is published with, in SentencePiece's own format."""
+    import io
+
+    import sentencepiece
+
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()),
+        model_writer=written,
+        vocab_size=size,
+        normalization_rule_name="nmt_nfkc",
+        minloglevel=2,
+        num_threads=1,
+    )
+    return written.getvalue()
+
+
 def write_m_clip_bert(folder: Path, shape: TextShape = TINY_TEXT, seed: int = 2) -> Path:
     """M-CLIP's M-BERT layout: a BERT, and its linear head as a pickle of NumPy arrays."""
     import pickle

@@ -21,6 +21,17 @@ from clipserve.encoder_spec import (
 from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.tokens import Tokenizer
 
+# What a caller with preprocessing of its own may hand to an image encoder of 48 x 48 pixels.
+OTHER_PIXELS = {
+    "float in [0, 1]": torch.rand(2, 3, 48, 48),
+    "normalised": torch.randn(2, 3, 48, 48),
+    "int64": torch.zeros(2, 3, 48, 48, dtype=torch.int64),
+    "uint8 NHWC": torch.zeros(2, 48, 48, 3, dtype=torch.uint8),
+    # One patch would be added to the positions of all.
+    "uint8, one patch": torch.zeros(2, 3, 16, 16, dtype=torch.uint8),
+    "one picture, no batch": torch.zeros(3, 48, 48, dtype=torch.uint8),
+}
+
 
 def golden_inputs(encoder: Path) -> list[Tensor]:
     """`pixel_values` uint8 `[1, 3, H, W]`, or `input_ids` and `attention_mask` int64 `[1, L]`."""

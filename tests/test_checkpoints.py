@@ -6,6 +6,9 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor
 
 from clipserve.errors import ExportError
+from clipserve.images import ImageLimits, preprocess
+from clipserve.tokens import Tokenizer
 from export_scripts import checkpoints as loading
+from export_scripts import export
 from export_scripts.checkpoints import (
     CheckpointPair,
+    TextCheckpoint,
     load_image_checkpoint,
     load_pair,
     load_text_checkpoint,
@@ -530,7 +538,8 @@ def hostile(mark: Path) -> dict[str, bytes]:
         "torch.hub": call("torch.hub", "load", "x", "y"),
         "copyreg": call("copyreg", "__newobj__", "x"),
         "behind a plausible head": (
-            pickle.dumps([np.ones((48, 32), np.float32)])[:-2] + call("os", "system", touch)[:-1] + b"e."
+            pickle.dumps([np.ones((48, 32), np.float32)], protocol=3)[:-2]
+            + call("os", "system", touch)[:-1] + b"e."
         ),
         "extension registry": b"\x80\x02\x82\x01.",
         "persistent id": b"Pabc\n.",
@@ -819,3 +828,521 @@ def test_other_seeds_are_other_weights(pair: CheckpointPair, tmp_path: Path) -> 
     other = load_pair(str(writing.write_clip(tmp_path / "clip", seed=9)))
     assert other.image.weights_sha256 != pair.image.weights_sha256
     assert other.image.weights_sha256 != other.text.weights_sha256
+
+
+# ---- B3: what NumPy's own functions would do with a head
+
+
+def flagged_dtype() -> bytes:
+    """ATTACKS B3: a float's dtype that is told to be one of objects: NumPy takes the numbers for pointers."""
+    array = b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    dtype = b"cnumpy\ndtype\nU\x02f8\x89\x88\x87Rq\x01"
+    state = b"(K\x01K\x01\x85" + dtype + b"\x89U\x08" + b"A" * 8 + b"tb"
+    flags = b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb"
+    return b"\x80\x02](" + array + state + b"h\x01" + flags + b"e."
+
+
+def head_of(dtype: bytes, shape: bytes = b"K\x02K\x02\x86", data: bytes = b"\0" * 16) -> bytes:
+    """A list of one array, pickled by hand: `dtype` makes the dtype, `shape` the shape."""
+    array = b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    content = b"B" + len(data).to_bytes(4, "little") + data
+    return b"\x80\x03](" + array + b"(K\x01" + shape + dtype + b"\x89" + content + b"tb" + b"e."
+
+
+F4 = b"cnumpy\ndtype\nU\x02f4\x89\x88\x87R"
+MALFORMED = {
+    "dtype with flags": flagged_dtype(),
+    "objects": head_of(F4.replace(b"f4", b"O8")),
+    "void": head_of(F4.replace(b"f4", b"V4")),
+    "integers": head_of(F4.replace(b"f4", b"i4")),
+    "extended floats": head_of(F4.replace(b"U\x02f4", b"U\x03f16")),
+    "fields": head_of(b"cnumpy\ndtype\n](U\x01aU\x02f4\x86e\x85R"),
+    "dtype state with flags first": head_of(F4 + b"(K\x03U\x01|NNNK\x08K\x01K\x3ftb"),
+    "dtype state that is no tuple": head_of(F4 + b"}b"),
+    "dtype that is a text": head_of(b"U\x02f4"),
+    "negative edge": head_of(F4, b"J\xff\xff\xff\xffJ\xfc\xff\xff\xff\x86"),
+    "edges beyond the data": head_of(F4, b"K\x02K\x03\x86"),
+    "edges whose product overflows": head_of(F4, b"\x8a\x09" + bytes(8) + b"\x01K\x02\x86"),
+    "edge that is a bool": head_of(F4, b"\x88K\x04\x86"),
+    "edge that is a text": head_of(F4, b"U\x012U\x012\x86"),
+    "many edges": head_of(F4, b"(" + b"K\x01" * 99 + b"K\x04t"),
+    "bytes that are a text": b"\x80\x02](" + call("_codecs", "encode", "a", "rot13")[:-1] + b"e.",
+    "announced bytes": b"\x80\x05\x96" + (1 << 28).to_bytes(8, "little") + b".",
+    "announced place": b"\x80\x04]r\xff\xff\xff\x7f(e.",
+    "state twice": head_of(F4)[:-2] + b"h\x00e.",
+    "array without contents": b"\x80\x02](cnumpy._core.multiarray\n_reconstruct\n)Rcnumpy\nndarray\n)Re.",
+    "the stand-ins themselves": b"\x80\x02](cnumpy\nndarray\ncnumpy\ndtype\ne.",
+    "attributes by state": head_of(F4)[:-2] + b"}U\x05valueK\x01sbe.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(MALFORMED))
+def test_malformed_heads_are_refused(kind: str, tmp_path: Path) -> None:
+    """ATTACKS B3: an array is a shape and bytes of floats; nothing of NumPy's reads what the file says.
+
+    Nor is memory taken for what a few bytes announce.
+    """
+    path = tmp_path / "head.pkl"
+    path.write_bytes(MALFORMED[kind])
+    tracemalloc.start()
+    try:
+        with pytest.raises(ExportError, match="refused, not a pickle of two arrays") as caught:
+            loading._read_linear_head(path)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+
+
+def test_numpy_believes_a_pickle() -> None:
+    """What the test above is worth; in a process of its own, which the objects at 'AAAAAAAA' may end."""
+    code = (
+        "import os, pickle, sys\n"
+        "array, dtype = pickle.loads(sys.stdin.buffer.read()), None\n"
+        "print(array[1].hasobject, flush=True)\n"
+        "os._exit(0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=flagged_dtype(), capture_output=True, check=False
+    )
+    assert done.stdout.strip() == b"True"
+
+
+def test_nothing_of_numpy_runs_in_a_pickle() -> None:
+    """ATTACKS B3: every name that a head may call is ours."""
+    stand_ins = loading._ArrayUnpickler.STAND_INS
+    assert {value.__module__ for value in stand_ins.values()} == {loading.__name__}
+
+
+# ---- lengths, tokenizers and modules that people have
+
+
+def agrees(folder: Path) -> TextCheckpoint:
+    """The text checkpoint of a folder, whose built encoder was compared with its original on sentences."""
+    text = load_text_checkpoint(folder, "x")
+    tokenizer = Tokenizer(text.tokenizer, text.preprocessing)
+    sentences = ["two dogs", "犬 " * 300, "Été", "", "x" * 900]
+    inputs = tokenizer.pad([tokenizer.tokenize(sentence).ids for sentence in sentences])
+    with torch.inference_mode():
+        ours = text.build(False).eval()(*(torch.from_numpy(array) for array in inputs)).numpy()
+    np.testing.assert_allclose(ours, text.reference_encode(sentences), atol=1e-5)
+    assert max(map(len, inputs[0])) == text.preprocessing.context_length
+    return text
+
+
+def clip_tokenizer(**fields: Any) -> Change:
+    return edit_json("0_CLIPModel/tokenizer_config.json", **fields)
+
+
+def without_model_max_length(folder: Path) -> None:
+    path = folder / "0_CLIPModel" / "tokenizer_config.json"
+    content = json.loads(path.read_text())
+    del content["model_max_length"]
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "context_length"),
+    [
+        (clip_tokenizer(model_max_length=64), 64),
+        (write("0_CLIPModel/sentence_bert_config.json", '{"max_seq_length": 32}'), 32),
+        (clip_tokenizer(model_max_length=200), 77),
+        (without_model_max_length, 77),
+    ],
+    ids=["model_max_length 64", "max_seq_length 32", "beyond the positions", "no model_max_length"],
+)
+def test_clip_with_another_length(change: Change, context_length: int, clip_folder: Path, vary: Vary) -> None:
+    """CASES 26 and 30: the shorter length is the context length, for the original as well."""
+    assert agrees(vary(clip_folder, change)).preprocessing.context_length == context_length
+
+
+@pytest.mark.parametrize(("length", "context_length"), [(140, 138), (138, 138), (512, 138), (20, 20)])
+def test_xlm_roberta_student(length: int, context_length: int, tmp_path: Path) -> None:
+    """CASES 31: of 140 positions RoBERTa uses 138, as of 514 it uses 512."""
+    folder = writing.write_student(tmp_path / "student", roberta=True, length=length)
+    assert agrees(folder).preprocessing.context_length == context_length
+
+
+@pytest.mark.parametrize(("length", "context_length"), [(512, 140), (60, 60)])
+def test_bert_student(length: int, context_length: int, tmp_path: Path) -> None:
+    folder = writing.write_student(tmp_path / "student", roberta=False, length=length)
+    assert agrees(folder).preprocessing.context_length == context_length
+
+
+def with_normalize(folder: Path) -> None:
+    path = folder / "modules.json"
+    modules = json.loads(path.read_text())
+    last = {"idx": len(modules), "name": str(len(modules)), "path": "Normalize"}
+    path.write_text(json.dumps([*modules, {**last, "type": "sentence_transformers.models.Normalize"}]))
+
+
+@pytest.mark.parametrize("roberta", [True, False], ids=["xlm-roberta", "bert"])
+def test_final_normalize(roberta: bool, tmp_path: Path, vary: Vary) -> None:
+    """CASES 27: whether an export normalises is the export's to say; the rest is the same encoder."""
+    plain = writing.write_student(tmp_path / "plain" / "student", roberta=roberta)
+    normalized = agrees(vary(plain, with_normalize))
+    assert normalized.checkpoint_sha256 == agrees(plain).checkpoint_sha256
+
+
+def test_final_normalize_of_a_clip(clip_folder: Path, vary: Vary) -> None:
+    """CASES 27: as a text student's."""
+    folder = vary(clip_folder, with_normalize)
+    assert load_pair(str(folder)).space_id == load_pair(str(clip_folder)).space_id
+    agrees(folder)
+
+
+def only_sentencepiece(content: bytes) -> Change:
+    def change(folder: Path) -> None:
+        (folder / "tokenizer.json").unlink()
+        (folder / "sentencepiece.bpe.model").write_bytes(content)
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model() -> bytes:
+    return writing.sentencepiece_model()
+
+
+@pytest.mark.parametrize("student", [True, False], ids=["student", "m-clip"])
+def test_sentencepiece_model_alone(
+    student: bool, sentencepiece_model: bytes, m_clip_xlm_roberta_folder: Path, tmp_path: Path, vary: Vary
+) -> None:
+    """CASES 28: SentencePiece's own ids, moved by the one place that XLM-R's special tokens take."""
+    original = SentencePieceProcessor(model_proto=sentencepiece_model)
+    source = (
+        writing.write_student(tmp_path / "source" / "student", roberta=True)
+        if student
+        else m_clip_xlm_roberta_folder
+    )
+    text = agrees(vary(source, only_sentencepiece(sentencepiece_model)))
+    tokenizer = Tokenizer(text.tokenizer, text.preprocessing)
+    for sentence in writing.corpus()[::7]:
+        pieces = original.encode(sentence)
+        expected = (0, *(3 if piece == 0 else piece + 1 for piece in pieces), 2)
+        assert tokenizer.tokenize(sentence).ids == expected, sentence
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\n\x0c\x00"], ids=len)
+def test_sentencepiece_model_that_is_none(
+    content: bytes, m_clip_xlm_roberta_folder: Path, vary: Vary
+) -> None:
+    """CASES 28: transformers would ask for tiktoken."""
+    message = text_refusal(vary(m_clip_xlm_roberta_folder, only_sentencepiece(content)))
+    assert "not a SentencePiece model" in message
+    assert "tiktoken" not in message
+
+
+def test_sentencepiece_is_not_installed(
+    sentencepiece_model: bytes, m_clip_xlm_roberta_folder: Path, vary: Vary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CASES 28: one true sentence."""
+    monkeypatch.setattr(loading, "is_sentencepiece_available", lambda: False)
+    message = text_refusal(vary(m_clip_xlm_roberta_folder, only_sentencepiece(sentencepiece_model)))
+    assert "pip install sentencepiece protobuf" in message
+    assert "tiktoken" not in message
+
+
+def added_token(name: str, identifier: int) -> Change:
+    """Adds a token to a `tokenizer.json`, as `tokenizer.add_tokens` and saving do."""
+
+    def change(folder: Path) -> None:
+        path = folder / name
+        definition = json.loads(path.read_text())
+        definition["added_tokens"].append(
+            {
+                "id": identifier, "content": "<dogs>", "single_word": False, "lstrip": False, "rstrip": False,
+                "normalized": False, "special": False,
+            }
+        )  # fmt: skip
+        path.write_text(json.dumps(definition))
+
+    return change
+
+
+def test_added_token_without_a_row(
+    multilingual_folder: Path, m_clip_bert_folder: Path, clip_folder: Path, vary: Vary
+) -> None:
+    """CASES 3: a text with it would raise inside the batch of everybody else."""
+    message = text_refusal(vary(multilingual_folder, added_token("tokenizer.json", 2000)))
+    for word in ("'<dogs>'", "largest token id is 2000", "2000 rows", "resize_token_embeddings"):
+        assert word in message
+    for folder, change, rows in (
+        (m_clip_bert_folder, edit_json("tokenizer_config.json", extra_special_tokens=["<dogs>"]), 2000),
+        (clip_folder, clip_tokenizer(extra_special_tokens=["<dogs>"]), 600),
+    ):
+        message = text_refusal(vary(folder, change))
+        assert f"largest token id is {rows} ('<dogs>'), the embedding table has {rows} rows" in message
+
+
+def test_added_token_with_a_row(multilingual_folder: Path, vary: Vary) -> None:
+    """CASES 3: a resized table takes it; the highest id is one less than the rows."""
+
+    def change(folder: Path) -> None:
+        added_token("tokenizer.json", 2000)(folder)
+        edit_json("config.json", vocab_size=2001)(folder)
+        edit_tensors("model.safetensors", add_row)(folder)
+
+    def add_row(tensors: dict[str, torch.Tensor]) -> None:
+        name = "embeddings.word_embeddings.weight"
+        tensors[name] = torch.cat([tensors[name], torch.ones(1, 48)])
+
+    text = agrees(vary(multilingual_folder, change))
+    assert text.preprocessing.vocabulary_size == 2001
+    assert Tokenizer(text.tokenizer, text.preprocessing).tokenize("<dogs>").ids[1] == 2000
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (edit_json("tokenizer_config.json", truncation_side="left"), ["truncation_side 'left'", "right"]),
+        (
+            edit_json("tokenizer_config.json", split_special_tokens=True),
+            ["split_special_tokens True", "False"],
+        ),
+        (edit_json("sentence_bert_config.json", max_seq_length=2), ["length of 2 tokens", "no room"]),
+        (
+            edit_json("2_Dense/config.json", use_residual=True),
+            ["residual"],
+        ),
+        (edit_json("2_Dense/config.json", module_input_name="token_embeddings"), ["token_embeddings"]),
+        (
+            write(
+                "config_sentence_transformers.json",
+                '{"prompts": {"query": "query: "}, "default_prompt_name": "query"}',
+            ),
+            ["default prompt 'query: '", "not supported", "default_prompt_name"],
+        ),
+        (edit_json("config.json", position_embedding_type="relative_key"), ["'relative_key'", "'absolute'"]),
+        (edit_json("config.json", activation="gelu_new"), ["activation 'gelu_new'", "gelu, quick_gelu"]),
+        (
+            edit_json(
+                "1_Pooling/config.json",
+                pooling_mode_mean_tokens=False,
+                pooling_mode_mean_sqrt_len_tokens=True,
+            ),
+            ["pooling 'mean_sqrt_len_tokens'"],
+        ),
+    ],
+    ids=["truncation", "split", "no room", "residual", "tokens", "prompt", "relative", "gelu_new", "sqrt"],
+)  # fmt: skip
+def test_text_settings_that_would_be_silently_wrong(
+    change: Change, words: list[str], multilingual_folder: Path, vary: Vary
+) -> None:
+    """CASES 26 and 27, siblings: one sentence, before anything is traced."""
+    message = text_refusal(vary(multilingual_folder, change))
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edit_json("sentence_bert_config.json", do_lower_case=True),
+        write("config_sentence_transformers.json", '{"prompts": {"query": "query: "}}'),
+        edit_json("1_Pooling/config.json", include_prompt=False),
+        edit_json("2_Dense/config.json", activation_function="torch.nn.Identity"),
+    ],
+    ids=["lower case", "prompts without default", "include_prompt", "identity"],
+)
+def test_text_settings_that_are_as_in_the_original(
+    change: Change, multilingual_folder: Path, vary: Vary
+) -> None:
+    agrees(vary(multilingual_folder, change))
+
+
+def test_decoder_is_refused(m_clip_bert_folder: Path, vary: Vary) -> None:
+    """Its attention is causal, which no weight says."""
+    assert "is_decoder" in text_refusal(vary(m_clip_bert_folder, edit_json("config.json", is_decoder=True)))
+
+
+def test_end_token_that_no_text_has(clip_folder: Path, vary: Vary) -> None:
+    """CLIP then pools the first token of every text: all embeddings alike, and faithfully traced."""
+
+    def change(folder: Path) -> None:
+        path = folder / "0_CLIPModel" / "config.json"
+        content = json.loads(path.read_text())
+        # What transformers takes where a configuration names none: the published vocabulary's.
+        del content["text_config"]["eos_token_id"]
+        path.write_text(json.dumps(content))
+
+    message = text_refusal(vary(clip_folder, change))
+    assert "pools at token 49407" in message
+    assert "ends a text with token 599" in message
+
+
+def test_more_modules_behind_a_clip_are_refused(clip_folder: Path, vary: Vary) -> None:
+    """Left out, the encoder would be another one."""
+
+    def change(folder: Path) -> None:
+        modules = json.loads((folder / "modules.json").read_text())
+        modules.append(
+            {"idx": 1, "name": "1", "path": "1_Dense", "type": "sentence_transformers.models.Dense"}
+        )
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Dense").mkdir()
+        (folder / "1_Dense" / "config.json").write_text(
+            '{"in_features": 32, "out_features": 32, "bias": false, '
+            '"activation_function": "torch.nn.modules.linear.Identity"}'
+        )
+        torch.save({"linear.weight": torch.eye(32)}, folder / "1_Dense" / "pytorch_model.bin")
+
+    folder = vary(clip_folder, change)
+    assert "CLIPModel, Dense; supported behind a CLIP is Normalize only" in text_refusal(folder)
+    assert "CLIPModel, Dense; supported behind a CLIP is Normalize only" in image_refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"do_convert_rgb": False}, ["do_convert_rgb"]),
+        ({"resample": "bicubic"}, ["'bicubic'", "numbers"]),
+        ({"size": 40}, ["size", "40"]),
+        ({"size": {"longest_edge": 48}}, ["longest_edge"]),
+        ({"do_rescale": False}, ["do_rescale"]),
+    ],
+    ids=["rgb", "name", "smaller than the crop", "longest", "rescale"],
+)
+def test_other_preprocessing_is_refused(
+    fields: dict[str, Any], words: list[str], clip_folder: Path, vary: Vary
+) -> None:
+    message = image_refusal(vary(clip_folder, edit_json("0_CLIPModel/preprocessor_config.json", **fields)))
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}},
+        {"size": 60},
+        {"do_convert_rgb": True, "rescale_factor": 1 / 255},
+        {"resample": 2},
+    ],
+    ids=["as dicts", "larger than the crop", "as newer ones say", "bilinear"],
+)
+def test_preprocessing_is_the_originals(fields: dict[str, Any], clip_folder: Path, vary: Vary) -> None:
+    folder = vary(clip_folder, edit_json("0_CLIPModel/preprocessor_config.json", **fields))
+    image = load_image_checkpoint(folder, "x")
+    noise = np.random.default_rng(0).integers(0, 256, (70, 95, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    pixels = torch.from_numpy(preprocess(picture, image.preprocessing, ImageLimits())[None])
+    with torch.inference_mode():
+        ours = image.build(False).eval()(pixels).numpy()
+    np.testing.assert_allclose(ours, image.reference([picture]), atol=2e-5)
+
+
+# ---- what belongs together
+
+
+def test_both_ways_to_write_a_hub_name(
+    clip_folder: Path, multilingual_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], tmp_path: Path,
+) -> None:  # fmt: skip
+    """CASES 6: with its owner as without, and the output says which encoders were taken."""
+    asked = []
+
+    def download(repository: str, **options: Any) -> str:
+        asked.append(repository)
+        return str(multilingual_folder if "multilingual" in repository else clip_folder)
+
+    def stop(*arguments: Any, **options: Any) -> None:
+        raise ExportError("far enough")
+
+    monkeypatch.setattr(loading, "snapshot_download", download)
+    monkeypatch.setattr(export, "export_encoder", stop)
+    told = []
+    for name in ("clip-ViT-B-32", "sentence-transformers/clip-ViT-B-32"):
+        with pytest.raises(ExportError, match="far enough"):
+            export.export_pair(name, None, "cpu", "fp32", tmp_path)
+        captured = capsys.readouterr()
+        told.append(captured.out.splitlines()[1])
+        assert captured.err == ""
+    assert asked == 2 * [
+        "sentence-transformers/clip-ViT-B-32", "sentence-transformers/clip-ViT-B-32-multilingual-v1"
+    ]  # fmt: skip
+    assert told[0] == told[1]
+    assert "image encoder of clip-ViT-B-32, text encoder of clip-ViT-B-32-multilingual-v1" in told[0]
+    short, long = load_pair("clip-ViT-B-32"), load_pair("sentence-transformers/clip-ViT-B-32")
+    assert (short.model_id, short.image.name, short.text.name) == (
+        long.model_id, long.image.name, long.text.name
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "fits"),
+    [
+        ("clip-ViT-B-32", "clip-ViT-B-32-multilingual-v1", True),
+        ("openai/clip-vit-base-patch32", "sentence-transformers/clip-ViT-B-32-multilingual-v1", True),
+        ("openai/clip-vit-base-patch32", "M-CLIP/XLM-Roberta-Large-Vit-B-32", True),
+        ("clip-ViT-L-14", "M-CLIP/XLM-Roberta-Large-Vit-L-14", True),
+        ("clip-ViT-B-32", "somebody/a-student-of-their-own", True),
+        ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "clip-ViT-B-32-multilingual-v1", False),
+        ("clip-ViT-B-16", "clip-ViT-B-32-multilingual-v1", False),
+        ("clip-ViT-B-16", "M-CLIP/M-BERT-Base-ViT-B", False),
+        ("openai/clip-vit-large-patch14-336", "M-CLIP/LABSE-Vit-L-14", False),
+    ],
+)
+def test_known_names_that_do_not_fit(
+    image: str, text: str, fits: bool, clip_folder: Path, multilingual_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """CASES 13: equal size is not equal space."""
+    folders = iter([clip_folder, multilingual_folder])
+    monkeypatch.setattr(loading, "snapshot_download", lambda *arguments, **options: str(next(folders)))
+    doubt = load_pair(image, text).doubt
+    if fits:
+        assert doubt is None
+        return
+    assert doubt is not None
+    assert image in doubt
+    assert text in doubt
+    assert "equal size is not equal space" in doubt
+    assert "TEXT_MODEL" in doubt
+
+
+def test_text_tower_of_another_clip(clip_folder: Path, tmp_path: Path, vary: Vary) -> None:
+    """CASES 13: told by the weights of the image encoder that lies beside it, whatever the names."""
+    other = writing.write_clip(tmp_path / "other" / "clip", seed=9)
+    doubt = load_pair(str(clip_folder), str(other)).doubt
+    assert doubt is not None
+    assert "was trained beside an image encoder of other weights than clip" in doubt
+    # A tower that was trained further beside the same image encoder fits.
+    tuned = vary(
+        clip_folder,
+        edit_tensors(
+            "0_CLIPModel/model.safetensors", lambda tensors: tensors["text_projection.weight"].mul_(2)
+        ),
+    )
+    assert load_pair(str(clip_folder), str(tuned)).doubt is None
+    assert load_pair(str(clip_folder)).doubt is None
+
+
+def test_doubt_is_printed(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CASES 13."""
+    other = writing.write_clip(tmp_path / "clip", seed=9)
+    monkeypatch.setattr(export, "export_encoder", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export.export_pair(str(clip_folder), str(other), "cpu", "fp32", tmp_path)
+    assert "export: warning: clip was trained beside" in capsys.readouterr().err
+
+
+def test_of_an_xlm_roberta_base_only_the_configuration_is_fetched(
+    m_clip_xlm_roberta_folder: Path, vary: Vary, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its weights, 2 GB, are in the M-CLIP checkpoint itself."""
+    asked = []
+
+    def download(repository: str, **options: Any) -> str:
+        asked.append((repository, options["allow_patterns"]))
+        return str(tmp_path / "base")
+
+    def move(folder: Path) -> None:
+        (folder / "tiny-xlm-roberta").rename(tmp_path / "base")
+
+    folder = vary(m_clip_xlm_roberta_folder, move)
+    monkeypatch.setattr(loading, "snapshot_download", download)
+    load_text_checkpoint(folder, "x")
+    assert asked == [("FacebookAI/tiny-xlm-roberta", "config.json")]

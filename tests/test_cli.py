@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from clipserve.archive_files import verify_archive_files
 from clipserve.encoder_spec import SPEC_FILE, EncoderSpec, read_spec
-from export_scripts import archive, export, verify
+from clipserve.errors import ExportError, SpecError
+from export_scripts import archive, export, triton, tune, verify
 from export_scripts.export import export_pair
+from export_scripts.folders import publish_files
+from export_scripts.formats import TorchScript
 from tests.checkpoints import TINY_CLIP, write_clip, write_multilingual
 
 Main = Callable[[Sequence[str]], int]
@@ -76,6 +84,151 @@ def test_unknown_option_is_a_usage_error() -> None:
     with pytest.raises(SystemExit) as ended:
         export.main(["--device", "gpu"])
     assert ended.value.code == 2
+
+
+def checkpoints_of(made: Path) -> list[str]:
+    return ["--model", str(made / "clip"), "--text-model", str(made / "multilingual")]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_both_models_are_named(capsys: pytest.CaptureFixture[str], made: Path, tmp_path: Path) -> None:
+    """CASES 30 and 6: the text model that was chosen by default as well."""
+    assert export.main(["--model", str(made / "clip"), "--store", str(tmp_path)]) == 0
+    assert "image encoder of clip, text encoder of clip\n" in capsys.readouterr().out
+    assert export.main([*checkpoints_of(made), "--store", str(tmp_path)]) == 0
+    assert "image encoder of clip, text encoder of multilingual\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [ExportError("no such luck"), KeyboardInterrupt(), OSError(28, "No space")])
+def test_a_pair_is_published_together_or_not_at_all(
+    wrong: BaseException,
+    capsys: pytest.CaptureFixture[str],
+    store: Path,
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CASES 30: the second encoder of a pair of other weights cannot be made."""
+    other = write_clip(made.parent / f"{store.parent.name}-other" / "clip", TINY_CLIP, seed=8)
+    before = contents(store)
+    make = TorchScript.make
+    calls = []
+
+    def second_fails(self: TorchScript, *arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise wrong
+        make(self, *arguments)
+
+    monkeypatch.setattr(TorchScript, "make", second_fails)
+    status, message = run(
+        export.main, capsys, "--model", str(other), "--text-model", str(made / "multilingual"),
+        "--precision", "fp32", "--store", str(store),
+    )  # fmt: skip
+    assert len(calls) == 2
+    assert status == (130 if isinstance(wrong, KeyboardInterrupt) else 1)
+    assert message.count("\n") == 1
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize("wrong", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("number", range(8))
+def test_publishing_that_stops_is_undone(
+    number: int, wrong: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CASES 30: whichever of the eight moves does not take place, or has just taken place."""
+    staging, folder = tmp_path / "staging", tmp_path / "store"
+    for place, word in ((staging, "new"), (folder, "old")):
+        place.mkdir()
+        for name in "abcd":
+            (place / name).write_text(f"{word} {name}")
+    before = contents(folder)
+    replace = Path.replace
+    moves = []
+
+    def stops(self: Path, target: Path) -> Path:
+        moves.append(target)
+        if len(moves) == number + 1:
+            if wrong is KeyboardInterrupt:
+                replace(self, target)
+            raise wrong
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", stops)
+    with pytest.raises(wrong):
+        publish_files([staging / name for name in "abcd"], folder)
+    assert contents(folder) == before
+    monkeypatch.undo()
+    shutil.rmtree(staging / "before")
+    publish_files([staging / name for name in "abcd"], folder)
+    assert contents(folder) == {name: f"new {name}".encode() for name in "abcd"}
+
+
+COMMANDS: list[tuple[Main, list[str]]] = [
+    (export.main, ["--format", "torchscript", "--store"]),
+    (export.main, ["--format", "djl", "--store"]),
+    (archive.main, ["--store"]),
+    (verify.main, ["--store"]),
+    (triton.main, ["--output"]),
+    (tune.main, ["--seconds", "0.01", "--store"]),
+]
+
+
+@pytest.mark.parametrize(("main", "arguments"), COMMANDS, ids=lambda value: getattr(value, "__module__", ""))
+@pytest.mark.parametrize("place", ["afile/x", "/proc/x"])
+def test_a_store_that_cannot_be(
+    main: Main,
+    arguments: list[str],
+    place: str,
+    capsys: pytest.CaptureFixture[str],
+    made: Path,
+    tmp_path: Path,
+) -> None:
+    """CASES 32: below a file; on a file system that takes nothing, whoever asks."""
+    (tmp_path / "afile").write_text("")
+    options = [] if main in (archive.main, verify.main) else checkpoints_of(made)
+    if main is triton.main:
+        options = ["--store", str(made / "store")]
+    status, message = run(main, capsys, *options, *arguments, str(tmp_path / place))
+    assert_one_sentence(status, message, str(tmp_path / place).removesuffix("/x"))
+
+
+@pytest.mark.parametrize(("main", "arguments"), COMMANDS, ids=lambda value: getattr(value, "__module__", ""))
+def test_ctrl_c(
+    main: Main,
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CASES 32: 130, and one line."""
+
+    def interrupted(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    module = sys.modules[main.__module__]
+    for name in ("load_pair", "build_archives", "verify_store", "write_repository"):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, interrupted)
+    status, message = run(main, capsys, *arguments, str(tmp_path))
+    assert (status, message) == (130, f"{main.__module__.rpartition('.')[2]}: interrupted\n")
+
+
+def test_full_disk(made: Path, tmp_path: Path) -> None:
+    """CASES 32, with a limit to the size of a file, as a disk with so much room would set it."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+        "from export_scripts import export; sys.exit(export.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *checkpoints_of(made), "--precision", "fp32", "--store", str(tmp_path)],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert_one_sentence(done.returncode, done.stderr, "export: File too large")
+    assert not list(tmp_path.iterdir())
 
 
 def test_pair_of_different_sizes(capsys: pytest.CaptureFixture[str], made: Path, tmp_path: Path) -> None:
@@ -143,6 +296,39 @@ def test_archive_of_encoders_of_two_spaces(
     status, message = run(archive.main, capsys, "--store", str(store))
     assert_one_sentence(status, message, "not of one embedding space", "make export")
     assert not list(store.glob("*.mar"))
+
+
+def test_an_archive_holds_what_it_lists_and_nothing_else(store: Path, tmp_path: Path) -> None:
+    """ATTACKS B2: a file that was added, to be chosen before the one that was packaged, is found."""
+    assert archive.main(["--store", str(store)]) == 0
+    for name in ("clip_image", "clip_similarity"):
+        folder = tmp_path / name
+        with zipfile.ZipFile(store / f"{name}.mar") as packed:
+            packed.extractall(folder)
+        verify_archive_files(folder)
+        # As an import leaves them.
+        (folder / "clipserve" / "__pycache__").mkdir()
+        (folder / "clipserve" / "__pycache__" / "worker.cpython-311.pyc").write_bytes(b"")
+        verify_archive_files(folder)
+        listed = next(folder.glob("*-image-*.pt"))
+        for added in ("a-image-cpu-bf16.pt", "clipserve/sitecustomize.py", f"{listed.stem}.pt2"):
+            shutil.copyfile(listed, folder / added)
+            with pytest.raises(SpecError, match=f"{added} was added after the archive was packaged"):
+                verify_archive_files(folder)
+            (folder / added).unlink()
+        verify_archive_files(folder)
+
+
+def test_triton_of_two_models(
+    capsys: pytest.CaptureFixture[str], store: Path, made: Path, tmp_path: Path
+) -> None:
+    """CASES 14."""
+    other = Path(shutil.copytree(made / "clip", tmp_path / "other"))
+    export_pair(str(other), str(made / "multilingual"), "cpu", "fp32", store)
+    options = ["--store", str(store), "--output", str(tmp_path / "triton")]
+    status, message = run(triton.main, capsys, *options)
+    assert_one_sentence(status, message, "holds 2 models (clip, other); say which: 'make triton MODEL=clip'")
+    assert run(triton.main, capsys, *options, "--model", "other")[0] == 0
 
 
 def test_archives_are_reproducible(capsys: pytest.CaptureFixture[str], store: Path) -> None:

@@ -125,18 +125,18 @@ def test_text_that_is_no_json(text: str) -> None:
 
 @pytest.mark.parametrize("value", [[], "a", 5, None, True, {}], ids=str)
 def test_json_that_is_no_spec(value: Any) -> None:
-    assert "schema_version None, this clipserve reads 2" in refusal(json.dumps(value))
+    assert "schema_version None, this clipserve reads 3" in refusal(json.dumps(value))
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None, [2]], ids=repr)
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None, [3]], ids=repr)
 def test_other_schema_versions(version: Any, data: dict[str, Any]) -> None:
     message = refusal({**data, "schema_version": version})
     assert f"schema_version {version!r}" in message
     assert "run 'make export' again" in message
 
 
-def test_schema_version_that_only_equals_2(data: dict[str, Any]) -> None:
-    assert "schema_version" in refusal({**data, "schema_version": 2.0})
+def test_schema_version_that_only_equals_3(data: dict[str, Any]) -> None:
+    assert "schema_version" in refusal({**data, "schema_version": 3.0})
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -583,6 +583,23 @@ def test_no_variant_for_the_device(present: list[str], found: str, paths: Paths,
         choose_variant(tmp_path, "text", torch.device("cuda"))
 
 
+def test_of_two_models_none_is_taken_silently(paths: Paths, tmp_path: Path) -> None:
+    """CASES 14: the one rule of the store, for a worker as for the commands."""
+    for modality in ENCODERS:
+        variant(tmp_path, modality, "cpu", "fp32", source=paths)
+        spec = dataclasses.replace(read_spec(paths[modality]), model_id="another")
+        with zipfile.ZipFile(tmp_path / f"{spec.stem}.pt", "w") as archive:
+            archive.writestr(f"{spec.stem}/extra/{SPEC_FILE}", spec.to_json())
+    for modality in ENCODERS:
+        with pytest.raises(SpecError, match=r"holds 2 models \(another, clip\); say which: MODEL=another"):
+            choose_variant(tmp_path, modality, CPU)
+        for model in ("another", "clip"):
+            chosen = choose_variant(tmp_path, modality, CPU, model)
+            assert chosen.name == f"{model}-{modality}-cpu-fp32.pt"
+    with pytest.raises(SpecError, match="no image encoder for cpu here, only "):
+        choose_variant(tmp_path, "image", CPU, "a third")
+
+
 def test_damaged_file_among_variants_is_named(paths: Paths, tmp_path: Path) -> None:
     variant(tmp_path, "text", "cpu", "fp32", source=paths)
     (tmp_path / "broken.pt").write_bytes(b"")
@@ -640,7 +657,7 @@ def test_sha256_known_answer() -> None:
 def test_extra_file_is_read_without_the_weights(text_path: Path) -> None:
     definition = read_extra_file(text_path, TOKENIZER_FILE)
     with zipfile.ZipFile(io.BytesIO(text_path.read_bytes())) as archive:
-        assert archive.read(f"{text_path.stem}/extra/{TOKENIZER_FILE}") == definition
+        assert archive.read(f"archive/extra/{TOKENIZER_FILE}") == definition
     text = read_spec(text_path).text
     assert text is not None
     assert text.tokenizer_sha256 == sha256(definition)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clipserve import encoder as encoder_module
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant, cpu_capability
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
@@ -38,6 +40,7 @@ from export_scripts.checkpoints import CheckpointPair
 from export_scripts.formats import FORMATS, encoder_files, format_of, read_any_spec
 from export_scripts.tracing import check_device, export_encoder, recheck
 from tests.conftest import ExportedAs
+from tests.golden import OTHER_PIXELS
 from tests.http.repack import repack
 
 CPU = torch.device("cpu")
@@ -140,14 +143,66 @@ def test_an_encoder_that_averages_over_padding_is_found(
     format: Format, pair: CheckpointPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the export's own proof, and, where that is blind, by the invariance."""
+    # It has an operator that no encoder has, and would be refused for that alone.
+    monkeypatch.setattr(encoder_module, "check_operators", lambda path, module: None)
     with pytest.raises(ParityError, match="nothing was published"):
         export_encoder(without_mask(pair), "text", "cpu", "fp32", tmp_path, format=format)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setitem(PARITY_BOUNDS, "fp32", replace(PARITY_BOUNDS["fp32"], max_abs_diff=10.0))
-    spec = export_encoder(without_mask(pair), "text", "cpu", "fp32", tmp_path, format=format)
-    monkeypatch.undo()
+    with monkeypatch.context() as blind:
+        blind.setitem(PARITY_BOUNDS, "fp32", replace(PARITY_BOUNDS["fp32"], max_abs_diff=10.0))
+        spec = export_encoder(without_mask(pair), "text", "cpu", "fp32", tmp_path, format=format)
     with pytest.raises(AssertionError, match=r"\(2, 0\)"):
         assert_batch_invariant(tmp_path / spec.file_name)
+
+
+# ---- other pixels than an encoder takes
+
+
+WANTED_PIXELS = r"pixel_values must be uint8 \[N, 3, 48, 48\], RGB, 0 to 255"
+
+
+@pytest.mark.parametrize("pixels", OTHER_PIXELS.values(), ids=OTHER_PIXELS)
+@pytest.mark.parametrize(
+    ("format", "precision"), [("torchscript", "fp32"), ("torchscript", "bf16"), ("onnx", "fp32")]
+)
+def test_other_pixels_are_refused(
+    format: Format, precision: Precision, pixels: Tensor, exported_as: ExportedAs
+) -> None:
+    """CASES 16: never another vector. An ONNX input has a type and sizes, which ONNX Runtime checks."""
+    path = exported_as("image", format, precision)
+    with pytest.raises(Exception, match=WANTED_PIXELS if format == "torchscript" else "INVALID_ARGUMENT"):
+        format_of(path).load(path, CPU)(pixels)
+
+
+@pytest.mark.parametrize("pixels", OTHER_PIXELS.values(), ids=OTHER_PIXELS)
+@pytest.mark.parametrize("format", ["torchscript", "aoti"])
+def test_a_worker_embeds_no_other_pixels(format: Format, pixels: Tensor, exported_as: ExportedAs) -> None:
+    """CASES 16, for files that do not refuse them: compiled packages, and those from before."""
+    encoder = TracedImageEncoder(exported_as("image", format, "fp32"), CPU)
+    with pytest.raises(ValueError, match=WANTED_PIXELS):
+        encoder.embed(list(pixels.numpy()))
+
+
+def test_a_compiled_package_checks_pixels_when_it_is_told_to(exported_as: ExportedAs) -> None:
+    """CASES 16, as docs/formats.md says it of other programs; the variable is read at the first call."""
+    path = exported_as("image", "aoti", "fp32")
+    code = f"""
+import torch
+from torch._inductor import aoti_load_package
+module = aoti_load_package({str(path)!r})
+print(module(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)).shape)
+for pixels in (torch.rand(1, 3, 48, 48), torch.zeros(1, 48, 48, 3, dtype=torch.uint8)):
+    try:
+        module(pixels)
+    except RuntimeError:
+        print("refused")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "AOTI_RUNTIME_CHECK_INPUTS": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["torch.Size([1, 32])", "refused", "refused"]
 
 
 # ---- what is published

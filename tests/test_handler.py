@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import base64
 import gc
+import importlib
 import io
 import json
+import math
 import random
 import re
 import shutil
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,10 +28,12 @@ from PIL import Image
 
 from clipserve import handler
 from clipserve.archive_files import SUMS_FILE, file_sha256
+from clipserve.cost import Budget
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
 from clipserve.encoder_spec import FloatArray, read_spec
 from clipserve.errors import RequestError, SpecError
 from clipserve.handler import (
+    ENTRY_BYTES,
     CachedTextEmbedder,
     Endpoint,
     ImageEmbedder,
@@ -36,7 +43,7 @@ from clipserve.handler import (
     text_endpoint,
 )
 from clipserve.images import ImageLimits, decode_image
-from clipserve.protocol import JSON, Embedded, Reply, RequestLimits, Row
+from clipserve.protocol import JSON, Embedded, Part, Reply, RequestLimits, Row
 from clipserve.settings import Settings
 from clipserve.torchserve_adapter import Reporter, TorchServeHandler
 from handlers.clip_image import ClipImageHandler
@@ -45,6 +52,7 @@ from handlers.clip_text import ClipTextHandler
 
 PHOTOGRAPHS = Path(skimage.data.__file__).parent
 MULTIPART = "multipart/form-data"
+AMPLE = Budget(math.inf)
 
 # Sums over another batch or length are added in another order; nothing else may differ.
 TOLERANCE = 1e-5
@@ -164,7 +172,7 @@ def test_every_way_to_send_a_picture(images: Endpoint, picture_vectors: FloatArr
         [
             Row(data, "image/jpeg"),
             Row(data, ""),
-            Row(b"", MULTIPART, {"file": data}),
+            Row(b"", MULTIPART, [Part("file", data, "image/jpeg")]),
             json_row({"input": in_base64(data)}),
             json_row({"input": [{"image": f"data:image/jpeg;base64,{in_base64(data)}"}]}),
         ]
@@ -225,7 +233,11 @@ def test_bad_image_rows_fail_alone(images: Endpoint, picture_vectors: FloatArray
         Row(PICTURES[1][:700], "image/jpeg"),
         Row(b"not a picture", ""),
         Row(PICTURES[1], ""),
-        Row(b"", MULTIPART, {"a": PICTURES[2], "b": b"", "c": PICTURES[3]}),
+        Row(
+            b"",
+            MULTIPART,
+            [Part(n, p, "image/jpeg") for n, p in zip("aba", (PICTURES[2], b"", PICTURES[3]), strict=True)],
+        ),
         json_row({"input": "https://example.org/a.png"}),
         json_row({"input": [in_base64(PICTURES[3]), "???", in_base64(PICTURES[0])]}),
         Row(b"", ""),
@@ -319,8 +331,9 @@ def test_no_forward_pass_takes_more_than_the_setting_says(
         shapes.append(input_ids.shape)
         return embed(input_ids, attention_mask)
 
+    endpoint = text_endpoint(text_encoder, Settings(max_batch=4))
     monkeypatch.setattr(text_encoder, "embed", spy)
-    text_endpoint(text_encoder, Settings(max_batch=4)).handle([json_row({"input": ["a", LONG] * 5})])
+    endpoint.handle([json_row({"input": ["a", LONG] * 5})])
     assert sum(count for count, _ in shapes) == 10
     assert max(count for count, _ in shapes) <= 4
     # Short texts keep company with short ones.
@@ -344,9 +357,9 @@ def test_pictures_are_decoded_during_the_forward_pass(
         assert second_is_decoded.wait(60)
         return embed(pixels)
 
+    endpoint = image_endpoint(image_encoder, Settings(max_batch=1))
     monkeypatch.setattr(handler, "decode_image", decode)
     monkeypatch.setattr(image_encoder, "embed", wait)
-    endpoint = image_endpoint(image_encoder, Settings(max_batch=1))
     items = [{"image": in_base64(PICTURES[i])} for i in (0, 1)]
     reply = endpoint.handle([json_row({"input": items})])[0]
     assert_close(vectors(reply), picture_vectors[:2])
@@ -401,7 +414,7 @@ def test_similarity_batch_of_good_and_bad_rows(similarity: SimilarityEndpoint) -
     good = [
         json_row({"images": [a, b], "texts": ["a cat", LONG]}),
         json_row({"images": b, "labels": ["dog", "cat", "dog"], "template": "a photo of a {}"}),
-        Row(b"", MULTIPART, {"f": PICTURES[0], "texts": b'["a cat"]'}),
+        Row(b"", MULTIPART, [Part("f", PICTURES[0], "image/jpeg"), Part("texts", b'["a cat"]')]),
     ]
     alone = [body_of(similarity.handle([row])[0]) for row in good]
     bad_items = json_row({"images": ["?", b, in_base64(b"no")], "texts": ["a cat", 5, LONG, "\ud800"]})
@@ -472,7 +485,7 @@ def test_requests_that_have_not_begun_when_the_time_is_up(
 ) -> None:
     """Better than a worker killed for being late, which would fail the whole batch."""
     now = [0.0]
-    monkeypatch.setattr("clipserve.handler.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("clipserve.cost.time.monotonic", lambda: now[0])
     embed = text_encoder.embed
 
     def slow(input_ids: Any, attention_mask: Any) -> FloatArray:
@@ -480,7 +493,8 @@ def test_requests_that_have_not_begun_when_the_time_is_up(
         return embed(input_ids, attention_mask)
 
     monkeypatch.setattr(text_encoder, "embed", slow)
-    endpoint = text_endpoint(text_encoder, Settings(max_batch=2, max_seconds=10))
+    # Rows 2 and 3 are of so different a length that they get a forward pass each.
+    endpoint = text_endpoint(text_encoder, Settings(max_batch=2, max_seconds=13))
     rows = [json_row({"input": TEXTS[i]}) for i in (0, 1, 2, 3, 4)]
     replies = endpoint.handle([*rows, Row(b"{", JSON), rows[0]])
     assert [reply.status for reply in replies] == [200, 200, 200, 200, 503, 400, 503]
@@ -508,7 +522,7 @@ class Counting:
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
 
-    def __call__(self, items: Sequence[str]) -> list[Embedded | RequestError]:
+    def __call__(self, items: Sequence[str], budget: Budget) -> list[Embedded | RequestError]:
         self.asked.append(list(items))
         block = np.array([[len(t), hash(t) % 1000] for t in items], dtype=np.float32).reshape(-1, 2)
         return [
@@ -523,7 +537,8 @@ def inner() -> Counting:
 
 
 def cached(inner: Counting, capacity: int) -> CachedTextEmbedder:
-    return CachedTextEmbedder(inner, capacity)  # type: ignore[arg-type]
+    of_one = np.zeros(2, np.float32).nbytes + ENTRY_BYTES
+    return CachedTextEmbedder(inner, capacity * of_one)  # type: ignore[arg-type]
 
 
 def lengths(results: Sequence[Embedded | RequestError]) -> list[Any]:
@@ -532,22 +547,22 @@ def lengths(results: Sequence[Embedded | RequestError]) -> list[Any]:
 
 def test_cache_asks_for_each_text_once(inner: Counting) -> None:
     cache = cached(inner, 10)
-    assert lengths(cache(["a", "bb", "a", "a"])) == [1, 2, 1, 1]
-    assert lengths(cache(["ccc", "bb", "a"])) == [3, 2, 1]
+    assert lengths(cache(["a", "bb", "a", "a"], AMPLE)) == [1, 2, 1, 1]
+    assert lengths(cache(["ccc", "bb", "a"], AMPLE)) == [3, 2, 1]
     assert inner.asked == [["a", "bb"], ["ccc"]]
     assert (cache.hits, cache.misses) == (4, 3)
 
 
 def test_cache_forgets_the_least_recently_used(inner: Counting) -> None:
     cache = cached(inner, 2)
-    cache(["a"])
-    cache(["bb"])
-    cache(["a"])
-    cache(["ccc"])  # bb goes
+    cache(["a"], AMPLE)
+    cache(["bb"], AMPLE)
+    cache(["a"], AMPLE)
+    cache(["ccc"], AMPLE)  # bb goes
     inner.asked.clear()
-    cache(["a", "ccc"])
+    cache(["a", "ccc"], AMPLE)
     assert inner.asked == [[]]
-    cache(["bb"])
+    cache(["bb"], AMPLE)
     assert inner.asked[-1] == ["bb"]
 
 
@@ -556,44 +571,47 @@ def test_cache_never_holds_more_than_its_capacity(inner: Counting) -> None:
     texts = [str(i) * (i + 1) for i in range(9)]
     for _ in range(2):
         # More texts in one request than fit: all are answered.
-        assert lengths(cache(texts)) == list(range(1, 10))
+        assert lengths(cache(texts, AMPLE)) == list(range(1, 10))
     assert len(cache._cache) == 3
     # What was cached at the start of a request may go during it, and is answered all the same.
-    assert lengths(cache([*texts[-3:], *texts[:6]])) == [7, 8, 9, 1, 2, 3, 4, 5, 6]
+    assert lengths(cache([*texts[-3:], *texts[:6]], AMPLE)) == [7, 8, 9, 1, 2, 3, 4, 5, 6]
     assert len(cache._cache) == 3
 
 
 def test_cache_passes_errors_through_and_keeps_none(inner: Counting) -> None:
     cache = cached(inner, 10)
     given = RequestError("text_too_long", "x", 413)
-    results = cache(["a", given, "bad", "a"])
+    results = cache(["a", given, "bad", "a"], AMPLE)
     assert lengths(results) == [1, "text_too_long", "refused", 1]
     assert results[1] is given
-    assert lengths(cache(["bad"])) == ["refused"]
+    assert lengths(cache(["bad"], AMPLE)) == ["refused"]
     assert inner.asked == [["a", "bad"], ["bad"]]
-    assert lengths(cache([given])) == ["text_too_long"]
+    assert lengths(cache([given], AMPLE)) == ["text_too_long"]
 
 
 def test_cache_keeps_no_batch_alive(inner: Counting) -> None:
     """A row of a batch is a view of the whole batch's memory."""
     cache = cached(inner, 10)
-    cache(["a", "bb"])
+    cache(["a", "bb"], AMPLE)
     assert all(kept.embedding.base is None for kept in cache._cache.values())
 
 
 def test_cached_texts_are_those_of_the_encoder(
     text_encoder: TracedTextEncoder, text_vectors: FloatArray
 ) -> None:
-    cache = CachedTextEmbedder(TextEmbedder(text_encoder, Settings()), 5)
+    cache = CachedTextEmbedder(TextEmbedder(text_encoder, Settings()), 5 * (128 + ENTRY_BYTES))
     for _ in range(2):
-        found = cache(TEXTS)
+        found = cache(TEXTS, AMPLE)
         assert_close([r.embedding for r in found if isinstance(r, Embedded)], text_vectors)
         assert [r.usage.truncated for r in found if isinstance(r, Embedded)].count(1) == 2
 
 
 def test_image_embedder_keeps_limits(image_encoder: TracedImageEncoder) -> None:
-    embed = ImageEmbedder(image_encoder, Settings(images=ImageLimits(max_pixels=90 * 67)))
-    results = embed([PICTURES[0], PICTURES[1], PICTURES[2]])
+    embed = ImageEmbedder(image_encoder, Settings(images=ImageLimits(max_memory=9 * 90 * 67)))
+    buffer = io.BytesIO()
+    # No JPEG, which would be decoded at half its size.
+    Image.new("RGB", (160, 120)).save(buffer, "PNG")
+    results = embed([PICTURES[0], buffer.getvalue(), PICTURES[2]], AMPLE)
     assert [getattr(r, "code", "ok") for r in results] == ["ok", "image_too_large", "ok"]
 
 
@@ -605,7 +623,7 @@ def test_image_embedder_keeps_no_picture_that_it_could_not_decode(image_encoder:
     # Collected by their last reference, not by the garbage collector, which may come too late.
     gc.disable()
     try:
-        results = embed([buffer.getvalue()[:-40]] * 4)
+        results = embed([buffer.getvalue()[:-40]] * 4, AMPLE)
         # Not isinstance, which asks every object for its class: some modules warn when asked.
         pictures = [o for o in gc.get_objects() if issubclass(type(o), Image.Image)]
     finally:
@@ -620,17 +638,22 @@ def test_image_embedder_keeps_no_picture_that_it_could_not_decode(image_encoder:
 def test_settings() -> None:
     assert Settings.from_mapping({}) == Settings()
     section = {
-        "threads": 2, "max_batch": 8, "max_seconds": 9, "cached_texts": 5, "max_bytes": 7, "max_pixels": 8,
-        "max_scans": 4, "formats": ["PNG"], "max_items": 1, "max_texts": 2, "max_characters": 3,
-        "draft_factor": 0, "max_aspect_ratio": 9,
+        "threads": 2, "max_batch": 8, "max_seconds": 9, "text_cache_bytes": 5, "max_bytes": 7,
+        "max_memory": 8, "max_scans": 4, "max_structures": 6, "color": "ignore", "formats": ["PNG"],
+        "max_items": 1, "max_texts": 2, "max_characters": 3, "draft_factor": 0, "max_aspect_ratio": 9,
+        "max_request_seconds": 6,
     }  # fmt: skip
     assert Settings.from_mapping(section) == Settings(
         threads=2,
         max_batch=8,
         max_seconds=9,
-        cached_texts=5,
+        max_request_seconds=6,
+        text_cache_bytes=5,
         draft_factor=0,
-        images=ImageLimits(max_bytes=7, max_pixels=8, max_aspect_ratio=9, max_scans=4, formats=("PNG",)),
+        color="ignore",
+        images=ImageLimits(
+            max_bytes=7, max_memory=8, max_aspect_ratio=9, max_scans=4, max_structures=6, formats=("PNG",)
+        ),
         requests=RequestLimits(max_items=1, max_texts=2, max_characters=3),
     )
 
@@ -642,7 +665,7 @@ def test_unknown_settings(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["threads", "max_batch", "cached_texts", "max_bytes", "max_items", "max_texts"]
+    "key", ["threads", "max_batch", "text_cache_bytes", "max_bytes", "max_items", "max_texts"]
 )
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8", None, True, [1]], ids=str)
 def test_settings_that_are_no_number(key: str, value: Any) -> None:
@@ -653,6 +676,12 @@ def test_settings_that_are_no_number(key: str, value: Any) -> None:
 def test_a_draft_factor_below_0() -> None:
     with pytest.raises(SpecError, match="draft_factor: -1, should be a whole number >= 0"):
         Settings.from_mapping({"draft_factor": -1})
+
+
+@pytest.mark.parametrize("value", ["sRGB", "", None, 1, ["srgb"]], ids=str)
+def test_colors_that_are_no_choice(value: Any) -> None:
+    with pytest.raises(SpecError, match=r"color: .*one of srgb, ignore"):
+        Settings.from_mapping({"color": value})
 
 
 @pytest.mark.parametrize("value", ["JPEG", [], None, ["JPG"], [5], 5], ids=str)
@@ -748,12 +777,20 @@ def start(model_dir: Path) -> Start:
     return started
 
 
+def parameters(**values: Any) -> list[dict[str, Any]]:
+    """A row as it comes off the wire: a body, or parts, whose pictures are files."""
+    return [
+        {"name": n, "contentType": "image/jpeg" if len(n) == 1 or n == "data" else "", "value": v}
+        for n, v in values.items()
+    ]
+
+
 def ask(
     handler: TorchServeHandler, rows: list[dict[str, Any]], content_types: list[str | None]
 ) -> tuple[list[Any], Context]:
     headers = [{} if c is None else {"Content-Type": c, "Host": "x"} for c in content_types]
     context = Context(headers=headers)
-    bodies = handler.handle(rows, context)
+    bodies = handler.handle([parameters(**row) for row in rows], context)
     assert len(bodies) == len(rows)
     return bodies, context
 
@@ -833,7 +870,7 @@ def test_torchserve_json_string_that_it_has_parsed_already(start: Start, value: 
 )
 def test_torchserve_content_type_in_any_case(start: Start, header: str, value: str) -> None:
     context = Context(headers=[{header: value}])
-    body = start(ClipTextHandler).handle([{"body": b'{"input": "a"}'}], context)[0]
+    body = start(ClipTextHandler).handle([parameters(body=b'{"input": "a"}')], context)[0]
     assert json.loads(body)["usage"]["prompt_tokens"] == 3
     assert context.statuses == {}
 
@@ -848,12 +885,109 @@ def test_torchserve_forms(start: Start, picture_vectors: FloatArray) -> None:
     assert_close([e["embedding"] for e in json.loads(bodies[0])["data"]], picture_vectors[[2, 0]])
     assert context.statuses == {1: (415, "Unsupported Media Type")}
     # A part's own content type may have been decoded: JSON to a list, text to a string.
-    parts = {"one": PICTURES[0], "labels": ["dog", "cat"], "template": "a photo of a {}"}
+    parts = {"a": PICTURES[0], "labels": ["dog", "cat"], "template": "a photo of a {}"}
     bodies, context = ask(
         start(ClipSimilarityHandler), [parts, {**parts, "labels": b'["dog", "cat"]'}], [form, form]
     )
     assert context.statuses == {}
     assert json.loads(bodies[0])["cosine_similarity"] == json.loads(bodies[1])["cosine_similarity"]
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """TorchServe's own code between the socket and `handle`, as it is installed; put back afterwards."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its version file open
+        service = importlib.import_module("ts.service").Service
+    monkeypatch.setattr(
+        service, "retrieve_data_for_inference", staticmethod(service.retrieve_data_for_inference)
+    )
+    return service
+
+
+def off_the_wire(*parts: tuple[str, str, bytes]) -> dict[str, Any]:
+    """A request as `ts.protocol.otf_message_handler` reads it from the frontend."""
+    return {
+        "requestId": b"0",
+        "headers": [{"name": b"Content-Type", "value": b"multipart/form-data; boundary=x"}],
+        "parameters": [{"name": n, "contentType": c, "value": bytearray(v)} for n, c, v in parts],
+    }
+
+
+def test_torchserve_hands_over_every_part(service: Any, start: Start, picture_vectors: FloatArray) -> None:
+    """CASES 1: two pictures of one name; its `Service` by itself keeps the last of them."""
+    request = off_the_wire(
+        ("a", "image/jpeg", PICTURES[2]), ("a", "image/jpeg", PICTURES[0]), ("a", "image/png", PICTURES[2])
+    )
+    _, before, _ = service.retrieve_data_for_inference([request])
+    assert len(before[0]) == 1
+    handler = start(ClipImageHandler)
+    processors, rows, ids = service.retrieve_data_for_inference([request, request])
+    assert ids == {0: "0", 1: "0"}
+    headers = [p._request_header for p in processors]
+    bodies = handler.handle(rows, Context(headers=headers))
+    for body in bodies:
+        found = [e["embedding"] for e in json.loads(body)["data"]]
+        assert_close(found, picture_vectors[[2, 0, 2]])
+
+
+def test_torchserve_fields_given_twice(service: Any, start: Start) -> None:
+    """CASES 1: of two lists of texts it would drop one."""
+    handler = start(ClipSimilarityHandler)
+    request = off_the_wire(("a", "image/jpeg", PICTURES[0]), ("texts", "", b'["a"]'), ("texts", "", b'["b"]'))
+    processors, rows, _ = service.retrieve_data_for_inference([request])
+    context = Context(headers=[p._request_header for p in processors])
+    (body,) = handler.handle(rows, context)
+    assert context.statuses == {0: (400, "Bad Request")}
+    assert "twice" in json.loads(body)["error"]["message"]
+
+
+def test_torchserve_parts_named_as_headers(start: Start) -> None:
+    """It mixes the names of parts among the headers."""
+    headers: dict[str, Any] = {
+        "content-encoding": {"content-type": "image/jpeg"},
+        "content-type": {"content-type": "image/jpeg"},
+        "Content-Type": "multipart/form-data; boundary=x",
+    }
+    context = Context(headers=[headers])
+    row = [
+        {"name": name, "contentType": "image/jpeg", "value": PICTURES[0]}
+        for name in ("content-encoding", "content-type", "describe")
+    ]
+    (body,) = start(ClipImageHandler).handle([row], context)
+    assert len(json.loads(body)["data"]) == 3
+
+
+def test_torchserve_forms_under_another_type(start: Start) -> None:
+    """Of two Content-Type headers the frontend reads the first and hands on the last; nobody else is hurt."""
+    context = Context(headers=[{"Content-Type": "image/jpeg"}, {"Content-Type": "image/jpeg"}])
+    two = [{"name": "a", "contentType": "image/jpeg", "value": PICTURES[i]} for i in (0, 1)]
+    bodies = start(ClipImageHandler).handle([two, parameters(body=PICTURES[0])], context)
+    assert [len(json.loads(body)["data"]) for body in bodies] == [2, 1]
+
+
+def test_another_torchserve_is_refused(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
+    """CASES 1: whatever hands over parts otherwise may lose some; a worker does not start on it."""
+
+    class Service:
+        @staticmethod
+        def retrieve_data_for_inference(batch: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
+            return [], [{"a": [1, 2]}], {}
+
+        def predict(self, batch: list[dict[str, Any]]) -> None:
+            self.retrieve_data_for_inference(batch)
+
+    monkeypatch.setitem(sys.modules, "ts.service", SimpleNamespace(Service=Service))
+    with pytest.raises(SpecError, match=r"torchserve==0\.12\.0"):
+        start(ClipImageHandler)
+
+
+def test_torchserve_content_encoding(start: Start) -> None:
+    """CASES 25."""
+    context = Context(headers=[{"Content-Type": "image/png", "content-ENCODING": "gzip"}])
+    (body,) = start(ClipImageHandler).handle([parameters(body=b"x")], context)
+    assert context.statuses == {0: (415, "Unsupported Media Type")}
+    assert "Content-Encoding is 'gzip'" in json.loads(body)["error"]["message"]
 
 
 def reported(metrics: Metrics) -> dict[tuple[str, str], float]:
@@ -926,7 +1060,7 @@ def test_torchserve_metrics_are_reported_once() -> None:
 
 def test_torchserve_times_for_the_caller_who_asks(start: Start) -> None:
     context = Context(headers=[{}, {"X-ClipServe-Timing": "1"}, {}])
-    start(ClipTextHandler).handle([{"body": b"a"}, {"body": b"b"}, {"body": b"\xff"}], context)
+    start(ClipTextHandler).handle([parameters(body=b) for b in (b"a", b"b", b"\xff")], context)
     assert list(context.response_headers) == [(1, "Server-Timing")]
     timing = context.response_headers[1, "Server-Timing"]
     assert re.fullmatch(r"(\w+;dur=\d+\.\d\d)(, \w+;dur=\d+\.\d\d)*", timing)
@@ -940,14 +1074,14 @@ def test_torchserve_times_for_the_caller_who_asks(start: Start) -> None:
 def test_torchserve_describe(
     start: Start, kind: type[TorchServeHandler], modalities: list[str], store: Path
 ) -> None:
-    body = start(kind).handle([{}], Context(headers=[{"describe": "True"}]))[0]
+    body = start(kind).handle([[]], Context(headers=[{"describe": "True"}]))[0]
     described = json.loads(body)["encoders"]
     assert described == [json.loads(read_spec(store / f"clip-{m}-cpu-fp32.pt").to_json()) for m in modalities]
 
 
 def test_torchserve_describe_header_of_a_caller_changes_nothing(start: Start) -> None:
     context = Context(headers=[{"describe": "True", "content-type": "text/plain"}, {}])
-    bodies = start(ClipTextHandler).handle([{"body": b"two dogs"}, {"body": b"a cat"}], context)
+    bodies = start(ClipTextHandler).handle([parameters(body=b"two dogs"), parameters(body=b"a cat")], context)
     assert [json.loads(body)["object"] for body in bodies] == ["list", "list"]
 
 

@@ -92,6 +92,8 @@ def passed(done: subprocess.CompletedProcess[str]) -> list[str]:
         *(("search", "TEXT", "--text=", value) for value in AWKWARD),
         ("search", "SHEET", "--sheet=", "".join(AWKWARD)),
         ("index", "IMAGES", "", "".join(AWKWARD)),
+        ("index", "FORGET", "--forget=", "".join(AWKWARD)),
+        ("duplicates", "PAGE", "--page=", "".join(AWKWARD)),
         ("bulk", "IMAGES", "", "".join(AWKWARD)),
         ("export", "MODEL", "--model=", "".join(AWKWARD)),
         ("export", "TEXT_MODEL", "--text-model=", "".join(AWKWARD)),
@@ -125,6 +127,21 @@ def test_without_images_nothing_is_indexed(make: Make, target: str, given: list[
     assert done.returncode == 2
     assert done.stdout == ""
     assert f"make {target}: IMAGES is missing: make {target} IMAGES=" in done.stderr
+
+
+def test_a_folder_is_forgotten_without_naming_pictures(make: Make) -> None:
+    """CASES 50: the two together are for the program to refuse."""
+    assert passed(make("index", "FORGET=/a b", "TABLE=t")) == [
+        *("-m", "search", "index", "--table=t", "--forget=/a b"),
+    ]
+    assert passed(make("index", "FORGET=/a", "IMAGES=/b"))[-3:] == ["--forget=/a", "--", "/b"]
+    assert make("index", "FORGET=").returncode == 2
+
+
+def test_what_is_left_out_and_done_again_is_passed_on(make: Make) -> None:
+    """CASES 40: the patterns go to the program as they are, and no shell sees a file name in them."""
+    arguments = passed(make("index", "IMAGES=/b", "EXCLUDE=*.py|$x/", "AGAIN=1"))
+    assert arguments == ["-m", "search", "index", "--exclude=*.py|$x/", "--again", "--", "/b"]
 
 
 def test_goals_keep_their_order_in_a_parallel_make(make: Make, tmp_path: Path) -> None:

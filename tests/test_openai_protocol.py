@@ -13,7 +13,7 @@ from clipserve.encoder_spec import decode_vector
 from clipserve.errors import RequestError
 from clipserve.handler import Endpoint, text_endpoint
 from clipserve.openai_protocol import model_reply, models_reply, openai_error, openai_reply, text_row
-from clipserve.protocol import Reply
+from clipserve.protocol import JSON, Reply, Row
 from clipserve.settings import Settings
 
 MODEL, DIM = "clip", 32
@@ -25,7 +25,7 @@ def texts(text_encoder: TracedTextEncoder) -> Endpoint:
 
 
 def ask(texts: Endpoint, **body: Any) -> Reply:
-    row = text_row(json.dumps({"model": MODEL, **body}).encode(), MODEL, DIM)
+    row = text_row(Row(json.dumps({"model": MODEL, **body}).encode(), JSON), MODEL, DIM)
     return openai_reply(texts.handle([row])[0])
 
 
@@ -71,7 +71,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
 def test_refused_requests(name: str) -> None:
     body, status, code, words = REFUSED[name]
     with pytest.raises(RequestError, match=words) as refused:
-        text_row(json.dumps(body).encode(), MODEL, DIM)
+        text_row(Row(json.dumps(body).encode(), JSON), MODEL, DIM)
     assert (refused.value.status, refused.value.code) == (status, code)
 
 
@@ -104,6 +104,29 @@ def test_one_wrong_item_fails_the_request(
     assert set(error) == {"message", "type", "param", "code"}
     assert (reply.status, error["code"], error["param"]) == (status, code, param)
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (Row(b"{}", "text/plain"), "send application/json"),
+        (Row(b"", "multipart/form-data; boundary=b"), "send application/json"),
+        (Row(b"{}", "application/json; charset=utf-16"), "charset is 'utf-16'"),
+        (Row(b"{}", JSON, (), "gzip"), "Content-Encoding is 'gzip'"),
+    ],
+)
+def test_bodies_of_another_kind(asked: Row, words: str) -> None:
+    """CASES 2, 12, 25, on their siblings below /v1."""
+    with pytest.raises(RequestError, match=words) as refused:
+        text_row(asked, MODEL, DIM)
+    assert (refused.value.status, refused.value.code) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("content_type", ["", "text/json", "application/json; charset=UTF-8"])
+def test_json_by_its_other_names(content_type: str) -> None:
+    """CASES 2."""
+    body = json.dumps({"model": MODEL, "input": ["a"]}).encode()
+    assert json.loads(text_row(Row(body, content_type), MODEL, DIM).body)["input"] == ["a"]
 
 
 def test_wrong_encoding_format(texts: Endpoint) -> None:

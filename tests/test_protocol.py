@@ -25,8 +25,11 @@ from clipserve.errors import RequestError
 from clipserve.protocol import (
     JSON,
     MAX_JSON_DEPTH,
+    MAX_JSON_VALUES,
+    MAX_PARTS,
     Embedded,
     EmbeddingRequest,
+    Part,
     Reply,
     RequestLimits,
     Row,
@@ -66,6 +69,12 @@ AROUND: dict[str, Callable[[Any], dict[str, Any]]] = {
 def json_row(value: Any) -> Row:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     return Row(body, JSON)
+
+
+def form(*files: bytes, **fields: bytes) -> Row:
+    """A multipart request: files of one name, then fields."""
+    parts = [Part("file", content, "image/png") for content in files]
+    return Row(b"", MULTIPART, [*parts, *(Part(name, content) for name, content in fields.items())])
 
 
 def refused(parse: Parse, row: Row, limits: RequestLimits = LIMITS) -> RequestError:
@@ -156,8 +165,7 @@ def test_image_as_the_body(content_type: str) -> None:
 
 
 def test_image_files_in_order() -> None:
-    row = Row(b"", MULTIPART, {"b": PNG, "a": b"", "c": b"x"})
-    assert parse_image_request(row, LIMITS) == EmbeddingRequest([PNG, b"", b"x"], "float")
+    assert parse_image_request(form(PNG, b"", b"x"), LIMITS) == EmbeddingRequest([PNG, b"", b"x"], "float")
 
 
 @pytest.mark.parametrize(
@@ -184,9 +192,8 @@ def test_image_requests(value: Any) -> None:
         ("http://example.org/a.png", "url_not_fetched"), ("https://example.org/a.png", "url_not_fetched"),
         ("file:///etc/passwd", "url_not_fetched"), ("ftp://a/b", "url_not_fetched"),
         ({"image": "https://example.org/a.png"}, "url_not_fetched"),
-        ("/etc/passwd!", "invalid_base64"), ("QQ", "invalid_base64"), ("Q", "invalid_base64"),
-        ("QQ==\n", "invalid_base64"), ("Q Q==", "invalid_base64"), ("QQ==QQ==", "invalid_base64"),
-        ("-_-_", "invalid_base64"), ("é", "invalid_base64"), ("\ud800", "invalid_base64"),
+        ("/etc/passwd!", "invalid_base64"), ("Q", "invalid_base64"), ("QQ==QQ==", "invalid_base64"),
+        ("QQ===", "invalid_base64"), ("é", "invalid_base64"), ("\ud800", "invalid_base64"),
         ("data:image/png,abc", "invalid_base64"), ("data:image/png;base64", "invalid_base64"),
         ("data:", "invalid_base64"), ("data:image/png;base64,???", "invalid_base64"),
     ],
@@ -195,6 +202,161 @@ def test_image_requests(value: Any) -> None:
 def test_wrong_images_become_errors_in_their_places(item: Any, code: str) -> None:
     request = parse_image_request(json_row({"input": [PNG_64, item, {"image": PNG_64}]}), LIMITS)
     assert codes(request.items) == [PNG, (code, 400), PNG]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.encodebytes(PNG * 50).decode(),
+        base64.encodebytes(PNG * 50).decode().replace("\n", "\r\n"),
+        base64.urlsafe_b64encode(PNG * 50).decode(),
+        base64.b64encode(PNG * 50).decode().rstrip("="),
+        base64.urlsafe_b64encode(PNG * 50).decode().rstrip("=") + "\n",
+        "data:image/png;base64," + base64.encodebytes(PNG * 50).decode(),
+        "DATA:image/png;BASE64," + base64.urlsafe_b64encode(PNG * 50).decode(),
+    ],
+    ids=["lines", "MIME", "URL-safe", "no padding", "both", "data: in lines", "DATA: URL-safe"],
+)
+def test_base64_as_it_is_written_elsewhere(text: str) -> None:
+    """CASES 23."""
+    assert len(PNG * 50) % 3  # it has padding
+    assert parse_image_request(json_row({"input": text}), LIMITS).items == [PNG * 50]
+    row = json_row({"images": [{"image": text}], "texts": "a"})
+    assert parse_similarity_request(row, LIMITS).images == [PNG * 50]
+
+
+def test_what_is_wrong_with_base64_is_named() -> None:
+    """CASES 23."""
+    request = parse_image_request(json_row({"input": ["QQ%3D", "QQ=Q"]}), LIMITS)
+    first, second = (str(item) for item in request.items)
+    assert "'%' at character 3" in first
+    assert "not base64" in second
+
+
+# ---- forms
+
+
+def test_files_of_one_name_are_all_taken() -> None:
+    """CASES 1: browsers' `multiple` and FormData send them so."""
+    parts = [Part("a", PNG, "image/png"), Part("a", b"x", "image/jpeg"), Part("a", PNG, "")]
+    assert parse_image_request(Row(b"", MULTIPART, parts), LIMITS).items == [PNG, b"x", PNG]
+    row = Row(b"", MULTIPART, [*parts, Part("texts", b'["a"]')])
+    assert parse_similarity_request(row, LIMITS) == SimilarityRequest([PNG, b"x", PNG], ["a"])
+
+
+@pytest.mark.parametrize("name", ["texts", "labels", "template", "model"])
+def test_a_field_that_is_given_twice_loses_nothing(name: str) -> None:
+    """CASES 1: of two lists of texts one would be dropped."""
+    twice = [Part("a", PNG, "image/png"), Part("texts", b'["a"]'), *[Part(name, b'["b"]')] * 2]
+    error = refused(parse_similarity_request, Row(b"", MULTIPART, twice))
+    assert (error.code, error.status) == ("invalid_request", 400)
+    assert "twice" in error.message
+
+
+def test_encoding_format_of_a_form() -> None:
+    """CASES 59."""
+    assert parse_image_request(form(PNG, encoding_format=b"base64"), LIMITS).encoding_format == "base64"
+    assert parse_image_request(form(PNG, encoding_format=b"float", model=b"x"), LIMITS) == EmbeddingRequest(
+        [PNG], "float"
+    )
+    assert_refused(parse_image_request, form(PNG, encoding_format=b"hex"), "invalid_request", 400, "'hex'")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "name"),
+    [
+        *(("image", name) for name in ("texts", "input", "file", "", "x")),
+        *(("similarity", name) for name in ("encoding_format", "images", "")),
+    ],
+)
+def test_unknown_fields_of_a_form(endpoint: str, name: str) -> None:
+    """CASES 59: never ignored. A picture without a file name is a field: TorchServe reads it as text."""
+    row = Row(b"", MULTIPART, [Part("a", PNG, "image/png"), Part("labels", b'"a"'), Part(name, b"1")])
+    if endpoint == "image":
+        row = Row(b"", MULTIPART, [Part("a", PNG, "image/png"), Part(name, b"1")])
+    assert_refused(PARSERS[endpoint], row, "invalid_request", 400, "unknown field", "file name")
+
+
+def test_very_many_parts() -> None:
+    """ATTACKS A10."""
+    error = refused(parse_similarity_request, form(*[b""] * (MAX_PARTS + 1)))
+    assert (error.code, error.status) == ("too_many_items", 413)
+    assert str(MAX_PARTS) in error.message
+
+
+# ---- what a body is
+
+
+REQUEST = json.dumps({"input": ["a", "b"]}).encode()
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        *(JSON, "text/json", "application/x-json", "text/x-json", "application/vnd.api+json", "model/x+JSON"),
+        *(
+            "Text/JSON; charset=UTF-8",
+            'application/json; charset="utf-8"',
+            "application/json;charset=us-ascii",
+        ),
+        *("", "application/octet-stream"),
+    ],
+)
+def test_json_by_all_its_names_and_without_one(content_type: str) -> None:
+    """CASES 2: its characters are never what is embedded."""
+    assert parse_text_request(Row(REQUEST, content_type), LIMITS).items == ["a", "b"]
+    assert parse_text_request(Row(b" \r\n\t" + REQUEST, content_type), LIMITS).items == ["a", "b"]
+    image = json.dumps({"input": PNG_64}).encode()
+    assert parse_image_request(Row(image, content_type), LIMITS).items == [PNG]
+    both = json.dumps({"images": PNG_64, "texts": "a"}).encode()
+    assert parse_similarity_request(Row(both, content_type), LIMITS) == SimilarityRequest([PNG], ["a"])
+
+
+@pytest.mark.parametrize("content_type", ["", "application/octet-stream", "text/json"])
+def test_damaged_json_is_no_text(content_type: str) -> None:
+    """CASES 2."""
+    assert_refused(parse_text_request, Row(b'{"input": ["a",]}', content_type), "invalid_json", 400)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "text/plain;charset=UTF-8", "text/html", "image/png"])
+@pytest.mark.parametrize("body", [REQUEST, b' {"input": "a"} '])
+def test_json_under_another_type(content_type: str, body: bytes) -> None:
+    """CASES 2: a browser's `fetch` with a string says text/plain."""
+    for parse in (parse_text_request, parse_image_request):
+        assert_refused(parse, Row(body, content_type), "unsupported_media_type", 415, "is JSON", JSON)
+
+
+def test_texts_that_only_look_like_json() -> None:
+    """CASES 2: the opposite."""
+    for text in ("{two} dogs", "[laughs] two dogs", "{", "[" * 5000, '"two dogs"', "5", "null"):
+        assert parse_text_request(Row(text.encode(), "text/plain"), LIMITS).items == [text]
+    assert parse_text_request(Row(b"[laughs] two dogs", ""), LIMITS).items == ["[laughs] two dogs"]
+    assert_refused(parse_text_request, Row(b'["a", "b"]', ""), "unsupported_media_type", 415)
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "UTF-16LE", "iso-8859-1", '"windows-1252"', "x", ""])
+def test_another_charset(charset: str) -> None:
+    """CASES 12."""
+    refusal = ("unsupported_media_type", 415, "charset", "UTF-8")
+    for content_type in ("text/plain", "text/html", "text/json", JSON, MULTIPART, ""):
+        row = Row(REQUEST, f"{content_type}; x=y; Charset = {charset}")
+        for parse in PARSERS.values():
+            assert_refused(parse, row, *refusal)
+    part = Part("texts", b'["a"]', f"application/json; charset={charset}")
+    row = Row(b"", MULTIPART, [Part("a", PNG, "image/png"), part])
+    assert_refused(parse_similarity_request, row, *refusal)
+    # Of bytes that are no text it says nothing.
+    assert parse_image_request(Row(PNG, f"image/png; charset={charset}"), LIMITS).items == [PNG]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "deflate", "x", "gzip, identity"])
+def test_a_compressed_body(encoding: str) -> None:
+    """CASES 25."""
+    for parse in PARSERS.values():
+        for content_type in (JSON, "text/plain", "image/png", "", MULTIPART):
+            row = Row(b"\x1f\x8b", content_type, (), encoding)
+            assert_refused(parse, row, "unsupported_media_type", 415, "Content-Encoding", encoding)
+    assert parse_image_request(Row(PNG, "", (), "Identity"), LIMITS).items == [PNG]
 
 
 # ---- similarity requests
@@ -218,15 +380,15 @@ def test_similarity_requests(fields: dict[str, Any], texts: list[str | RequestEr
     request = parse_similarity_request(json_row({"images": [PNG_64], **fields, "model": "x"}), LIMITS)
     assert request == SimilarityRequest([PNG], texts)
     # The same as a form with files.
-    parts = {"one": PNG, "two": b"x"}
-    parts |= {
-        name: value.encode() if name == "template" else json.dumps(value).encode()
-        for name, value in fields.items()
-        if value is not None
-    }
-    assert parse_similarity_request(Row(b"", MULTIPART, parts), LIMITS) == SimilarityRequest(
-        [PNG, b"x"], texts
+    row = form(
+        *(PNG, b"x"),
+        **{
+            name: value.encode() if name == "template" else json.dumps(value).encode()
+            for name, value in fields.items()
+            if value is not None
+        },
     )
+    assert parse_similarity_request(row, LIMITS) == SimilarityRequest([PNG, b"x"], texts)
 
 
 @pytest.mark.parametrize("images", [PNG_64, {"image": PNG_64}, [PNG_64], [{"image": PNG_64}]], ids=str)
@@ -268,17 +430,14 @@ def test_wrong_similarity_requests(body: dict[str, Any], words: list[str]) -> No
 
 
 def test_wrong_similarity_forms() -> None:
-    def form(**parts: bytes) -> Row:
-        return Row(b"", MULTIPART, parts)
-
     parse = parse_similarity_request
-    assert_refused(parse, form(a=PNG), "invalid_request", 400, "'texts'")
+    assert_refused(parse, form(PNG), "invalid_request", 400, "'texts'")
     assert_refused(parse, form(texts=b'["a"]'), "empty_request", 400, "files")
-    assert_refused(parse, form(a=PNG, texts=b"two dogs"), "invalid_json", 400, "'texts'")
-    assert_refused(parse, form(a=PNG, labels=b"\xff"), "invalid_encoding", 400)
-    assert_refused(parse, form(a=PNG, labels=b'"a"', template=b"\xff"), "invalid_encoding", 400)
-    assert_refused(parse, form(a=PNG, labels=b"[]"), "empty_request", 400, "'labels'")
-    assert_refused(parse, form(a=PNG, labels=b"[" * 100_000), "invalid_json", 400, "deep")
+    assert_refused(parse, form(PNG, texts=b"two dogs"), "invalid_json", 400, "'texts'")
+    assert_refused(parse, form(PNG, labels=b"\xff"), "invalid_encoding", 400)
+    assert_refused(parse, form(PNG, labels=b'"a"', template=b"\xff"), "invalid_encoding", 400)
+    assert_refused(parse, form(PNG, labels=b"[]"), "empty_request", 400, "'labels'")
+    assert_refused(parse, form(PNG, labels=b"[" * 100_000), "invalid_json", 400, "deep")
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "text/plain", "", "application/octet-stream"])
@@ -383,9 +542,8 @@ def test_item_counts() -> None:
     for name in ("text", "image"):
         assert len(items_of(PARSERS[name](json_row({"input": ["QQ=="] * 3}), limits))) == 3
         assert status(PARSERS[name], json_row({"input": ["QQ=="] * 4})) == 413
-    files = {str(i): PNG for i in range(4)}
-    assert status(parse_image_request, Row(b"", MULTIPART, files)) == 413
-    assert status(parse_similarity_request, Row(b"", MULTIPART, {**files, "texts": b'["a"]'})) == 413
+    assert status(parse_image_request, form(*[PNG] * 4)) == 413
+    assert status(parse_similarity_request, form(*[PNG] * 4, texts=b'["a"]')) == 413
     fitting = parse_similarity_request(json_row({"images": ["QQ=="] * 3, "texts": ["a"] * 5}), limits)
     assert (len(fitting.images), len(fitting.texts)) == (3, 5)
     for body in (
@@ -531,8 +689,19 @@ def test_damaged_json(endpoint: str, edits: list[tuple[int, int, bytes]]) -> Non
 
 @ENDPOINTS
 @settings(max_examples=100, deadline=None)
-@given(parts=st.dictionaries(FIELDS | st.text(max_size=5), st.binary(max_size=30), min_size=1, max_size=4))
-def test_arbitrary_forms(endpoint: str, parts: dict[str, bytes]) -> None:
+@given(
+    parts=st.lists(
+        st.builds(
+            Part,
+            FIELDS | st.text(max_size=5),
+            st.binary(max_size=30),
+            st.sampled_from([None, "image/png", "text/plain; charset=utf-16", ""]),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_arbitrary_forms(endpoint: str, parts: list[Part]) -> None:
     assert_answerable(outcome_of(PARSERS[endpoint], Row(b"", MULTIPART, parts)))
 
 
@@ -554,8 +723,9 @@ LONG = "漢" * 5000
         json_row(json.dumps({LONG: 1}, ensure_ascii=False).replace(": 1", ': 1, "' + LONG + '": 2').encode()),
         json_row(LONG.encode()), json_row(b'"' + LONG.encode()), json_row(LONG.encode() + b"\xff"),
         Row(LONG.encode() + b"\xff", "text/plain"), Row(LONG.encode() * 5, "text/plain"),
-        Row(b"", MULTIPART, {"a": b"", "texts": LONG.encode()}),
-        Row(b"", MULTIPART, {"a": b"", "labels": b'"a"', "template": LONG.encode()}),
+        form(b"", texts=LONG.encode()), form(b"", labels=b'"a"', template=LONG.encode()),
+        Row(b"", MULTIPART, [Part(LONG, b"")]), Row(b"a", "text/plain; charset=" + LONG),
+        Row(b"a", "", (), LONG), Row(b"{", LONG),
     ],
 )  # fmt: skip
 def test_messages_never_repeat_a_payload(endpoint: str, row: Row) -> None:
@@ -577,6 +747,90 @@ def test_nesting_does_not_depend_on_the_recursion_limit() -> None:
         assert refused(parse_text_request, json_row(b"[" * 1_000_000)).code == "invalid_json"
     finally:
         sys.setrecursionlimit(before)
+
+
+@pytest.fixture
+def no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused is refused before it is parsed."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("parsed")
+
+    monkeypatch.setattr("clipserve.protocol.json.loads", fail)
+
+
+# So large that what is not linear in it never ends: the first took 27 s at 64 kB, as 64 million steps do.
+MEGABYTES = 8_000_000
+
+
+@ENDPOINTS
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[" * 33 + b'"' + b'\\"' * (MEGABYTES // 2), "deeper"),
+        (b"[" * 33 + b'"' + b"\\" * MEGABYTES, "deeper"),
+        (b'{"input": [' + (b"[" * 30 + b"]" * 30 + b",") * (MEGABYTES // 61), "lists and objects"),
+        (b'{"input": [' + b"{}," * (MEGABYTES // 3), "lists and objects"),
+        (b"[" + b"{" * 40 + b'""' * (MEGABYTES // 2), "strings"),
+        (b"[" + b"1," * (MEGABYTES // 2), "values"),
+        (b"[" * MEGABYTES, "lists and objects"),
+        (b'{"input": [' + b'"a",' * MAX_JSON_VALUES, "values"),
+    ],
+    ids=["A1", "A1 backslashes", "A3", "objects", "strings", "numbers", "brackets", "texts"],
+)
+@pytest.mark.usefixtures("no_parser")
+def test_bodies_that_would_cost_much(endpoint: str, body: bytes, words: str) -> None:
+    """ATTACKS A1, A3."""
+    error = refused(PARSERS[endpoint], json_row(body))
+    assert error.code in ("invalid_json", "too_many_items")
+    assert words in error.message
+
+
+def test_a_string_that_never_ends() -> None:
+    """ATTACKS A1: shallow, so that the parser sees it."""
+    body = b'{"input": "' + b'\\"' * (MEGABYTES // 2)
+    assert_refused(parse_text_request, json_row(body), "invalid_json", 400)
+
+
+@pytest.mark.parametrize(
+    "text", ["\\", '\\"', '"', '\\\\"[', "[{,:" * 4000, '"[' * 5000, "\\[" * 5000, "[" * 10_000]
+)
+def test_brackets_in_texts_are_not_counted(text: str) -> None:
+    """ATTACKS A1, A3: what is counted is outside of strings, whatever these hold."""
+    for texts in ([text] * 24, [text, "[" * 100], ["\\", text, "[" * 100]):
+        assert parse_text_request(json_row({"input": texts}), LIMITS).items == texts
+
+
+def test_all_characters_of_a_request() -> None:
+    """ATTACKS A7."""
+    limits = RequestLimits(max_characters=40, max_total_characters=100)
+    assert parse_text_request(json_row({"input": ["x" * 25] * 4}), limits).items == ["x" * 25] * 4
+    image = {"images": PNG_64}
+    for parse, body in (
+        (parse_text_request, {"input": ["x" * 25] * 4 + ["y"]}),
+        (parse_similarity_request, image | {"texts": ["x" * 25] * 4 + ["y"]}),
+        (parse_similarity_request, image | {"labels": ["x" * 25] * 4, "template": "{}."}),
+        (parse_similarity_request, image | {"labels": [""] * 11, "template": "x" * 10 + "{}"}),
+    ):
+        error = refused(parse, json_row(body), limits)
+        assert (error.code, error.status, error.index) == ("text_too_long", 413, None)
+        assert "allowed are 100" in error.message
+    fitting = image | {"labels": ["x" * 24] * 4, "template": "{}."}
+    assert len(parse_similarity_request(json_row(fitting), limits).texts) == 4
+
+
+def test_characters_are_counted_before_labels_are_put_into_a_template() -> None:
+    """ATTACKS A7: 1,000 times 20,000 would be 80 MB."""
+    body = {"images": PNG_64, "labels": ["dog"] * 1000, "template": "🐶" * 19_998 + "{}"}
+    row = json_row(body)
+    tracemalloc.start()
+    try:
+        error = refused(parse_similarity_request, row)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert error.code == "text_too_long"
+    assert peak < 4_000_000
 
 
 # ---- responses

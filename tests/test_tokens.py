@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipserve.encoder_spec import TextPreprocessing, sha256
 from clipserve.errors import SpecError
-from clipserve.tokens import PASS_TOKENS, Tokenizer, length_groups
+from clipserve.tokens import PASS_TOKENS, Tokenizer, largest_token_id, length_groups
 from demo.captions import LANGUAGES, load_vocabularies
 from export_scripts.checkpoints import load_text_checkpoint
 
@@ -302,3 +303,48 @@ def test_texts_are_grouped_at_the_least_cost(lengths: list[int], max_batch: int)
 
 def test_no_text_no_pass() -> None:
     assert length_groups([], 8) == []
+
+
+# ---- ids and rows
+
+
+def with_added_token(definition: str, identifier: int) -> str:
+    content = json.loads(definition)
+    content["added_tokens"].append(
+        {
+            "id": identifier, "content": "<dogs>", "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": False, "special": False,
+        }
+    )  # fmt: skip
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_id_has_a_row(kind: str, cases: dict[str, Case]) -> None:
+    """CASES 3, at loading: an id beyond the embedding table would raise inside a batch of many callers."""
+    case = cases[kind]
+    largest = largest_token_id(tokenizers.Tokenizer.from_str(case.definition))
+    assert largest < case.preprocessing.vocabulary_size
+    Tokenizer(case.definition, replace(case.preprocessing, vocabulary_size=largest + 1))
+    with pytest.raises(
+        SpecError, match=f"largest token id is {largest}, the encoder's embedding table has {largest} rows"
+    ):
+        Tokenizer(case.definition, replace(case.preprocessing, vocabulary_size=largest))
+
+
+def test_added_tokens_count(cases: dict[str, Case]) -> None:
+    """CASES 3: beyond the vocabulary proper."""
+    case = cases["wordpiece-json"]
+    definition = with_added_token(case.definition, 2000)
+    preprocessing = replace(case.preprocessing, tokenizer_sha256=sha256(definition.encode()))
+    with pytest.raises(SpecError, match=r"largest token id is 2000, .* has 2000 rows"):
+        Tokenizer(definition, preprocessing)
+    ours = Tokenizer(definition, replace(preprocessing, vocabulary_size=2001))
+    assert ours.tokenize("<dogs>").ids[1:-1] == (2000,)
+
+
+def test_special_tokens_have_ids_of_their_own(cases: dict[str, Case]) -> None:
+    """CASES 3: the post-processor's, whatever the vocabulary says."""
+    content = json.loads(cases["wordpiece-json"].definition)
+    content["post_processor"]["special_tokens"]["[SEP]"]["ids"] = [2345]
+    assert largest_token_id(tokenizers.Tokenizer.from_str(json.dumps(content))) == 2345

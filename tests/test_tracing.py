@@ -1,21 +1,31 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
+import pickle
+import re
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageFilter
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil
 from transformers.activations import ACT2FN
+from transformers.image_utils import PILImageResampling
+from transformers.models.auto import image_processing_auto
 
+from clipserve import encoder as encoder_module
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, load_torchscript
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
@@ -28,7 +38,7 @@ from clipserve.encoder_spec import (
     read_spec,
 )
 from clipserve.errors import ExportError, ParityError
-from clipserve.images import ImageLimits, preprocess
+from clipserve.images import ImageLimits, decode_image, preprocess
 from export_scripts import tracing
 from export_scripts.checkpoints import CheckpointPair, load_pair
 from export_scripts.encoders import ACTIVATIONS, Mlp
@@ -139,6 +149,40 @@ def test_image_parity(precision: Precision, pair: CheckpointPair, exported: Expo
     else:
         assert (unit(found) * expected).sum(1).min() >= 0.999
     assert np.abs(expected[0] - expected[1]).max() > 0.01
+
+
+class OtherResizing(CLIPImageProcessorPil):
+    """Stands in for torchvision's processor, which cannot be installed beside this torch: other pixels."""
+
+    resample = PILImageResampling.BOX
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs | {"resample": PILImageResampling.BOX})
+
+
+@pytest.mark.parametrize("torchvision", [False, True])
+def test_original_resizes_with_pillow_whatever_is_installed(
+    torchvision: bool, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CASES 7: asked for by name, through sentence-transformers' own loading, too."""
+    by_name = image_processing_auto.get_image_processor_class_from_name
+    asked = []
+
+    def chosen(name: str) -> Any:
+        asked.append(name)
+        return OtherResizing if name == "CLIPImageProcessor" else by_name(name)
+
+    monkeypatch.setattr(image_processing_auto, "is_torchvision_available", lambda: torchvision)
+    monkeypatch.setattr(image_processing_auto, "get_image_processor_class_from_name", chosen)
+    pair = load_pair(str(clip_folder))
+    assert ("CLIPImageProcessor" in asked) == torchvision
+    assert "CLIPImageProcessorPil" in asked
+    export_encoder(pair, "image", "cpu", "fp32", tmp_path)
+    # Were it the other, it would be seen.
+    other = OtherResizing(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+    ours = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+    difference = np.abs(other(PICTURES[0])["pixel_values"][0] - ours(PICTURES[0])["pixel_values"][0])
+    assert difference.max() > 0.05
 
 
 @pytest.mark.parametrize(
@@ -322,7 +366,7 @@ def test_published_files(modality: Modality, pair: CheckpointPair, tmp_path: Pat
     assert path.with_suffix(".json").read_text(encoding="utf-8") == spec.to_json()
     assert artifact_sha256(path) == spec.artifact_sha256
     checkpoint = pair.image if modality == "image" else pair.text
-    assert (spec.checkpoint, spec.checkpoint_sha256) == (checkpoint.name, checkpoint.weights_sha256)
+    assert (spec.checkpoint, spec.checkpoint_sha256) == (checkpoint.name, checkpoint.checkpoint_sha256)
     assert (spec.model_id, spec.space_id) == (pair.model_id, pair.space_id)
     assert spec.logit_scale == pair.image.logit_scale
     assert set(spec.versions) == {
@@ -346,6 +390,69 @@ def test_certificate(modality: Modality, pair: CheckpointPair, store: Path) -> N
     golden = decode_vector(certificate.golden.embedding)
     assert golden.shape == (32,)
     assert np.linalg.norm(golden) == pytest.approx(1, abs=1e-6)
+
+
+def without_white(data: bytes, limits: ImageLimits, **options: Any) -> Image.Image:
+    """As a decoder gives it: black where nothing is seen."""
+    image = Image.open(io.BytesIO(data))
+    return image.convert("RGB") if image.mode == "RGBA" else decode_image(data, limits, **options)
+
+
+def without_turning(data: bytes, limits: ImageLimits, **options: Any) -> Image.Image:
+    if Image.open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation) is None:
+        return decode_image(data, limits, **options)
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def smaller(data: bytes, limits: ImageLimits, *, draft_factor: int = 0, **options: Any) -> Image.Image:
+    """Large JPEGs at a quarter of their size, where half is served."""
+    return decode_image(data, limits, draft_factor=min(1, draft_factor), **options)
+
+
+def blurred(data: bytes, limits: ImageLimits, **options: Any) -> Image.Image:
+    image = decode_image(data, limits, **options)
+    upright = not Image.open(io.BytesIO(data)).getexif()
+    jpeg = data.startswith(b"\xff\xd8") and image.size == (112, 72) and upright
+    return image.filter(ImageFilter.BoxBlur(1)) if jpeg else image
+
+
+@pytest.mark.parametrize(
+    ("decode", "worst"),
+    [
+        (without_white, "file: PNG with transparency"),
+        (without_turning, "file: JPEG turned by EXIF"),
+        (smaller, "file: large JPEG, decoded at half its size"),
+        (blurred, "file: JPEG"),
+    ],
+)
+def test_certificate_begins_with_the_bytes_that_are_sent(
+    decode: Callable[..., Image.Image],
+    worst: str,
+    pair: CheckpointPair,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CASES 10 and 8: what a server does with a file is compared with the original as well."""
+    names = [case.name for case in read_spec(store / "clip-image-cpu-fp32.pt").certificate.cases]
+    assert worst in names
+    monkeypatch.setattr(tracing, "decode_image", decode)
+    with pytest.raises(ParityError, match=re.escape(f"(worst: {worst})")):
+        export_encoder(pair, "image", "cpu", "fp32", tmp_path)
+
+
+def test_m_clips_head_through_other_code(m_clip_bert_folder: Path, pairs: Pairs) -> None:
+    """Its original is written here, after M-CLIP's; sentence-transformers' own modules say the same."""
+    (head,) = m_clip_bert_folder.glob("*.pkl")
+    weight, bias = pickle.loads(head.read_bytes())
+    dense = Dense(*weight.shape, activation_function=nn.Identity())
+    dense.linear.weight = nn.Parameter(torch.from_numpy(weight.T.copy()))
+    dense.linear.bias = nn.Parameter(torch.from_numpy(bias))
+    transformer = Transformer(str(m_clip_bert_folder))
+    modules = [transformer, Pooling(transformer.get_embedding_dimension(), "mean"), dense]
+    other = SentenceTransformer(modules=modules, device="cpu")
+    expected = other.encode(TEXTS[:5], show_progress_bar=False)
+    np.testing.assert_allclose(pairs["m-clip-bert"].text.reference_encode(TEXTS[:5]), expected, atol=1e-6)
 
 
 def test_golden_embedding_is_the_originals(pair: CheckpointPair, store: Path) -> None:
@@ -523,7 +630,10 @@ def test_wrong_encoders_are_not_published(
     change: Callable[[nn.Module], nn.Module],
     pair: CheckpointPair,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Some have operators that no encoder has, and would be refused for those alone.
+    monkeypatch.setattr(encoder_module, "check_operators", lambda path, module: None)
     with pytest.raises(ParityError, match=r"(max-abs .*min cosine|the export gives .* the original )"):
         export_encoder(rebuilt(pair, modality, change), modality, "cpu", precision, tmp_path)
     assert empty(tmp_path)
@@ -633,7 +743,9 @@ def test_recheck(modality: Modality, pair: CheckpointPair, store: Path, tmp_path
 def test_recheck_against_another_checkpoint(modality: Modality, store: Path, tmp_path: Path) -> None:
     other = load_pair(str(checkpoints.write_clip(tmp_path / "clip", seed=9)))
     path = store / f"clip-{modality}-cpu-fp32.pt"
-    with pytest.raises(ExportError, match=r"made from a checkpoint with weights \w{12}…, MODEL has \w{12}…"):
+    with pytest.raises(
+        ExportError, match=r"made from a checkpoint with weights and settings \w{12}…, MODEL has \w{12}…"
+    ):
         recheck(other, path, read_spec(path))
 
 

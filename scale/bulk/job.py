@@ -118,8 +118,9 @@ def _check_space(table: PictureTable, spec: EncoderSpec) -> None:
         folder = printable(str(table.folder))
         raise BulkError(
             f"{folder}: its pictures were embedded by {table.model!r} in space {table.space_id[:12]}, "
-            f"{spec.stem} embeds in space {spec.space_id[:12]}, and the two cannot be compared; name an "
-            f"encoder of the first, or another table: make bulk IMAGES=… TABLE={folder}-{spec.space_id[:6]}"
+            f"{spec.stem} embeds in space {spec.space_id[:12]} (of another encoder pair, or exported by a "
+            "version that tells spaces apart by more), and the two cannot be compared; name an encoder of "
+            f"the first, or another table: make bulk IMAGES=… TABLE={folder}-{spec.space_id[:6]}"
         )
 
 
@@ -139,10 +140,10 @@ class _Run:
         """Goes on with the job that was begun, if one was; then does what is missing after it."""
         plan = open_plan(self._job)
         if plan is not None:
-            if plan.schema.metadata != self._table.schema.metadata:
+            if not plan.schema.equals(self._table.schema, check_metadata=True):
                 raise BulkError(
-                    f"{printable(str(self._job))}: begun with another encoder; remove this folder, then run "
-                    "the job again"
+                    f"{printable(str(self._job))}: begun with another encoder, or by an older version; "
+                    "remove this folder, then run the job again"
                 )
             self._do(plan)
         plan = self._plan()

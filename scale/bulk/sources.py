@@ -14,18 +14,36 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scale.bulk.errors import BulkError
+from search.exclusions import Exclusions
 from search.files import ENDINGS, MAX_BYTES, Contents, FoundFile, list_pictures, read_contents
 from search.paths import path_to_text, printable
 
 Kind = Literal["files", "parquet", "tar"]
 
 UNKNOWN_SIZE = -1
+
+# A name in a tar that is longer than its header, or other records of a member's: read into memory as a whole.
+MAX_TAR_RECORD_BYTES = 1_000_000
+TAR_RECORDS = frozenset(
+    {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+    | {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
+)
+
+# Rows of Parquet that are in memory at once: each holds up to `MAX_BYTES`, however small its file. One value
+# that stands for many rows is written once, and read once for each.
+PARQUET_BATCH = 4
+PARQUET_BUFFER = 1_000_000  # bytes; without one, a row group is read as a whole
+
+# Encoded pictures hardly shrink any further: what unpacks to more than so many times its size, and more than
+# so many bytes, holds none.
+MAX_UNPACKING = 20
+UNPACKED_BYTES = 64_000_000
 
 # The code of what may be otherwise the next time; whatever else is wrong with a picture stays wrong until its
 # file changes.
@@ -118,7 +136,7 @@ class Source:
             status = path.stat()
             with pq.ParquetFile(path) as file:
                 rows = file.metadata.num_rows
-                _bytes_column(file.schema_arrow, self.column)
+                _check_parquet(file, _bytes_column(file.schema_arrow, self.column), status.st_size)
         except (OSError, ValueError, pa.ArrowException) as error:
             yield _unreadable(name, str(error))
             return
@@ -129,7 +147,7 @@ class Source:
     def _read_parquet(self, pictures: Sequence[Picture]) -> Iterator[tuple[Picture, Contents | Failure]]:
         done = 0
         try:
-            with _opened(pictures[0]) as stream, pq.ParquetFile(stream) as file:
+            with _opened(pictures[0]) as stream, pq.ParquetFile(stream, buffer_size=PARQUET_BUFFER) as file:
                 values = _parquet_values(
                     file, _bytes_column(file.schema_arrow, self.column), [p.offset for p in pictures]
                 )
@@ -182,28 +200,55 @@ def _container_files(root: Path, kind: Kind) -> list[Path]:
 
 def _list_tar(path: Path) -> Iterator[Picture | Failure]:
     name = os.fsencode(path)
+    exclusions = Exclusions(name)
     seen: set[bytes] = set()
     try:
         mtime_ns = path.stat().st_mtime_ns
         # Without compression ("r:"): a picture must be found without reading those before it.
-        with tarfile.open(path, "r:", errors="surrogateescape") as tar:
+        with tarfile.open(path, "r:", errors="surrogateescape", tarinfo=_Member) as tar:
             for member in tar:
                 # Else every member ever seen is kept.
                 tar.members = []  # type: ignore[attr-defined]  # missing in its stub
+                if member.size < 0:
+                    # Its records may say so too; the next member would be looked for before this one.
+                    raise tarfile.ReadError(f"a member of {member.size} bytes")
                 member_name = os.fsencode(member.name)
                 ending = os.path.splitext(member_name)[1].lower()  # noqa: PTH122  # bytes
                 if not member.isfile() or ending not in ENDINGS:
+                    continue
+                # A Mac's tar has a copy of no picture beside each, a NAS's its thumbnails.
+                below = os.path.normpath(member_name).lstrip(b"/")
+                if exclusions.match(below, is_folder=False) is not None:
                     continue
                 text = path_to_text(name + b"/" + member_name)
                 if member_name in seen:
                     yield _unreadable(name + b"/" + member_name, "a second member of this name in the tar")
                 elif member.issparse():
                     yield _unreadable(name + b"/" + member_name, "a sparse member, not supported")
+                elif member.size > MAX_BYTES:
+                    reason = f"{member.size} bytes, allowed are {MAX_BYTES}"
+                    yield _unreadable(name + b"/" + member_name, reason)
                 else:
                     seen.add(member_name)
                     yield Picture(text, name, member.offset_data, member.size, mtime_ns)
     except (OSError, tarfile.TarError) as error:
         yield _unreadable(name, f"not a readable, uncompressed tar: {error}")
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is read only if it can be followed."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Reads a header.
+
+        Raises:
+            ReadError: its size is negative, or that of a record which is read into memory is too large.
+        """
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0 or (member.type in TAR_RECORDS and member.size > MAX_TAR_RECORD_BYTES):
+            raise tarfile.ReadError(f"a member of {member.size} bytes")
+        return member
 
 
 def _unreadable(name: bytes, reason: str) -> Failure:
@@ -239,8 +284,8 @@ def _read_tar(pictures: Sequence[Picture]) -> Iterator[tuple[Picture, Contents |
 
 def _read_member(stream: BinaryIO, picture: Picture) -> Contents:
     stream.seek(picture.offset)
-    data = stream.read(min(picture.size, MAX_BYTES + 1))
-    if len(data) < min(picture.size, MAX_BYTES + 1):
+    data = stream.read(picture.size)
+    if len(data) < picture.size:
         raise OSError(0, "the tar ends within this picture")
     return _contents(picture, data)
 
@@ -291,16 +336,40 @@ def _is_bytes_struct(kind: pa.StructType) -> bool:
     return kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
 
 
+def _check_parquet(file: pq.ParquetFile, column: str, file_bytes: int) -> None:
+    """Looks at what a file says of its rows.
+
+    Raises:
+        ValueError: it holds more rows than bytes, or unpacks to many times its size.
+    """
+    metadata = file.metadata
+    if metadata.num_rows > file_bytes:
+        raise ValueError(f"{metadata.num_rows} rows in a file of {file_bytes} bytes: they cannot be pictures")
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            chunk = row_group.column(number)
+            packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
+            # The name of a column of lists goes on.
+            if chunk.path_in_schema.startswith(column) and unpacked > MAX_UNPACKING * packed + UNPACKED_BYTES:
+                raise ValueError(f"{packed} bytes in it unpack to {unpacked}: they cannot be pictures")
+
+
 def _parquet_values(file: pq.ParquetFile, column: str, rows: Iterable[int]) -> Iterator[bytes | None]:
-    """The bytes of ascending rows; one row group is in memory at a time."""
+    """The bytes of ascending rows; `PARQUET_BATCH` rows are in memory at a time."""
     wanted = iter(rows)
     row = next(wanted, None)
     start = 0
     for group in range(file.metadata.num_row_groups):
         end = start + file.metadata.row_group(group).num_rows
         if row is not None and row < end:
-            values = file.read_row_group(group, columns=[column]).flatten().column(0)
-            while row is not None and row < end:
-                yield values[row - start].as_py()
-                row = next(wanted, None)
+            first = start
+            for batch in file.iter_batches(PARQUET_BATCH, row_groups=[group], columns=[column]):
+                values = pa.Table.from_batches([batch]).flatten().column(0)
+                while row is not None and row < first + len(values):
+                    yield values[row - first].as_py()
+                    row = next(wanted, None)
+                first += len(values)
+                if row is None or row >= end:
+                    break
         start = end

@@ -18,22 +18,22 @@ import pyarrow as pa
 
 from clipserve.encoder_spec import FloatArray, ImagePreprocessing
 from clipserve.errors import ClipServeError, RequestError
-from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
+from clipserve.images import PixelArray, decode_image, preprocess
 from clipserve.memory import trim_memory
 from clipserve.settings import Settings
 from scale.bulk.plan import Plan
 from scale.bulk.sources import Failure, Picture
 from search.files import Contents
 from search.rows import FileState, picture_batch
-from search.thumbnails import make_thumbnail
+from search.thumbnails import shrink
 
 # Names that Ray Data gives batches of one row.
 Batch = dict[str, np.ndarray[Any, Any]]
 
 LEDGER = b"ledger"
 
-LIMITS = ImageLimits()
-DRAFT_FACTOR = Settings().draft_factor
+# The server's, as they come.
+SETTINGS = Settings()
 
 
 @dataclass
@@ -100,16 +100,12 @@ def decode_shard(batch: Batch, plan: Plan, preprocessing: ImagePreprocessing) ->
 def _decode(contents: Contents, preprocessing: ImagePreprocessing) -> tuple[PixelArray, bytes]:
     image = decode_image(
         contents.data,
-        LIMITS,
+        SETTINGS.images,
         shortest_edge=preprocessing.shortest_edge,
-        draft_factor=DRAFT_FACTOR,
+        draft_factor=SETTINGS.draft_factor,
+        color=SETTINGS.color,
     )
-    try:
-        thumbnail = make_thumbnail(contents.data)
-    except Exception as error:
-        # Pillow's decoders raise whatever a damaged file makes them stumble over.
-        raise RequestError("invalid_image", f"no thumbnail can be made: {error}") from error
-    return preprocess(image, preprocessing, LIMITS), thumbnail
+    return preprocess(image, preprocessing, SETTINGS.images), shrink(image)
 
 
 def _as_read(picture: Picture, contents: Contents) -> Picture:

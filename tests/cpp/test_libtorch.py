@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from clipserve.encoder_spec import Modality, Precision
 from export_scripts.checkpoints import load_pair
 from export_scripts.tracing import export_encoder
-from tests.golden import flip_golden, save_golden_inputs
+from tests.golden import OTHER_PIXELS, flip_golden, save_golden_inputs
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cpp"
@@ -90,6 +91,18 @@ def test_other_embedding_is_found(golden: Golden, text_path: Path, tmp_path: Pat
     assert done.returncode == 1, done.stdout + done.stderr
     assert "cosine -1.00000000" in done.stdout
     assert "beyond the bound" in done.stderr
+
+
+@pytest.mark.parametrize("pixels", OTHER_PIXELS.values(), ids=OTHER_PIXELS)
+def test_other_pixels_are_refused(pixels: Tensor, golden: Golden, image_path: Path, tmp_path: Path) -> None:
+    """CASES 16, in C++."""
+    inputs = tmp_path / "inputs.pt"
+    torch.save([pixels], inputs)
+    command = [str(BUILD / "golden"), str(image_path), str(inputs)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pixel_values must be uint8 [N, 3, 48, 48], RGB, 0 to 255" in done.stderr
+    assert done.stdout == ""
 
 
 def test_no_encoder(golden: Golden, image_path: Path, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ with atheris.instrument_imports(include=["clipserve", "PIL"]):
     from clipserve.images import ImageLimits, decode_image, preprocess
     from clipserve.protocol import (
         JSON,
+        MULTIPART,
+        Part,
         RequestLimits,
         Row,
         parse_image_request,
@@ -25,7 +27,7 @@ with atheris.instrument_imports(include=["clipserve", "PIL"]):
     )
 
 PREPROCESSING = ImagePreprocessing(32, 32, 32, "bicubic", (0.0,) * 3, (1.0,) * 3)
-IMAGES = ImageLimits(max_pixels=1_000_000)  # fuzzing is quick only with small pictures
+IMAGES = ImageLimits(max_memory=8_000_000)  # fuzzing is quick only with small pictures
 REQUESTS = RequestLimits()
 
 
@@ -39,11 +41,18 @@ def _check_request(parse: Callable[[Row, RequestLimits], object], data: bytes) -
     """The first byte chooses how the rest arrives."""
     how, body = data[:1], data[1:]
     if how == b"m":
-        names = ("image", "texts", "labels", "template")
-        parts = dict(zip(names, body.split(b"\0", 3), strict=False))
-        parse(Row(b"", "multipart/form-data", parts), REQUESTS)
-    elif how == b"t":
-        parse(Row(body, "text/plain"), REQUESTS)
+        names = ("image", "texts", "labels", "template", "encoding_format", "texts")
+        parts = [
+            Part(name, content, "image/png" if name == "image" else None)
+            for name, content in zip(names, body.split(b"\0", len(names) - 1), strict=False)
+            if content
+        ]
+        parse(Row(b"", MULTIPART, parts), REQUESTS)
+    elif how in b"tu":
+        parse(Row(body, "text/plain" if how == b"t" else ""), REQUESTS)
+    elif how == b"h":
+        content_type, _, rest = body.partition(b"\n")
+        parse(Row(rest, content_type.decode("latin-1")), REQUESTS)
     else:
         parse(Row(data, JSON), REQUESTS)
 

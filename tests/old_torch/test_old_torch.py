@@ -7,11 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from clipserve.encoder_spec import Precision
 from export_scripts.checkpoints import load_pair
 from export_scripts.tracing import export_encoder
-from tests.golden import flip_golden, save_golden_inputs
+from tests.golden import OTHER_PIXELS, flip_golden, save_golden_inputs
 
 ROOT = Path(__file__).parents[2]
 OLD_PYTHON = ROOT / ".venv-old-torch" / "bin" / "python"
@@ -54,6 +56,21 @@ def test_golden_embeddings_in_the_old_torch(
         rf"torch {re.escape(VERSION)}\S*: (image|text) {precision} batch [13] max-abs \S+ cosine \S+"
     )
     assert len(line.findall(done.stdout)) == 2 * len(encoders), done.stdout
+
+
+@pytest.mark.parametrize("pixels", OTHER_PIXELS.values(), ids=OTHER_PIXELS)
+def test_other_pixels_are_refused(pixels: Tensor, image_path: Path, tmp_path: Path) -> None:
+    """CASES 16, in the old PyTorch."""
+    inputs = tmp_path / "inputs.pt"
+    torch.save([pixels], inputs)
+    reader = Path(__file__).with_name("read_encoder.py")
+    done = subprocess.run(
+        [str(OLD_PYTHON), "-I", str(reader), str(image_path), str(inputs)],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "pixel_values must be uint8 [N, 3, 48, 48], RGB, 0 to 255" in done.stdout + done.stderr
+    assert "cosine" not in done.stdout
 
 
 def test_other_embedding_is_found(text_path: Path, tmp_path: Path) -> None:

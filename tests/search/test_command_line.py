@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,13 @@ from PIL import Image
 from clipserve.client import Client
 from search.__main__ import main
 from search.indexer import index_folder
-from search.table import open_or_create_table
+from search.table import open_or_create_table, open_table
+from tests.search.conftest import picture
+from tests.search.stand_in import StandIn
 
 pytestmark = pytest.mark.server
+
+PORTS = ["80808", "0", "-1", "", "http", "78.60"]
 
 
 @pytest.fixture
@@ -92,12 +97,72 @@ def test_mistakes(
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("more", [[], ["--text", "x", "--image", "y"], ["--text", "x", "--limit", "0"],
-                                  ["--text", "x", "--min-score", "2"]])  # fmt: skip
-def test_usage(more: list[str]) -> None:
+NO_FOLDER = "no folder of pictures is named; name one: make index IMAGES=folder"
+NO_FILE = "no file or folder is named"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["search"], "one of the arguments --text --image --captions is required"),
+        (["search", "--text", "x", "--image", "y"], "not allowed with argument --text"),
+        (["search", "--text", "x", "--limit", "0"], "'0': allowed are whole numbers from 1 to 10000"),
+        (["search", "--text", "x", "--limit", "ten"], "'ten': allowed are whole numbers from 1 to 10000"),
+        (["search", "--text", "x", "--min-score", "2"], "'2': a cosine similarity is between -1 and 1"),
+        (["search", "--text", "x", "--min-score", "nan"], "'nan': a cosine similarity is between -1 and 1"),
+        (["search", "--text", " "], "nothing to look for; say what: make search TEXT="),
+        (["search", "--image", ""], NO_FILE),
+        (["search", "--captions", ""], NO_FILE),
+        (["search", "--text", "x", "--table", ""], NO_FILE),
+        (["search", "--text", "x", "--sheet", ""], NO_FILE),
+        (["search", "--text", "x", "--key-file", ""], NO_FILE),
+        (["search", "--image", "~nobody-of-this-name/x.jpg"], "~nobody-of-this-name/x.jpg: "),
+        (["index"], "one of the arguments images --forget is required"),
+        (["index", ""], NO_FOLDER),
+        (["index", " "], NO_FOLDER),
+        (["index", "--forget", ""], NO_FILE),
+        (["index", ".", "--forget", "x"], "not allowed with argument"),
+        (["index", ".", "--table", ""], NO_FILE),
+        *((["ui", "--port", port], f"'{port}': allowed are whole numbers from 1 to 65535") for port in PORTS),
+    ],
+)
+def test_usage(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """CASES 50, 61: one sentence; what is empty is nothing, and not the folder that one is in."""
     with pytest.raises(SystemExit) as stopped:
-        main(["search", *more])
+        main(words)
     assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+
+
+def test_forget(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """CASES 50: rows of a folder go, without a server, by whichever name of it, and its files stay."""
+    for number in range(4):
+        picture(tmp_path / "pictures" / str(number % 2) / f"{number}.png", number)
+    table = tmp_path / "table"
+    index_folder(StandIn().as_client(), tmp_path / "pictures", table)
+    (tmp_path / "link").symlink_to(tmp_path / "pictures")
+    words = ["index", "--table", str(table), "--forget"]
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "link/0"]) == 0
+    assert capsys.readouterr().out == "2 rows removed; no file was touched\n"
+    assert all("/pictures/1/" in path for path in open_table(table).states())
+    assert main([*words, "pictures/0"]) == 1
+    assert "none of the 2 rows of" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "pictures" / "1")
+    assert main([*words, str(tmp_path / "pictures")]) == 0
+    assert len(open_table(table)) == 0
+    assert (tmp_path / "pictures" / "0" / "0.png").exists()
+
+
+def test_home_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CASES 11: `~` is the home folder also where no shell has seen it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["index", "~/nowhere", "--table", "~/table"]) == 1
+    assert f"{tmp_path}/nowhere: no such folder" in capsys.readouterr().err
 
 
 def test_query_of_another_space_is_refused(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,9 +62,13 @@ def age(folder: Path) -> None:
             os.utime(path, (hour_ago, hour_ago))
 
 
-def start(arguments: list[str], pictures: Path, table: Path) -> subprocess.Popen[str]:
+def start(
+    arguments: list[str], pictures: Path, table: Path, *, as_in_background: bool = False
+) -> subprocess.Popen[str]:
+    # What a script's shell does before it starts `command &`.
+    shell = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"] if as_in_background else []
     return subprocess.Popen(
-        [sys.executable, "-m", "search", "index", *arguments, "--table", table, pictures],
+        [*shell, sys.executable, "-m", "search", "index", *arguments, "--table", table, pictures],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -218,16 +224,21 @@ def check_killed_and_resumed(
     embedded: Callable[[], int],
     *,
     kill: signal.Signals,
+    as_in_background: bool = False,
 ) -> Report:
     """Ends an indexer half-way, resumes; what was embedded is counted at the server."""
     age(pictures)
     total = sum(1 for path in pictures.rglob("*") if path.is_file())
     table = tmp_path / "table"
-    process = start(arguments, pictures, table)
+    process = start(arguments, pictures, table, as_in_background=as_in_background)
     wait_until(lambda: embedded() >= total // 2 or process.poll() is not None)
     assert process.poll() is None
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    [ignored] = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigIgn:")]
+    assert bool(ignored & (1 << (signal.SIGINT - 1))) == as_in_background
     process.send_signal(kill)
-    process.communicate(timeout=SECONDS)
+    _, error = process.communicate(timeout=SECONDS)
+    assert (f"'kill {process.pid}' ends it" in error) == as_in_background
     assert process.returncode == (-signal.SIGKILL if kill == signal.SIGKILL else 130)
     # Answers that were under way to a process that is no more.
     before = -1
@@ -245,17 +256,30 @@ def check_killed_and_resumed(
     return report
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("kill", "as_in_background"),
+    [(signal.SIGKILL, False), (signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)],
+)
 def test_killed_and_resumed(
     arguments: list[str],
     client: Client,
     tmp_path: Path,
     embedded: Callable[[], int],
     kill: signal.Signals,
+    as_in_background: bool,
 ) -> None:
+    """CASES 70: `kill` is as good as Ctrl-C, and all there is where a script's shell has that ignored."""
     for number in range(150):
         picture(tmp_path / "pictures" / f"{number}.png", number)
-    check_killed_and_resumed(arguments, client, tmp_path / "pictures", tmp_path, embedded, kill=kill)
+    check_killed_and_resumed(
+        arguments,
+        client,
+        tmp_path / "pictures",
+        tmp_path,
+        embedded,
+        kill=kill,
+        as_in_background=as_in_background,
+    )
     assert_equals_a_fresh_index(client, tmp_path / "pictures", tmp_path / "table", tmp_path / "fresh")
 
 
@@ -271,6 +295,27 @@ def test_two_indexers_at_once_lose_nothing(
     assert embedded() == 60
     assert sum("60 embedded" in out for out, _ in outputs) == 1
     assert_equals_a_fresh_index(client, tmp_path / "pictures", tmp_path / "table", tmp_path / "fresh")
+
+
+def test_a_proxy_of_the_environment_gets_neither_pictures_nor_tokens(
+    arguments: list[str], folder: Path, tmp_path: Path
+) -> None:
+    """ATTACKS C1: nobody knocks at it, and the run is as without it."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        proxy = f"http://127.0.0.1:{door.getsockname()[1]}"
+        names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
+        environment = {**os.environ, **dict.fromkeys(names, proxy), "NO_PROXY": "", "no_proxy": ""}
+        for words in (["index", str(folder)], ["search", "--text", "kutya"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "search", *words, *arguments, "--table", str(tmp_path / "table")],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+            )
+            assert done.returncode == 0, done.stderr
+        assert select.select([door], [], [], 0) == ([], [], [])
 
 
 IN_A_SMALL_DISK = r"""

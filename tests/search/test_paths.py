@@ -1,5 +1,6 @@
 import fnmatch
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +69,27 @@ def test_text_of_a_real_file(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/\xff.jpg"
     Path(os.fsdecode(name)).write_bytes(b"1")
     assert Path(os.fsdecode(text_to_path(path_to_text(name)))).read_bytes() == b"1"
+
+
+def test_a_part_of_the_path_is_found_whatever_its_case_and_normal_form(tmp_path: Path) -> None:
+    """CASES 42: macOS writes names in NFD, and people type in lower case."""
+    nfc = unicodedata.normalize("NFC", "/Fotók/Árvíztűrő/STRASSE Ω 한국.JPG")
+    names = [nfc, unicodedata.normalize("NFD", nfc).replace("Fot", "fot"), "/other/a.jpg"]
+    table = open_or_create_table(tmp_path, "space", "model", 2)
+    rows = [Row(name, FileState(1, 0, name, 0), np.array([1, 0], np.float32), b"") for name in names]
+    table.write(rows, [])
+    for part in [
+        "árvíztűrő",
+        "ÁRVÍZTŰRŐ",
+        "fotók/",
+        "straße",
+        "ω 한국",
+        "한국.jpg",
+        "FOTÓK/*.jpg",
+        "árv?ztűrő",
+    ]:
+        for form in ("NFC", "NFD"):
+            condition = path_condition(unicodedata.normalize(form, part))
+            found = {hit.path for hit in table.nearest(np.array([1, 0], np.float32), 9, condition=condition)}
+            assert found == set(names[:2]), (form, part)
+    assert not table.nearest(np.array([1, 0], np.float32), 9, condition=path_condition("arvizturo"))

@@ -1,9 +1,13 @@
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from clipserve.encoder_spec import FloatArray
@@ -11,9 +15,10 @@ from search import table as table_module
 from search.errors import SearchError
 from search.journal import NAME as JOURNAL
 from search.journal import Journal
-from search.rows import FileState
+from search.paths import path_condition
+from search.rows import FOLDED_PATH, FileState
 from search.server_process import ROOT
-from search.table import PictureTable, Row, open_or_create_table, open_table, sole_writer
+from search.table import Hit, PictureTable, Row, open_or_create_table, open_table, sole_writer
 
 DIM = 32
 
@@ -160,3 +165,129 @@ def test_damaged_journal_is_begun_anew(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "space")
     journal.put("a", embeddings(1)[0])
     assert journal.get("a") is not None
+
+
+def test_copies_are_one_hit(table: PictureTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CASES 41: a thousand copies of the nearest file take one place of the limit."""
+    stored = embeddings(6)
+    many = [replace(row, path=f"/copies/{i:04d}.jpg") for i in range(1000) for row in rows(stored[:1])]
+    table.write([*rows(stored), *many], [])
+    unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
+    order = np.argsort(-(unit @ unit[0]))
+    asked: list[int] = []
+    nearest = table._nearest
+
+    def counting(embedding: FloatArray, limit: int, *more: Any) -> list[Hit]:
+        asked.append(limit)
+        return nearest(embedding, limit, *more)
+
+    monkeypatch.setattr(table, "_nearest", counting)
+    hits = table.nearest_contents(stored[0], 4)
+    # The first answer is all copies; the second, without them, is the rest.
+    assert asked == [4, 8]
+    assert [hit.sha256 for hit in hits] == [f"{i:064x}" for i in order[:4]]
+    assert (hits[0].path, hits[0].thumbnail) == ("/copies/0000.jpg", b"\x00")
+    assert hits[0].copies == (*(f"/copies/{i:04d}.jpg" for i in range(1, 1000)), "/p/000000.jpg")
+    assert [hit.copies for hit in hits[1:]] == [(), (), ()]
+    np.testing.assert_allclose([hit.score for hit in hits], (unit @ unit[0])[order[:4]], atol=1e-5)
+    # Copies fulfil the condition as well.
+    [first, *rest] = table.nearest_contents(stored[0], 10, condition="path LIKE '/p/%'")
+    assert (first.path, first.copies, len(rest)) == ("/p/000000.jpg", (), 5)
+
+
+def test_as_many_contents_as_there_are(table: PictureTable) -> None:
+    table.write([replace(row, path=f"/{i}") for i in range(50) for row in rows(embeddings(1))], [])
+    [hit] = table.nearest_contents(embeddings(1)[0], 3)
+    assert (hit.path, len(hit.copies)) == ("/0", 49)
+    assert table.nearest_contents(embeddings(1)[0], 3, condition="path = '/nowhere'") == []
+
+
+def test_state_and_newest(table: PictureTable) -> None:
+    table.write(rows(embeddings(3)), [])
+    assert table.state("/p/000002.jpg") == FileState(2, 2, f"{2:064x}", 2)
+    assert table.state("/p/' OR TRUE --") is None
+    assert table.newest(2) == [("/p/000002.jpg", b"\x02"), ("/p/000001.jpg", b"\x01")]
+
+
+def test_forget_below(table: PictureTable) -> None:
+    """CASES 50: exactly what lies in the folder, whatever SQL's wildcards would make of its name."""
+    paths = ["/a_b/1.jpg", "/a_b/deep/2.jpg", "/a_bc/3.jpg", "/axb/4.jpg", "/A_B/5.jpg", "/a%'/6.jpg", "/a_b"]
+    table.write([replace(row, path=path) for row, path in zip(rows(embeddings(7)), paths, strict=True)], [])
+    assert table.forget_below("/nowhere") == 0
+    assert table.forget_below("/a_b") == 3
+    assert sorted(table.states()) == ["/A_B/5.jpg", "/a%'/6.jpg", "/a_bc/3.jpg", "/axb/4.jpg"]
+    assert table.forget_below("/a%'/") == 1
+    assert table.forget_below("/") == 3
+
+
+def old_table(folder: Path) -> list[Row]:
+    """A table as it was written before there was a column `folded_path`."""
+    schema = pa.schema(
+        [
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("size", pa.int64(), nullable=False),
+            pa.field("mtime_ns", pa.int64(), nullable=False),
+            pa.field("sha256", pa.string(), nullable=False),
+            pa.field("space_id", pa.string(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float32(), DIM), nullable=False),
+            pa.field("thumbnail", pa.binary(), nullable=False),
+            pa.field("indexed_ns", pa.int64(), nullable=False),
+        ],
+        metadata={"space_id": "space", "model": "model"},
+    )
+    stored = [replace(row, path=f"/É{i}.jpg") for i, row in enumerate(rows(embeddings(5)))]
+    columns = {
+        "path": [row.path for row in stored],
+        **{name: [getattr(row.state, name) for row in stored] for name in FileState._fields},
+        "space_id": ["space"] * 5,
+        "embedding": [row.embedding for row in stored],
+        "thumbnail": [row.thumbnail for row in stored],
+    }
+    lancedb.connect(folder).create_table("pictures", pa.table(columns, schema=schema))
+    return stored
+
+
+def test_a_table_of_an_older_version_is_upgraded_by_its_next_writer(tmp_path: Path) -> None:
+    """CASES 42: the column that a part of the path is looked for in is added, and nothing else changes."""
+    stored = old_table(tmp_path)
+    before = open_table(tmp_path)
+    assert not before.can_filter_paths
+    states = before.states()
+    assert [hit.path for hit in before.nearest_contents(stored[3].embedding, 1)] == ["/É3.jpg"]
+    table = open_or_create_table(tmp_path, "space", "model", DIM)
+    assert table.can_filter_paths
+    assert (table.space_id, table.model, table.states()) == ("space", "model", states)
+    known = table.by_hash(row.state.sha256 for row in stored)
+    for row in stored:
+        np.testing.assert_array_equal(known[row.state.sha256][0], row.embedding)
+        assert known[row.state.sha256][1] == row.thumbnail
+    table.write(rows(embeddings(1, seed=5), first=7), [])
+    condition = path_condition("e\N{COMBINING ACUTE ACCENT}")
+    assert len(table.nearest_contents(stored[0].embedding, 10, condition=condition)) == 5
+
+
+def test_an_upgrade_keeps_what_searches_go_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CASES 42: the ANN index covers all rows afterwards; by path and contents there are indices as well."""
+    monkeypatch.setattr(table_module, "ANN_ROWS", 3000)
+    table = open_or_create_table(tmp_path, "space", "model", DIM)
+    table.write(rows(embeddings(4000)), [])
+    table.maintain()
+    lancedb.connect(tmp_path).open_table("pictures").drop_columns(["folded_path"])
+    table = open_or_create_table(tmp_path, "space", "model", DIM)
+    inner = lancedb.connect(tmp_path).open_table("pictures")
+    for index in inner.list_indices():
+        statistics = inner.index_stats(index.name)
+        assert statistics is not None
+        assert (index.name, statistics.num_unindexed_rows) == (index.name, 0)
+    assert {column for index in inner.list_indices() for column in index.columns} == {
+        *("embedding", "path", "sha256")
+    }
+    assert table.recall(embeddings(10, seed=2)) >= 0.95
+    assert table.nearest_contents(embeddings(4000)[7], 1)[0].path == "/p/000007.jpg"
+
+
+def test_an_upgrade_that_was_interrupted_is_finished(tmp_path: Path) -> None:
+    old_table(tmp_path)
+    lancedb.connect(tmp_path).open_table("pictures").add_columns(FOLDED_PATH)
+    table = open_or_create_table(tmp_path, "space", "model", DIM)
+    assert len(table.nearest(embeddings(1)[0], 10, condition=path_condition("é"))) == 5

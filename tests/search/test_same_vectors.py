@@ -1,0 +1,72 @@
+"""The twenty files through the index: what stands in the table, and how it is shown."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipserve.client import Client
+from clipserve.encoder_spec import FloatArray
+from search.files import ENDINGS
+from search.indexer import index_folder
+from search.table import open_table
+from search.thumbnails import EDGE, make_thumbnail
+from tests.pictures import FILES, assert_same_vectors, display_p3, file
+
+
+@pytest.mark.server
+def test_every_file_has_the_same_vector(client: Client, tmp_path: Path) -> None:
+    """CASES 8, 15, 21, 22, 24: in the table, and as a query."""
+    pictures, table = tmp_path / "pictures", tmp_path / "table"
+    pictures.mkdir()
+    for name in FILES:
+        (pictures / name).write_bytes(file(name))
+    report = index_folder(client, pictures, table)
+    assert report.failed == []
+    opened = open_table(table)
+    hashes = {Path(path).name: state.sha256 for path, state in opened.states().items()}
+    rows = opened.by_hash(hashes.values())
+
+    def in_table(name: str, data: bytes) -> FloatArray:
+        vector: FloatArray = rows[hashes[name]][0]
+        return vector
+
+    def as_query(name: str) -> FloatArray:
+        vector: FloatArray = client.embed_images([file(name)])[0]
+        return vector
+
+    assert_same_vectors(in_table, as_query)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_thumbnail_of_every_file(name: str) -> None:
+    """CASES 22: whatever the server takes has a thumbnail, by the same code."""
+    with Image.open(io.BytesIO(make_thumbnail(file(name)))) as thumbnail:
+        assert thumbnail.format == "JPEG"
+        assert max(thumbnail.size) <= EDGE
+        upright = name == "turned.jpg"
+        assert (thumbnail.height > thumbnail.width) == upright
+
+
+def test_thumbnail_of_a_transparent_logo_lies_on_white() -> None:
+    """CASES 8."""
+    with Image.open(io.BytesIO(make_thumbnail(file("logo.png")))) as thumbnail:
+        assert np.asarray(thumbnail)[0].min() > 240
+
+
+def test_thumbnail_shows_the_colours_that_are_embedded() -> None:
+    """CASES 15: the most saturated red of Display P3 is beyond sRGB's, (255, 0, 0)."""
+    stream = io.BytesIO()
+    Image.new("RGB", (50, 50), (234, 51, 35)).save(stream, "PNG", icc_profile=display_p3())
+    with Image.open(io.BytesIO(make_thumbnail(stream.getvalue()))) as thumbnail:
+        assert np.abs(np.asarray(thumbnail, np.int16)[25, 25] - (255, 0, 0)).max() <= 6
+
+
+def test_endings_are_those_of_the_formats() -> None:
+    """CASES 21."""
+    assert {b".jpg", b".mpo", b".png", b".webp", b".gif", b".bmp", b".tif", b".tiff", b".avif"} <= ENDINGS
+    assert {b".heic", b".heif"} <= ENDINGS

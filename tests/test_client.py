@@ -1,0 +1,364 @@
+"""The client against stand-ins for a server, which count what they are asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import clipserve.client
+from clipserve.client import RETRIES_AT_LEAST, RETRY_WITHIN_SECONDS, Client, KeyFile, MissingKeyFileError
+from clipserve.encoder_spec import encode_vector
+from clipserve.errors import RequestError, ServerError
+from clipserve.settings import Settings
+
+Answer = tuple[int, bytes]
+
+
+class Asked:
+    """What a stand-in was asked: request lines with headers, and bodies."""
+
+    def __init__(self) -> None:
+        self.heads: list[str] = []
+        self.bodies: list[bytes] = []
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.heads) + b"\n".join(self.bodies).decode("utf-8", "replace")
+
+
+@contextmanager
+def standing_in(answer: Callable[[str, bytes], Answer]) -> Iterator[tuple[str, Asked]]:
+    """A server that answers every request as told: its URL, and what it is asked."""
+    asked = Asked()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked.heads.append(f"{self.requestline}\n{self.headers}")
+            asked.bodies.append(body)
+            status, content = answer(self.path, body)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    for method in ("GET", "POST", "CONNECT"):
+        setattr(Handler, f"do_{method}", Handler.answer)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http.server_address[1]}", asked
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+def embeddings(path: str, body: bytes) -> Answer:
+    """As an endpoint answers: the n-th item gets an embedding of n."""
+    asked = json.loads(body)
+    if "images" in asked:
+        texts = asked.get("texts", asked.get("labels"))
+        shape = (len(asked["images"]), 1 if isinstance(texts, str) else len(texts))
+        matrix = np.zeros(shape).tolist()
+        answer = {"cosine_similarity": matrix, "probabilities": matrix, "logit_scale": 1.0, "errors": []}
+        return 200, json.dumps(answer | {"space_id": "s"}).encode()
+    data = [
+        {"object": "embedding", "index": i, "embedding": encode_vector(np.full(3, i, np.float32))}
+        for i in range(len(asked["input"]))
+    ]
+    usage = {"prompt_tokens": 1, "truncated": 0, "unknown_tokens": 0}
+    return 200, json.dumps({"space_id": "s", "data": data, "usage": usage}).encode()
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "a picture.png"
+    path.write_bytes(b"\x89PNG")
+    return path
+
+
+# ---- one item where a list is wanted
+
+
+def test_one_text_is_a_list_of_one() -> None:
+    """CASES 9: not a vector a letter."""
+    with standing_in(embeddings) as (url, asked), Client(url, url, "token") as client:
+        assert client.embed_texts("two dogs").shape == (1, 3)
+        assert client.embed_texts_with_usage("two dogs")[0].shape == (1, 3)
+        assert client.embed_texts(["two", "dogs"]).shape == (2, 3)
+        assert client.embed_texts("").shape == (1, 3)
+    assert [json.loads(body)["input"] for body in asked.bodies] == [
+        *(["two dogs"], ["two dogs"], ["two", "dogs"], [""])
+    ]
+
+
+def test_one_picture_is_a_list_of_one(picture: Path) -> None:
+    """CASES 9."""
+    with standing_in(embeddings) as (url, asked), Client(url, url, "token") as client:
+        for one in (picture, str(picture), picture.read_bytes()):
+            assert client.embed_images(one).shape == (1, 3)
+            assert client.similarity(one, "two dogs").cosine_similarity.shape == (1, 1)
+            assert client.similarity([one], labels="dog").cosine_similarity.shape == (1, 1)
+    sent = [json.loads(body) for body in asked.bodies]
+    assert {json.dumps(body.get("images", body.get("input"))) for body in sent} == {
+        *('[{"image": "iVBORw=="}]', '["iVBORw=="]')
+    }
+
+
+# ---- tokens and proxies
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+def test_no_proxy_of_the_environment_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """ATTACKS C1: it would see tokens, the API key that never ends, and bodies, in clear."""
+    stale = json.dumps({"code": 400, "type": "InvalidKeyException"}).encode()
+    tokens = {"inference": {"key": "stale-token"}, "management": {"key": "m"}, "API": {"key": "the-api-key"}}
+    key_file = tmp_path / "key_file.json"
+    key_file.write_text(json.dumps(tokens))
+
+    def server(path: str, body: bytes) -> Answer:
+        if path.startswith("/token"):
+            key_file.write_text(json.dumps(tokens | {"inference": {"key": "fresh-token"}}))
+            return 200, b"{}"
+        return (400, stale) if "stale-token" in asked.heads[-1] else embeddings(path, body)
+
+    with standing_in(lambda path, body: (502, b"")) as (proxy, seen), standing_in(server) as (url, asked):
+        monkeypatch.setenv(name, proxy)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with Client(url, url, key_file) as client:
+            assert client.embed_texts("two dogs").shape == (1, 3)
+        assert "the-api-key" in asked.text
+        assert seen.heads == []
+        # Explicitly it is, for who wants it.
+        with Client("http://clip.example", url, "token", proxy=proxy) as client, pytest.raises(ServerError):
+            client.embed_texts("two dogs")
+        assert "http://clip.example/predictions/clip_text" in seen.text
+
+
+def test_a_server_that_asks_for_no_token() -> None:
+    """CASES 58: `tokens=None` as the docstring says."""
+    with standing_in(embeddings) as (url, asked), Client(url, url, None) as client:
+        assert client.embed_texts("two dogs").shape == (1, 3)
+    assert "authorization" not in asked.text.lower()
+
+
+def test_outside_of_the_servers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CASES 58: a server answers, but its key file is elsewhere: no waiting, and the line to write."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clipserve.client.time.sleep", lambda seconds: pytest.fail("waited"))
+    with standing_in(lambda path, body: (404, b"")) as (url, _), Client(url, url) as client:
+        for ask in (client.wait_ready, lambda: client.embed_texts("two dogs")):
+            with pytest.raises(MissingKeyFileError) as caught:
+                ask()
+            message = str(caught.value)
+            assert str(tmp_path / "key_file.json") in message
+            assert "Client(tokens=Path('" in message
+            # One traceback, not a stack of them.
+            assert caught.value.__cause__ is None
+            assert caught.value.__suppress_context__
+
+
+def test_a_server_that_starts_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CASES 58, its other half: where nobody listens yet, the file may still come."""
+    path = tmp_path / "key_file.json"
+    with standing_in(embeddings) as (url, _):
+        pass
+
+    def write(seconds: float) -> None:
+        path.write_text(json.dumps({"management": {"key": "m"}}))
+
+    monkeypatch.setattr("clipserve.client.time.sleep", write)
+    with Client(url, url, path) as client, pytest.raises(ServerError, match="cannot be reached"):
+        client.wait_ready(0.5)
+    assert path.is_file()
+
+
+def test_a_path_is_a_key_file(tmp_path: Path) -> None:
+    """CASES 58: the line that the message gives."""
+    path = tmp_path / "key_file.json"
+    path.write_text(json.dumps({"inference": {"key": "from-the-file"}}))
+    with standing_in(embeddings) as (url, asked):
+        for tokens in (path, KeyFile(path)):
+            with Client(url, url, tokens) as client:
+                client.embed_texts("two dogs")
+    assert asked.text.count("Bearer from-the-file") == 2
+
+
+# ---- bodies that are too large
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b'{"error": {"code": "request_too_large", "message": "the body has 5 bytes"}}', b'"x"'],
+    ids=["TorchServe", "Ray", "a proxy"],
+)
+def test_a_picture_beyond_what_the_server_reads(answer: bytes) -> None:
+    """CASES 34: TorchServe says 413 and nothing else."""
+    with standing_in(lambda path, body: (413, answer)) as (url, asked), Client(url, url, "token") as client:
+        for ask in (
+            lambda: client.embed_images([b"x" * 99]),
+            lambda: client.similarity(b"x" * 99, ["a", "b"]),
+        ):
+            with pytest.raises(RequestError, match="bytes, more than the server admits") as caught:
+                ask()
+            assert (caught.value.code, caught.value.status, caught.value.index) == ("image_too_large", 413, 0)
+        with pytest.raises(RequestError) as caught:
+            client.embed_images([b"x", b"y"])
+        assert (caught.value.code, caught.value.index) == ("request_too_large", None)
+        with pytest.raises(RequestError) as caught:
+            client.embed_texts("a")
+        assert (caught.value.code, caught.value.index) == ("text_too_long", 0)
+    assert len(asked.heads) == 4
+
+
+def test_which_picture_was_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CASES 34: the index is the caller's, not the request's."""
+    monkeypatch.setattr(clipserve.client, "BYTES_PER_REQUEST", 10)
+
+    def answer(path: str, body: bytes) -> Answer:
+        return (413, b"") if len(body) > 200 else embeddings(path, body)
+
+    with (
+        standing_in(answer) as (url, _),
+        Client(url, url, "token") as client,
+        pytest.raises(RequestError) as caught,
+    ):
+        client.embed_images([b"x" * 5, b"y" * 5, b"z" * 500])
+    assert (caught.value.code, caught.value.index) == ("image_too_large", 2)
+
+
+def test_an_items_own_413_stays_what_it_is() -> None:
+    """CASES 34: a server that read the body knows better."""
+    error = {"error": {"code": "image_too_large", "message": "of 99 megapixels", "index": 1}}
+    with (
+        standing_in(lambda path, body: (413, json.dumps(error).encode())) as (url, _),
+        Client(url, url, "token") as client,
+        pytest.raises(RequestError, match="megapixels") as caught,
+    ):
+        client.embed_images([b"x", b"y"])
+    assert caught.value.index == 1
+
+
+# ---- retries
+
+
+@pytest.mark.parametrize("status", [500, 503, 507])
+@pytest.mark.parametrize("slow", [False, True])
+def test_what_took_the_servers_whole_time_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, status: int, slow: bool
+) -> None:
+    """ATTACKS A: the worker that died of it is followed by one that would, too."""
+    monkeypatch.setattr(clipserve.client, "RETRIES_SECONDS", 0.0)
+    # Whatever an attempt takes, it is more, or less, than this.
+    monkeypatch.setattr(clipserve.client, "RETRY_WITHIN_SECONDS", -1.0 if slow else 1e9)
+    failure = json.dumps({"code": status, "message": "Worker died."}).encode()
+    with (
+        standing_in(lambda path, body: (status, failure)) as (url, asked),
+        Client(url, url, "token") as client,
+        pytest.raises(ServerError, match="Worker died") as caught,
+    ):
+        client.embed_texts("two dogs")
+    assert len(asked.heads) == (1 if slow else RETRIES_AT_LEAST)
+    assert ("not asked again" in str(caught.value)) == slow
+
+
+def test_retries_end_below_the_servers_deadlines() -> None:
+    """A failure is taken for the end of one of them by the time that it took."""
+    assert Settings().max_seconds > RETRY_WITHIN_SECONDS
+
+
+def in_part(most: int) -> Callable[[str, bytes], Answer]:
+    """As `embeddings`, but with time for so many items of each request only, the last ones."""
+
+    def answer(path: str, body: bytes) -> Answer:
+        asked = json.loads(body)["input"]
+        data: list[dict[str, Any]] = []
+        for index, item in enumerate(asked):
+            if index < len(asked) - most:
+                data.append(
+                    {"object": "error", "index": index, "error": {"code": "overloaded", "message": "x"}}
+                )
+            elif item == "wrong":
+                data.append({"object": "error", "index": index, "error": {"code": "odd", "message": "x"}})
+            else:
+                vector = encode_vector(np.full(3, int(item), np.float32))
+                data.append({"object": "embedding", "index": index, "embedding": vector})
+        usage = {"prompt_tokens": min(most, len(asked)), "truncated": 0, "unknown_tokens": 0}
+        return 200, json.dumps({"space_id": "s", "data": data, "usage": usage}).encode()
+
+    return answer
+
+
+def test_what_the_server_had_no_time_for_is_asked_for_again() -> None:
+    """ATTACKS A8: the largest request is answered in part; the caller gets all of it."""
+    with standing_in(in_part(3)) as (url, asked), Client(url, url, tokens=None) as client:
+        vectors, usage = client.embed_texts_with_usage([str(number) for number in range(8)])
+    assert vectors[:, 0].tolist() == list(range(8))
+    assert usage.prompt_tokens == 8
+    assert [len(json.loads(body)["input"]) for body in asked.bodies] == [8, 5, 2]
+
+
+def test_which_item_of_those_that_were_asked_for_again_is_wrong() -> None:
+    with (
+        standing_in(in_part(2)) as (url, _),
+        Client(url, url, tokens=None) as client,
+        pytest.raises(RequestError) as caught,
+    ):
+        client.embed_texts(["0", "1", "wrong", "3", "4", "5"])
+    assert (caught.value.code, caught.value.index, caught.value.status) == ("odd", 2, 400)
+
+
+@pytest.mark.parametrize(("texts", "requests"), [(7, 4), (3, 2)])
+def test_a_comparison_goes_on_as_long_as_the_server_gets_on(texts: int, requests: int) -> None:
+    """ATTACKS A8: it remembers texts, two more each time."""
+    known = [0]
+
+    def answer(path: str, body: bytes) -> Answer:
+        known[0] += 2
+        late = range(known[0], texts)
+        errors = [
+            {"input": "texts", "error": {"code": "overloaded", "message": "x", "index": i}} for i in late
+        ]
+        matrix = np.zeros((1, texts)).tolist()
+        shape = {"cosine_similarity": matrix, "probabilities": matrix, "logit_scale": 1.0}
+        return 200, json.dumps(shape | {"errors": errors, "space_id": "s"}).encode()
+
+    with standing_in(answer) as (url, asked), Client(url, url, tokens=None) as client:
+        found = client.similarity([b"picture"], [str(number) for number in range(texts)])
+    assert found.cosine_similarity.shape == (1, texts)
+    assert len(asked.bodies) == requests
+
+
+def test_a_comparison_that_does_not_get_on() -> None:
+    """ATTACKS A6: pictures are not remembered; who sends fewer gets an answer."""
+
+    def answer(path: str, body: bytes) -> Answer:
+        errors = [{"input": "images", "error": {"code": "overloaded", "message": "x", "index": 1}}]
+        shape = {"cosine_similarity": [[0.0], None], "probabilities": [[1.0], None], "logit_scale": 1.0}
+        return 200, json.dumps(shape | {"errors": errors, "space_id": "s"}).encode()
+
+    with (
+        standing_in(answer) as (url, asked),
+        Client(url, url, tokens=None) as client,
+        pytest.raises(RequestError) as caught,
+    ):
+        client.similarity([b"picture", b"other"], ["a"])
+    assert (caught.value.code, caught.value.index, caught.value.status) == ("overloaded", 1, 503)
+    assert len(asked.bodies) == 2
