@@ -40,7 +40,7 @@ TEXT_ONLY = {"load_models": "clip_text=clip_text.mar"}
 
 
 def workers_below(folder: Path) -> list[psutil.Process]:
-    """The workers, of any server, whose sockets lie below a folder: those of others on this machine do not."""
+    """The workers whose sockets lie below a folder, of whichever server: others are on this machine too."""
     return [
         process
         for process in psutil.process_iter()
