@@ -64,11 +64,11 @@ def test_every_file_finds_itself_on_the_page(server: Addresses, client: Client, 
             # The vector of what was dropped is asked with, not that of the row of the same contents.
             sha256 = browser.post("/pictures", content=file(name)).json()["picture"]
             answer = browser.get("/results", params={"like": sha256}).text
-        found = {
-            Path(html.unescape(path)).name: score
-            for path, score in re.findall(r'data-path="([^"]+)" data-score="([^"]+)"', answer)
-        }
-        assert found[name] == "1.0000"
+            found = {
+                Path(html.unescape(path)).name: score
+                for path, score in re.findall(r'data-path="([^"]+)" data-score="([^"]+)"', answer)
+            }
+            assert found[name] == "1.0000"
 
 
 @pytest.mark.parametrize("name", FILES)
