@@ -35,9 +35,11 @@ def loaded(folder: Path, dtype: torch.dtype) -> torch.jit.ScriptModule:
     torch.manual_seed(0)
     path = folder / "layers.pt"
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
         example = torch.randn(2, 5, 48, dtype=dtype)
         torch.jit.save(torch.jit.trace(Layers().to(dtype).eval(), example), path)
+        # As an export does it: a trace as such has its example inside, which no encoder file has.
+        torch.jit.save(torch.jit.load(path), path)
     return load_torchscript(path, torch.device("cpu"))
 
 
