@@ -12,14 +12,15 @@ TEXT_MODEL ?=
 DEVICE ?= cpu
 PRECISION ?= auto
 FORMAT ?= torchscript
-IMAGE ?=
-TEXTS ?=
+STORE ?= model_store
+MINUTES ?= 30
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-# What a user may hand in. Values reach the recipes as variables of the environment, just as they were typed: make
-# would expand a $, and the shell quotes and backticks, if a recipe named them itself.
+# What a user may hand in; defaults stand above, for ?= takes what is unexported here for defined. Values reach the
+# recipes as variables of the environment, just as they were typed: make would expand a $, and the shell quotes and
+# backticks, if a recipe named them itself.
 ARGUMENTS := BENCH_STORE CAPTIONS COLUMN DEVICE ENCODER EXCLUDE FORGET FORMAT IMAGE IMAGES JSON KIND LIMIT MIN_SCORE \
 	MINUTES MODEL PAGE PART PORT PRECISION RAY REQUESTS ROUNDS ROWS SECONDS SHEET SIMILAR STORE TABLE TEXT \
 	TEXT_MODEL TEXTS
@@ -67,15 +68,18 @@ demo: $(DEMO_STORE)/clip_similarity.mar ## set up, export the bundled checkpoint
 
 .PHONY: export
 export: setup $(if $(filter onnx,$(value FORMAT)),$(VENV)/.onnx-stamp) ## MODEL=demo|hub name|folder TEXT_MODEL=… DEVICE PRECISION FORMAT=torchscript|djl|aoti|onnx
+	@echo "loading PyTorch and transformers"
 	@$(RUN) -m export_scripts.export --model=$(call VALUE,MODEL) --device=$(call VALUE,DEVICE) \
 		--precision=$(call VALUE,PRECISION) --format=$(call VALUE,FORMAT) $(call GIVEN,TEXT_MODEL,--text-model)
 
 .PHONY: verify
 verify: setup $(if $(wildcard model_store/*.onnx),$(VENV)/.onnx-stamp) ## compare what lies in model_store/, of all formats, with its checkpoints again
+	@echo "loading PyTorch and transformers"
 	@$(RUN) -m export_scripts.verify $(call GIVEN,MODEL,--model) $(call GIVEN,TEXT_MODEL,--text-model)
 
 .PHONY: known-answers
 known-answers: $(VENV)/.dev-stamp ## published weights against numbers that others published; IMAGE=two_dogs_in_snow.jpg
+	@echo "loading PyTorch and transformers"
 	@$(RUN) -m export_scripts.known_answers $(call GIVEN,IMAGE,--image)
 
 .PHONY: archive
@@ -84,12 +88,14 @@ archive: setup ## package the encoders of model_store/ into .mar archives (MODEL
 
 .PHONY: triton
 triton: setup ## a model repository for NVIDIA's Triton, in model_store/triton/ (MODEL=… DEVICE=… PRECISION=…)
+	@echo "loading PyTorch and transformers"
 	@$(RUN) -m export_scripts.triton --store model_store --output model_store/triton \
 		--device=$(call VALUE,DEVICE) \
 		$(call GIVEN,MODEL,--model) $(call GIVEN,PRECISION,--precision)
 
 .PHONY: tune
 tune: setup ## MODEL=… : time precisions, workers x threads and batches on this machine; archives with the best
+	@echo "loading PyTorch and transformers"
 	@$(RUN) -m export_scripts.tune --model=$(call VALUE,MODEL) --device=$(call VALUE,DEVICE) \
 		$(call GIVEN,TEXT_MODEL,--text-model)
 
@@ -125,9 +131,6 @@ demo-results: setup ## measure demo/checkpoint/ over HTTP and write demo/RESULTS
 
 ##@ reliability
 
-STORE ?= model_store
-MINUTES ?= 30
-REQUESTS ?=
 # RUNNING=1: the server that 'make serve' started, instead of one of its own on free ports.
 TARGET = $(if $(value RUNNING),--running,--store=$(call VALUE,STORE))
 
@@ -328,6 +331,7 @@ lock: $(VENV)/.dev-stamp ## resolve the pinned versions anew
 
 .PHONY: sbom
 sbom: setup $(UV_VENV)/.stamp ## sbom.json: what .venv holds, as CycloneDX, for a scanner of vulnerabilities
+	@echo "asking cyclonedx-py what $(VENV) holds"
 	@$(UV_VENV)/bin/uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py environment --output-reproducible \
 		--short-PURLs --of JSON -o sbom.json $(RUN)
 	@echo "sbom.json"

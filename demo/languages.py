@@ -254,6 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_heat_map(results, scenes, arguments.heat_map)
     print(f"\nheat map: {arguments.heat_map}")
     problems = weak_languages(results, bounds) + failed_means(results, scenes, bounds)
+    if not problems:
+        print("none of them is weak")
     for problem in problems:
         print(f"languages: weak: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,7 +32,7 @@ import numpy.typing as npt
 import tokenizers
 import torch
 import transformers
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from PIL import Image
 from safetensors.torch import load_file
@@ -93,6 +93,7 @@ TRAINED_FOR: dict[str, frozenset[str]] = {
 
 # Formats of the same weights that are never read here.
 UNUSED_FILES = ["onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot"]
+PICKLED = "pytorch_model*.bin"
 
 M_CLIP_TYPE = "M-CLIP"
 
@@ -248,8 +249,13 @@ def hub_folder(name: str, *, only: str | None = None) -> Path:
     Raises:
         ExportError: there is no such repository, or it is out of reach and not in the cache.
     """
+    unused = UNUSED_FILES
     try:
-        unused = UNUSED_FILES if only else [*UNUSED_FILES, *_twice(name)]
+        if only is None:
+            folder = Path(snapshot_download(name, ignore_patterns=[*UNUSED_FILES, f"*{PICKLED}"]))
+            # Of weights that lie there twice, safetensors are read; a pickle is fetched where it is alone.
+            safe = {path.parent.relative_to(folder) for path in folder.rglob("*.safetensors")}
+            unused = [*UNUSED_FILES, *sorted((parent / PICKLED).as_posix() for parent in safe)]
         return Path(snapshot_download(name, ignore_patterns=unused, allow_patterns=only))
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         # One sentence: the library's own messages are paragraphs about its cache.
@@ -258,17 +264,6 @@ def hub_folder(name: str, *, only: str | None = None) -> Path:
             f"checkpoint {name!r} is neither a folder nor to be had from the model hub ({reason}); check "
             "the name and the network, or run 'make export MODEL=demo', or give a local folder as MODEL"
         ) from error
-
-
-def _twice(name: str) -> list[str]:
-    """Pickled weights of a hub repository that lie beside the same weights as safetensors, which are read."""
-    try:
-        files = [PurePosixPath(file) for file in HfApi().list_repo_files(name)]
-    except (OSError, HfHubHTTPError):
-        # Out of reach: then nothing is fetched, and what the cache has decides.
-        return []
-    safe = {file.parent for file in files if file.suffix == ".safetensors"}
-    return [str(file) for file in files if file.suffix == ".bin" and file.parent in safe]
 
 
 def load_image_checkpoint(folder: Path, name: str) -> ImageCheckpoint:
