@@ -1145,6 +1145,9 @@ def test_torchserve_archive_that_was_changed(text_path: Path, tmp_path: Path) ->
     (folder / text_path.name).unlink()
     with pytest.raises(SpecError, match=r"clip-text-cpu-fp32\.pt is missing from the archive"):
         ClipTextHandler().initialize(Context(folder))
+    (folder / SUMS_FILE).write_bytes(b"\xff\xfe damaged")  # ATTACKS B2
+    with pytest.raises(SpecError, match=f"no {SUMS_FILE}"):
+        ClipTextHandler().initialize(Context(folder))
     (folder / SUMS_FILE).unlink()
     with pytest.raises(SpecError, match=f"no {SUMS_FILE}"):
         ClipTextHandler().initialize(Context(folder))
