@@ -130,7 +130,9 @@ class _Asked:
             self.check_runs()
             with contextlib.suppress(httpx.HTTPError, ServerError):  # no server yet, or no token
                 target = self.target(workload)
-                response = httpx.post(target.url, content=body, headers=target.headers, timeout=60.0)
+                response = httpx.post(
+                    target.url, content=body, headers=target.headers, timeout=60.0, trust_env=False
+                )
                 if response.status_code == httpx.codes.OK:
                     answer: dict[str, Any] = response.json()
                     return answer
@@ -213,6 +215,7 @@ class TorchServePeer(_Ours):
             params={"min_worker": count, "max_worker": count, "synchronous": "true"},
             headers={"Authorization": f"Bearer {self._server.key_file.token('management')}"},
             timeout=START_SECONDS,
+            trust_env=False,
         )
         if response.status_code != httpx.codes.OK:
             raise PeerError(f"{endpoint}: {count} workers: status {response.status_code}: {response.text}")

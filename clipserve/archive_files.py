@@ -35,8 +35,8 @@ def verify_archive_files(folder: Path) -> None:
     """
     try:
         lines = (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise SpecError(f"{folder}: no {SUMS_FILE}; run 'make archive' again") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{folder}: no {SUMS_FILE} that can be read; run 'make archive' again") from error
     for line in lines:
         expected, _, name = line.partition("  ")
         try:

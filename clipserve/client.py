@@ -57,12 +57,18 @@ RETRY_WITHIN_SECONDS = 20.0
 
 TOKEN_ATTEMPTS = 5
 
+NAME_IT = "name the file in the server's folder: Client(tokens=Path('/the/servers/folder/key_file.json'))"
+
 ImageInput = bytes | str | Path
 Matrix = npt.NDArray[np.float64]
 
 
 class MissingKeyFileError(ServerError):
     """There is no token file where one was looked for."""
+
+
+class RefusedTokenError(ServerError):
+    """The server takes none of the tokens that this client has."""
 
 
 class KeyFile:
@@ -89,8 +95,7 @@ class KeyFile:
             key = json.loads(self._read())[kind]["key"]
         except FileNotFoundError:
             raise MissingKeyFileError(
-                f"{self._path.absolute()}: no token file; start the server with 'make serve', or name the "
-                "file in the server's folder: Client(tokens=Path('/the/servers/folder/key_file.json'))"
+                f"{self._path.absolute()}: no token file; start the server with 'make serve', or {NAME_IT}"
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ServerError(f"{self._path}: not TorchServe's token file ({error!r})") from error
@@ -171,6 +176,9 @@ class Client:
         retries: ask again for up to half a minute where the server cannot be reached or fails; not where a
             person waits for the answer, and would rather be told.
 
+    Raises:
+        ServerError: an address is none.
+
     A client is safe to use from several threads.
     """
 
@@ -183,9 +191,12 @@ class Client:
         proxy: str | None = None,
         retries: bool = True,
     ):
-        self._url = url.rstrip("/")
-        self._management_url = management_url.rstrip("/")
-        self._tokens = KeyFile(tokens, self._management_url) if isinstance(tokens, Path) else tokens
+        self._url = _address(url)
+        self._management_url = _address(management_url)
+        if isinstance(tokens, Path):
+            tokens = KeyFile(tokens, self._management_url)
+        # As it is read from a file, with a line end, it could stand in no header.
+        self._tokens = tokens.strip() if isinstance(tokens, str) else tokens
         self._http = _http_client(timeout, proxy)
         self._retries = retries
         self._cached: dict[str, str] = {}
@@ -341,7 +352,7 @@ class Client:
 
         Raises:
             ServerError: not ready in time, the message is the last reason; or, at once, a server answers but
-                its token file is not where it was looked for.
+                its token file is not where it was looked for, or it refuses the token that was given.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -350,6 +361,9 @@ class Client:
             except ClipServeError as error:
                 # A server writes the file before it listens.
                 if isinstance(error, MissingKeyFileError) and self._listens():
+                    raise
+                # A key file may still be an earlier server's.
+                if isinstance(error, RefusedTokenError) and not isinstance(self._tokens, KeyFile):
                     raise
                 if time.monotonic() > deadline:
                     raise ServerError(f"not ready after {timeout:g} s: {error}") from error
@@ -426,6 +440,7 @@ class Client:
         response = self.post(endpoint, content, "application/json")
         if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE and not _says_which(response):
             raise _too_large(body, len(content), positions[0] if positions else 0)
+        self._check_token(response)
         answer = _json_object(response, endpoint)
         if response.status_code == httpx.codes.OK:
             found = str(answer.get("space_id"))
@@ -446,6 +461,7 @@ class Client:
     def _management(self, path: str, params: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
         request = httpx.Request("GET", f"{self._management_url}{path}", params=params)
         response = self._send("management", request)
+        self._check_token(response)
         if response.status_code != httpx.codes.OK:
             raise ServerError(f"{request.url}: status {response.status_code}: {response.text.strip()[:200]}")
         answer: list[dict[str, Any]] = response.json()
@@ -498,12 +514,40 @@ class Client:
         for _ in range(TOKEN_ATTEMPTS):
             request.headers["Authorization"] = f"Bearer {token}"
             response = self._http.send(request)
-            # TorchServe answers 400, not 401, to a token that is missing, wrong or expired.
-            if response.status_code != 400 or b"InvalidKeyException" not in response.content:
+            if not _refuses_token(response):
                 break
             token = self._tokens.renew(kind, token)
         self._cached[kind] = token
         return response
+
+    def _check_token(self, response: httpx.Response) -> None:
+        if _refuses_token(response):
+            which = (
+                "asks for a token"
+                if self._tokens is None
+                else "refuses the token: it is another's, or expired"
+            )
+            raise RefusedTokenError(f"{response.url}: the server {which}; {NAME_IT}")
+
+
+def _address(url: str) -> str:
+    """An address without a slash at its end.
+
+    Raises:
+        ServerError: it is none. A port beyond 65535 would be taken for another one.
+    """
+    try:
+        found = httpx.URL(url)
+    except httpx.InvalidURL:
+        found = httpx.URL()
+    if found.scheme not in ("http", "https") or not found.host or not 0 < (found.port or 80) < 65536:
+        raise ServerError(f"{url!r} is no address of a server; one is {INFERENCE_URL}")
+    return url.rstrip("/")
+
+
+def _refuses_token(response: httpx.Response) -> bool:
+    # TorchServe answers 400, not 401, to a token that is missing, wrong or expired.
+    return response.status_code == 400 and b"InvalidKeyException" in response.content
 
 
 def _http_client(timeout: float, proxy: str | None = None) -> httpx.Client:

@@ -31,9 +31,17 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from PIL import AvifImagePlugin, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    Image,
+    ImageCms,
+    ImageFile,
+    ImageOps,
+    PngImagePlugin,
+    UnidentifiedImageError,
+)
 
-from clipserve.colors import to_srgb
+from clipserve.colors import MAX_PROFILE_BYTES, to_srgb
 from clipserve.containers import (
     Container,
     Walker,
@@ -126,6 +134,9 @@ FILLERS = tuple(bytes(range(first, 250, 3)) * 40 for first in (170, 85, 235))
 
 # One thread decodes a picture, as with every other format: workers are as many as there are cores.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+# Beyond it Pillow refuses the picture, not the chunk: a profile in a PNG may be as large as elsewhere.
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_PROFILE_BYTES
 
 
 @dataclass(frozen=True)
@@ -406,7 +417,7 @@ def _to_rgb(image: Image.Image, color: Color) -> Image.Image:
     if not isinstance(profile, bytes):
         profile = b""
     if "A" in image.getbands() or image.info.get("transparency") is not None:
-        return _over_white(image, to_srgb(profile, "RGBA"))
+        return _over_white(image, profile)
     if image.mode in ("L", "CMYK") and (transform := to_srgb(profile, image.mode)) is not None:
         converted = ImageCms.applyTransform(image, transform)
         if converted is not None:
@@ -417,16 +428,21 @@ def _to_rgb(image: Image.Image, color: Color) -> Image.Image:
     return image
 
 
-def _over_white(image: Image.Image, transform: ImageCms.ImageCmsTransform | None) -> Image.Image:
+def _over_white(image: Image.Image, profile: bytes) -> Image.Image:
     rgb = Image.new("RGB", image.size, WHITE)
+    transform = to_srgb(profile, "RGBA")
+    # Of grey with an alpha channel LittleCMS takes the grey alone.
+    grey = to_srgb(profile, "L") if image.mode in ("L", "LA") else None
     # Grey stays grey until the end: the same numbers, a third less work.
-    mode = "LA" if image.mode == "LA" and transform is None else "RGBA"
+    mode = "LA" if image.mode == "LA" and transform is None and grey is None else "RGBA"
     white = (*WHITE[: len(mode) - 1], 255)
     # Tile by tile: as a whole it would take four bytes a pixel three times over.
     for top in range(0, image.height, TILE):
         for left in range(0, image.width, TILE):
             box = (left, top, min(left + TILE, image.width), min(top + TILE, image.height))
             tile = image.crop(box).convert(mode)
+            if grey is not None:
+                tile = _managed_grey(tile, grey)
             least, most = tile.getchannel("A").getextrema()
             if most == 0:
                 continue
@@ -436,6 +452,15 @@ def _over_white(image: Image.Image, transform: ImageCms.ImageCmsTransform | None
                 tile = Image.alpha_composite(Image.new(mode, tile.size, white), tile)
             rgb.paste(tile.convert("RGB"), box)
     return rgb
+
+
+def _managed_grey(tile: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    """Grey pixels in mode RGBA, brought to sRGB with their alpha as it was."""
+    managed = ImageCms.applyTransform(tile.getchannel("R"), transform)
+    if managed is None:
+        return tile
+    managed.putalpha(tile.getchannel("A"))
+    return managed
 
 
 def preprocess(image: Image.Image, preprocessing: ImagePreprocessing, limits: ImageLimits) -> PixelArray:

@@ -51,8 +51,10 @@ MAX_PARTS = 2000
 
 BRACKET = re.compile(r"[\[{\]}]")
 SURROGATE = re.compile("[\ud800-\udfff]")
-OPENS_OBJECT = re.compile(rb"\s*\{")
-NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=_\s-]")
+# What editors and PowerShell on Windows begin UTF-8 with: a signature, no part of a text.
+BYTE_ORDER_MARK = "\ufeff"
+OPENS_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{")
+NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=_ \t\r\n-]")
 URL_SAFE_BASE64 = bytes.maketrans(b"-_", b"+/")
 
 ItemT = TypeVar("ItemT")
@@ -98,7 +100,7 @@ class Row:
     """One HTTP request as a server hands it over.
 
     Attributes:
-        body: the raw body; empty for multipart.
+        body: the raw body; empty for multipart, unless the server could not find its parts.
         content_type: the header of that name as it was sent; empty where there is none.
         parts: all parts of a multipart request, in their order.
         content_encoding: the header of that name as it was sent; empty where there is none.
@@ -231,7 +233,12 @@ def parse_text_request(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]
         _refuse_form(row)
         if not row.body:
             raise RequestError("empty_request", "the request has no body; send a text")
-        text = _utf8(row.body)
+        text = _utf8(row.body).removeprefix(BYTE_ORDER_MARK)
+        if "\0" in text:
+            raise RequestError(
+                "invalid_encoding",
+                f"the text has a zero byte at {row.body.index(0)}, as UTF-16 has; send the text in UTF-8",
+            )
         if len(text) <= limits.max_characters and _is_json(text):
             raise _mistyped(row)
         return EmbeddingRequest([_text_item(text, limits)], "float")
@@ -343,8 +350,19 @@ def _form(row: Row, allowed: AbstractSet[str], limits: RequestLimits) -> tuple[d
     return fields, files
 
 
+def unreadable_form(where: str = "") -> RequestError:
+    """What is said of a multipart body in which no parts can be found; `where` follows "cannot be read"."""
+    return RequestError(
+        "invalid_request",
+        f"the multipart body cannot be read{where}; its type should be 'multipart/form-data; boundary=…' "
+        "with the body's own boundary, as HTTP libraries write it where they are not told a type",
+    )
+
+
 def _refuse_form(row: Row) -> None:
     found = media_type(row.content_type)
+    if found == MULTIPART and row.body:
+        raise unreadable_form()
     if found in (FORM, MULTIPART):
         raise RequestError(
             "unsupported_media_type",
@@ -355,12 +373,22 @@ def _refuse_form(row: Row) -> None:
 
 
 def _is_json(text: str) -> bool:
-    """Whether a text is a JSON object or list: a request under a wrong type, not something to embed."""
-    if not text.lstrip().startswith(("{", "[")):
-        return False
+    """Whether a text is a JSON object or list, or an object a line: a request under a wrong type.
+
+    Whatever else may be wrong with that request, such as a key given twice, it is not something to embed.
+    """
+    text = text.strip()
+    line = text.partition("\n")[0]
+    return (text.startswith(("{", "[")) and _is_json_value(text)) or (
+        line.startswith("{") and _is_json_value(line)
+    )
+
+
+def _is_json_value(text: str) -> bool:
     try:
-        _parsed(text, "the body")
-    except RequestError:
+        _check_structure(text, "the body")
+        json.loads(text, parse_int=float)
+    except (RequestError, ValueError):
         return False
     return True
 

@@ -207,11 +207,21 @@ def _row(parameters: Sequence[Parameter], context: Any, index: int) -> Row:
         # The second: of two headers of that name, the frontend reads the first, and hands on the last. Of a
         # field, which has no file name, it sends no content type; of a file always one.
         parts = [Part(p["name"], _bytes(p["value"]), p["contentType"] or None) for p in parameters]
+        if _is_unread_form(parts):
+            return Row(parts[0].content, content_type, (), content_encoding)
         return Row(b"", content_type if found == MULTIPART else MULTIPART, parts, content_encoding)
     if found == FORM or not parameters:
         return Row(b"", content_type, (), content_encoding)
     (body,) = parameters
     return Row(_bytes(body["value"], parsed=found == JSON), content_type, (), content_encoding)
+
+
+def _is_unread_form(parts: Sequence[Part]) -> bool:
+    """Whether a form is the frontend's raw body: it reads none in whose type it finds no boundary.
+
+    A raw body comes as a part of this name, with the type of the request.
+    """
+    return [(part.name, media_type(part.content_type or "")) for part in parts] == [("body", MULTIPART)]
 
 
 def _headers(context: Any, index: int) -> dict[str, str]:

@@ -43,7 +43,7 @@ def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float) -> bo
         questions = learn_questions(client, server.endpoints)
         workers = {e: psutil.Process(int(client.workers(e)[0]["pid"])) for e in server.endpoints}
     complaints: list[str] = []
-    with MemoryWatch(server, frontend=True) as watch, httpx.Client(timeout=120) as http:
+    with MemoryWatch(server, frontend=True) as watch, httpx.Client(timeout=120, trust_env=False) as http:
         idle = _megabytes(workers)
         for attack in attacks:
             before = _cpu_seconds(workers[attack.endpoint])
@@ -63,7 +63,7 @@ def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float) -> bo
         began = time.monotonic()
 
         def attack_on(_: int) -> None:
-            with httpx.Client(timeout=120) as own:
+            with httpx.Client(timeout=120, trust_env=False) as own:
                 while (number := next(numbers)) < len(attacks) or time.monotonic() - began < seconds:
                     attack = attacks[number % len(attacks)]
                     answer, complaint = _send(own, server, attack)

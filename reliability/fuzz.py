@@ -43,7 +43,7 @@ def run_fuzz(server: Server, requests: int, seed: int) -> bool:
 
     def call(caller: int) -> None:
         choose = random.Random(caller)
-        with httpx.Client(timeout=120) as http, ThreadPoolExecutor(1) as beside:
+        with httpx.Client(timeout=120, trust_env=False) as http, ThreadPoolExecutor(1) as beside:
             while (number := next(numbers)) < requests:
                 bad = bad_request(number, seed)
                 question = choose.choice(by_endpoint[bad.endpoint])

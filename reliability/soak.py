@@ -32,7 +32,7 @@ def run_soak(server: Server, seconds: float) -> bool:
     bad: Counter[str] = Counter()
     started = reported = time.monotonic()
     with MemoryWatch(server, 1.0) as watch, Load(server, questions, plain=4, retrying=2, pause=PAUSE) as load:
-        with httpx.Client(timeout=120) as http:
+        with httpx.Client(timeout=120, trust_env=False) as http:
             while True:
                 now = time.monotonic()
                 if now - started >= seconds:

@@ -202,7 +202,9 @@ class Ingress:
             raise RequestError("not_found", f"no such endpoint; there are {', '.join(self._endpoints)}", 404)
 
     async def _row(self, request: Request) -> Row:
-        content_type, encoding = (request.headers.get(f"content-{name}", "") for name in ("type", "encoding"))
+        content_type = request.headers.get("content-type", "")
+        # A list, which may be spread over several headers.
+        encoding = ", ".join(request.headers.getlist("content-encoding"))
         body = await self._body(request)
         check_head(content_type, encoding)
         if media_type(content_type) == MULTIPART:

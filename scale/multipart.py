@@ -8,7 +8,7 @@ from python_multipart.exceptions import FormParserError, ParseError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 from clipserve.errors import RequestError
-from clipserve.protocol import MAX_PARTS, MULTIPART, OCTETS, Part, check_charset
+from clipserve.protocol import MAX_PARTS, MULTIPART, OCTETS, Part, check_charset, unreadable_form
 
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
@@ -52,7 +52,7 @@ def multipart_parts(content_type: str, body: bytes) -> list[Part]:
     except FormParserError as error:
         # Its own words and its log quote the headers of parts: they are the caller's.
         where = f" at byte {error.offset}" if isinstance(error, ParseError) and error.offset >= 0 else ""
-        raise RequestError("invalid_request", f"the multipart body cannot be read{where}") from None
+        raise unreadable_form(where) from None
     if not ended:
         raise RequestError("invalid_request", "the multipart body has no closing boundary: it was cut off")
     return parts

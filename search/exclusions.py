@@ -36,9 +36,9 @@ DEFAULTS = (
     "__MACOSX/",
     "Network Trash Folder/",
     "Temporary Items/",
-    "*.photoslibrary/resources/",
-    "*.photolibrary/Thumbnails/",
-    "*.photolibrary/Previews/",
+    "**/*.photoslibrary/resources/",
+    "**/*.photolibrary/Thumbnails/",
+    "**/*.photolibrary/Previews/",
     # Lightroom's previews.
     "*.lrdata/",
 )

@@ -88,3 +88,16 @@ def test_the_bulk_job_has_no_second_copy_of_anything() -> None:
         assert not imported(path) & {"PIL", "tokenizers", "transformers", "torchvision"}, path.name
     users = {path.name for path in (ROOT / "scale").rglob("*.py") if "search" in imported(path)}
     assert all((ROOT / "scale" / "bulk" / name).exists() for name in users), users
+
+
+HTTPX_CALLS = {"Client", "AsyncClient", "request", "stream", "get", "post", "put", "delete"}
+
+
+@pytest.mark.parametrize("room", sorted((ROOMS | {"reliability"}) - {"tests"}))
+def test_no_request_goes_through_a_proxy_of_the_environment(room: str) -> None:
+    """ATTACKS C1: HTTP_PROXY would be shown every token and every picture."""
+    for path in (ROOT / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"httpx.{n}" for n in HTTPX_CALLS}:
+                keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert keywords.get("trust_env") == "False", f"{path}:{node.lineno}"

@@ -179,6 +179,45 @@ def test_outside_of_the_servers_folder(tmp_path: Path, monkeypatch: pytest.Monke
             assert caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [("/the/servers/folder/key_file.json", "refuses the token"), (None, "asks for a token")],
+)
+def test_a_token_that_is_refused(tokens: str | None, words: str) -> None:
+    """CASES 58: the path of a key file as a string is taken for a token: 120 s of silence, and no reason."""
+    stale = json.dumps({"code": 400, "type": "InvalidKeyException", "message": "Token Authorization failed"})
+    with (
+        standing_in(lambda path, body: (400, stale.encode())) as (url, asked),
+        Client(url, url, tokens) as client,
+    ):
+        for ask in (
+            lambda: client.embed_texts("a"),
+            lambda: client.similarity([b""], "a"),
+            client.wait_ready,
+        ):
+            with pytest.raises(ServerError, match=rf"{words}.*Client\(tokens=Path\(") as caught:
+                ask()
+            assert "/key_file.json:" not in str(caught.value)
+    assert len(asked.heads) == 3
+
+
+def test_a_token_as_it_is_read_from_a_file() -> None:
+    """CASES 58, 33: with a line end it could stand in no header, and the message about that quoted it."""
+    with standing_in(embeddings) as (url, asked), Client(url, url, "the-token\n") as client:
+        assert client.embed_texts("a").shape == (1, 3)
+    assert "Bearer the-token\n" in asked.text
+
+
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:8080", "localhost", "http://", "http://[::1", "http://127.0.0.1:80808", "ftp://a"]
+)
+def test_what_is_no_address(url: str) -> None:
+    """CASES 58, 61: httpx' own error, or half a minute of asking port 80808 modulo 65536."""
+    for addresses in ({"url": url}, {"management_url": url}):
+        with pytest.raises(ServerError, match=r"is no address of a server; one is http://127\.0\.0\.1:8080"):
+            Client(**addresses)
+
+
 def test_a_server_that_starts_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CASES 58, its other half: where nobody listens yet, the file may still come."""
     path = tmp_path / "key_file.json"

@@ -114,3 +114,28 @@ def test_profiles_that_cost_much_are_never_run(name: str, monkeypatch: pytest.Mo
     if "damaged" not in name:
         monkeypatch.setattr(ImageCms, "buildTransform", None)
     assert to_srgb(profile, "RGB") is None
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_grey_with_an_alpha_channel_is_managed_as_grey(format: str) -> None:
+    """CASES 15: what is opaque has the same colours whether the file has an alpha channel or not."""
+    grey = Image.linear_gradient("L")
+    with Image.open(PHOTOGRAPHS / "page.png") as image:
+        profile = image.info["icc_profile"]
+    expected = decoded(encoded(grey, format, icc_profile=profile))
+    assert np.abs(expected - decoded(encoded(grey, format))).max() > 5
+    opaque = Image.merge("LA", (grey, Image.new("L", grey.size, 255)))
+    assert np.array_equal(decoded(encoded(opaque, format, icc_profile=profile)), expected)
+    clear = Image.merge("LA", (grey, Image.new("L", grey.size, 0)))
+    assert decoded(encoded(clear, format, icc_profile=profile)).min() == 255
+    if format == "PNG":
+        marked = decoded(encoded(grey, format, icc_profile=profile, transparency=100))
+        assert np.array_equal(marked[:100], expected[:100])
+        assert marked[100].min() == 255
+
+
+def test_a_large_profile_in_a_png() -> None:
+    """CASES 22: Pillow refused a PNG with more than 1 MB of a profile or a text, whole as its pixels are."""
+    large = display_p3().ljust(2_000_000, b"\0")
+    data = encoded(patch("RGB", (200, 100, 50)), "PNG", icc_profile=large)
+    assert np.abs(decoded(data, "ignore")[15, 20] - (200, 100, 50)).max() == 0

@@ -958,6 +958,22 @@ def test_torchserve_parts_named_as_headers(start: Start) -> None:
     assert len(json.loads(body)["data"]) == 3
 
 
+@pytest.mark.parametrize("content_type", ["multipart/form-data", "Multipart/Form-Data; charset=utf-8"])
+def test_torchserve_forms_that_it_has_not_read(
+    start: Start, picture_vectors: FloatArray, content_type: str
+) -> None:
+    """CASES 1: without a boundary its frontend hands over the whole body, under the name of a raw one."""
+    context = Context(
+        headers=[{"Content-Type": content_type}, {"Content-Type": "multipart/form-data; boundary=x"}]
+    )
+    raw = [{"name": "body", "contentType": "multipart/form-data", "value": PICTURES[0]}]
+    file = [{"name": "body", "contentType": "image/jpeg", "value": PICTURES[0]}]
+    refused, taken = start(ClipImageHandler).handle([raw, file], context)
+    assert context.statuses == {0: (400, "Bad Request")}
+    assert "multipart body cannot be read" in json.loads(refused)["error"]["message"]
+    assert_close([e["embedding"] for e in json.loads(taken)["data"]], picture_vectors[[0]])
+
+
 def test_torchserve_forms_under_another_type(start: Start) -> None:
     """Of two Content-Type headers the frontend reads the first and hands on the last; nobody else is hurt."""
     context = Context(headers=[{"Content-Type": "image/jpeg"}, {"Content-Type": "image/jpeg"}])
@@ -1128,6 +1144,9 @@ def test_torchserve_archive_that_was_changed(text_path: Path, tmp_path: Path) ->
         ClipTextHandler().initialize(Context(folder))
     (folder / text_path.name).unlink()
     with pytest.raises(SpecError, match=r"clip-text-cpu-fp32\.pt is missing from the archive"):
+        ClipTextHandler().initialize(Context(folder))
+    (folder / SUMS_FILE).write_bytes(b"\xff\xfe damaged")  # ATTACKS B2
+    with pytest.raises(SpecError, match=f"no {SUMS_FILE}"):
         ClipTextHandler().initialize(Context(folder))
     (folder / SUMS_FILE).unlink()
     with pytest.raises(SpecError, match=f"no {SUMS_FILE}"):

@@ -334,6 +334,38 @@ def test_texts_that_only_look_like_json() -> None:
     assert_refused(parse_text_request, Row(b'["a", "b"]', ""), "unsupported_media_type", 415)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"input": "a", "input": "b"}',
+        b'{"input": NaN}',
+        b'{"input": "a"}\n{"input": "b"}\n',
+        b'\xef\xbb\xbf{"input": ["a", "b"]}',
+        b'\xef\xbb\xbf["a", "b"]',
+    ],
+)
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-ndjson", "application/jsonl"])
+def test_json_that_is_no_request_is_no_text_either(body: bytes, content_type: str) -> None:
+    """CASES 2: a key twice, a request a line, the mark that PowerShell writes: never their characters."""
+    assert_refused(parse_text_request, Row(body, content_type), "unsupported_media_type", 415, "is JSON")
+
+
+def test_a_byte_order_mark_is_no_text() -> None:
+    """CASES 2, 12: of a text it is taken off; JSON with one is JSON, and refused as that."""
+    mark = b"\xef\xbb\xbf"
+    assert parse_text_request(Row(mark + b"two dogs", "text/plain"), LIMITS).items == ["two dogs"]
+    for content_type in ("", "application/octet-stream"):
+        for parse in (parse_text_request, parse_image_request):
+            assert_refused(parse, Row(mark + REQUEST, content_type), "invalid_json", 400)
+
+
+@pytest.mark.parametrize("charset", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_utf16_without_a_charset(charset: str) -> None:
+    """CASES 12: what is ASCII is valid UTF-8 as well, with zero bytes."""
+    row = Row("two dogs".encode(charset), "text/plain")
+    assert_refused(parse_text_request, row, "invalid_encoding", 400, "zero byte", "UTF-8")
+
+
 @pytest.mark.parametrize("charset", ["utf-16", "UTF-16LE", "iso-8859-1", '"windows-1252"', "x", ""])
 def test_another_charset(charset: str) -> None:
     """CASES 12."""
@@ -455,6 +487,16 @@ ENDPOINTS = pytest.mark.parametrize("endpoint", PARSERS)
 def test_forms_without_a_file(endpoint: str, content_type: str) -> None:
     row = Row(b"input=a" if content_type == FORM else b"", content_type)
     assert_refused(PARSERS[endpoint], row, "unsupported_media_type", 415, content_type, JSON)
+
+
+@ENDPOINTS
+@pytest.mark.parametrize("body", [PNG, b"two dogs", REQUEST])
+def test_forms_that_no_server_could_read(endpoint: str, body: bytes) -> None:
+    """CASES 1: a multipart type without a boundary; whatever the body is, it is not what it says."""
+    row = Row(body, "multipart/form-data")
+    assert_refused(
+        PARSERS[endpoint], row, "invalid_request", 400, "multipart body cannot be read", "boundary"
+    )
 
 
 @ENDPOINTS

@@ -99,6 +99,18 @@ def test_fields_that_nobody_reads_are_named(api: Api, endpoint: str, field: str)
     assert f"unknown field '{field}'" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "content_type", ["multipart/form-data", "multipart/form-data;", "multipart/form-data; charset=utf-8"]
+)
+@pytest.mark.parametrize("endpoint", ["clip_text", "clip_image", "clip_similarity"])
+def test_a_form_without_a_boundary(api: Api, endpoint: str, content_type: str) -> None:
+    """CASES 1: whoever writes the type by hand forgets it; the body is not taken for anything else."""
+    for body in (PICTURES[0], form(part("a", PICTURES[0], file="x")), b'{"input": "a"}'):
+        response = api.post(endpoint, body, content_type)
+        assert refusal(response) == (400, "invalid_request")
+        assert "the multipart body cannot be read; " in response.json()["error"]["message"]
+
+
 def test_very_many_parts(api: Api) -> None:
     """ATTACKS A10, as far as a worker sees it."""
     body = form(*[part("a", b"", file="x")] * 2001)
@@ -166,6 +178,25 @@ def test_compressed_bodies(api: Api, endpoint: str, content_type: str | None) ->
     response = api.post(endpoint, b"\x1f\x8b\x08", content_type, headers={"Content-Encoding": "gzip"})
     assert refusal(response) == (415, "unsupported_media_type")
     assert "Content-Encoding is 'gzip'" in response.json()["error"]["message"]
+
+
+def test_compressed_bodies_that_say_so_in_two_headers(api: Api) -> None:
+    """CASES 25: a list may be spread over several headers (RFC 9110, 5.3)."""
+    token = api.bearer()["Authorization"]
+    headers = [("Authorization", token), ("Content-Encoding", "identity"), ("Content-Encoding", "gzip")]
+    response = api.http.post(
+        f"{api.url}/predictions/clip_text",
+        content=b"two dogs",
+        headers=[*headers, ("Content-Type", "text/plain")],
+    )
+    assert refusal(response) == (415, "unsupported_media_type")
+
+
+def test_json_with_a_byte_order_mark(api: Api) -> None:
+    """CASES 2: never its characters as a text."""
+    body = b"\xef\xbb\xbf" + json.dumps({"input": ["a", "b", "c"]}).encode()
+    assert refusal(api.post("clip_text", body)) == (400, "invalid_json")
+    assert refusal(api.post("clip_text", body, "text/plain")) == (415, "unsupported_media_type")
 
 
 def test_base64_as_it_is_written_elsewhere(api: Api) -> None:

@@ -33,6 +33,8 @@ LEFT_OUT = [
     "deep/.trashed-1700000000-a.jpg",
     "Fotos.photoslibrary/resources/derivatives/a.jpeg",
     "Fotos.photolibrary/Thumbnails/a.jpg",
+    "Pictures/2024/Fotos.photoslibrary/resources/derivatives/a.jpeg",
+    "Pictures/Fotos.photolibrary/Previews/a.jpg",
     "Lightroom Previews.lrdata/0/a.jpg",
     "WhatsApp/Sent/.nomedia",
     "WhatsApp/Sent/a.jpg",
@@ -46,6 +48,8 @@ TAKEN = [
     "recycle/a.jpg",
     "lost and found/a.jpg",
     "Fotos.photoslibrary/originals/0/a.jpeg",
+    "Pictures/2024/Fotos.photoslibrary/originals/0/a.jpeg",
+    "resources/a.jpg",
     "WhatsApp/a.jpg",
     "a._b.jpg",
 ]
