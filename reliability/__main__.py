@@ -17,9 +17,13 @@ from reliability.cost import run_cost
 from reliability.faults import FAULTS, READY_SECONDS
 from reliability.fuzz import run_fuzz
 from reliability.largest import run_largest
+from reliability.proxy import ProxiedServer, running_proxy
 from reliability.soak import run_soak
 from serving.local import ROOT
 from serving.server import Server, private_server, project_server
+
+# Seconds between two requests of a caller: all are one address to the proxy, which lets 50 a second in.
+PROXY_PAUSE = 0.25
 
 
 def chaos(arguments: argparse.Namespace) -> bool:
@@ -49,14 +53,21 @@ def fuzz(arguments: argparse.Namespace) -> bool:
 
 def cost(arguments: argparse.Namespace) -> bool:
     """Sends requests that cost as much as they can, four at a time in between good ones."""
+    attacks = ATTACKS[:: arguments.every]
     with _deployment(arguments) as server:
-        return run_cost(server, ATTACKS, 60 * arguments.minutes)
+        if not arguments.proxy:
+            return run_cost(server, attacks, 60 * arguments.minutes)
+        with (
+            tempfile.TemporaryDirectory(prefix="clipserve-proxy-") as folder,
+            running_proxy(server, Path(folder)) as proxy,
+        ):
+            return run_cost(ProxiedServer(server, proxy), attacks, 60 * arguments.minutes, PROXY_PAUSE)
 
 
 def largest(arguments: argparse.Namespace) -> bool:
     """Sends the largest pictures of every format, many at once, and watches memory."""
     with _deployment(arguments) as server:
-        return run_largest(server)
+        return run_largest(server, arguments.files)
 
 
 @contextlib.contextmanager
@@ -87,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--store", type=Path, default=ROOT / "model_store", help="folder of the archives to serve"
         )
         where.add_argument("--running", action="store_true", help="the server that 'make serve' started")
-    of_chaos, of_soak, of_fuzz, of_cost = (
-        commands.choices[run.__name__] for run in (chaos, soak, fuzz, cost)
+    of_chaos, of_soak, of_fuzz, of_cost, of_largest = (
+        commands.choices[run.__name__] for run in (chaos, soak, fuzz, cost, largest)
     )
     of_chaos.add_argument("--requests", type=int, default=2000, help="innocent requests at each fault")
     of_chaos.add_argument("--faults", default=",".join(FAULTS), help="which, separated by commas")
@@ -96,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_fuzz.add_argument("--requests", type=int, default=50_000)
     of_fuzz.add_argument("--seed", type=int, default=0)
     of_cost.add_argument("--minutes", type=float, default=10.0)
+    of_cost.add_argument("--every", type=int, default=1, help="3: a third of the attacks, and so on")
+    of_cost.add_argument("--proxy", action="store_true", help="through the nginx of docs/deployment.md")
+    of_largest.add_argument("--files", type=int, default=30, help="of each format")
     arguments = parser.parse_args(argv)
     try:
         return 0 if arguments.run(arguments) else 1

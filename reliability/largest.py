@@ -16,7 +16,6 @@ from reliability.watch import MemoryWatch
 from serving.server import Server
 
 CALLERS = 16
-FILES = 30  # of each format
 RSS_BOUND = 300.0  # megabytes over idle
 SAMPLE_SECONDS = 0.02
 
@@ -90,11 +89,12 @@ LARGEST: dict[str, Callable[[], bytes]] = {
 }
 
 
-def run_largest(server: Server) -> bool:
-    """Sends `FILES` of the largest pictures of each format, `CALLERS` at once; prints what a worker took.
+def run_largest(server: Server, files: int) -> bool:
+    """Sends so many of the largest pictures of each format, `CALLERS` at once; prints what a worker took.
 
     Returns:
-        Whether all were answered, no worker was lost, and none grew by more than `RSS_BOUND`.
+        Whether all were answered or told that there was no time for them, no worker was lost, and none grew
+        by more than `RSS_BOUND`.
     """
     kept = True
     for name, make in LARGEST.items():
@@ -109,9 +109,11 @@ def run_largest(server: Server) -> bool:
                 return send_once(http, server, "clip_image", data, "application/octet-stream").status_code
 
         with MemoryWatch(server, SAMPLE_SECONDS) as watch, ThreadPoolExecutor(CALLERS) as pool:
-            statuses = Counter(pool.map(send, range(FILES)))
+            statuses = Counter(pool.map(send, range(files)))
         peak = watch.peaks()["clip_image"]
-        kept = kept and set(statuses) == {httpx.codes.OK} and peak <= RSS_BOUND and not watch.lost()
+        # Sixteen at once may be more than there is time for, which is said: `overloaded`.
+        answered = httpx.codes.OK in statuses and statuses.keys() <= {httpx.codes.OK, 503}
+        kept = kept and answered and peak <= RSS_BOUND and not watch.lost()
         lost = ", the worker was lost" if watch.lost() else ""
         print(
             f"{name}: {len(data) / 1e6:.1f} MB, answers {dict(statuses)}, {peak:.0f} MB over idle{lost}",

@@ -160,6 +160,25 @@ def test_texts_are_embedded_as_long_as_their_known_cost_fits(
     np.testing.assert_allclose(vectors(reply), whole[:done], atol=1e-5)
 
 
+def test_time_that_was_thought_to_be_needed_is_used_after_all(
+    image_encoder: TracedImageEncoder,
+    text_encoder: TracedTextEncoder,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ATTACKS A8: timed while other workers started as well, a pass seemed to cost 40 s, and costs 0.1 s."""
+    monkeypatch.setattr("clipserve.cost.time.perf_counter", lambda: clock.now)
+    for encoder, build, items in (
+        (image_encoder, image_endpoint, PICTURES),
+        (text_encoder, text_endpoint, TEXTS[:20]),
+    ):
+        with monkeypatch.context() as starting:
+            starting.setattr(encoder, "embed", clock.slow(encoder.embed, 40))
+            endpoint = build(encoder, Settings(max_batch=2))
+        monkeypatch.setattr(encoder, "embed", clock.slow(encoder.embed, 0.1))
+        assert outcomes(endpoint.handle([json_row({"input": items})])[0]) == ["ok"] * 20
+
+
 def test_tokenising_looks_at_the_deadline(
     text_encoder: TracedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
