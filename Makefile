@@ -187,6 +187,11 @@ duplicates: $(SEARCH_VENV)/.run-stamp ## TABLE=… SIMILAR=0.98 PAGE=found.html 
 	@$(SEARCH) -m search duplicates $(TABLE_GIVEN) $(call GIVEN,SIMILAR,--threshold) $(call GIVEN,PAGE,--page) \
 		$(if $(value JSON),--json)
 
+.PHONY: heic
+heic: setup $(SEARCH_VENV)/.run-stamp ## HEIC, as iPhones write it: its decoder (8 MB) for server, search and, where it is set up, scale
+	@for environment in $(VENV) $(SEARCH_VENV) $(wildcard $(SCALE_VENV)); do \
+		$(call INTO,$$environment,requirements/heic.lock,pillow-heif); done
+
 .PHONY: ui
 ui: $(SEARCH_VENV)/.run-stamp ## the page on 127.0.0.1: search and comparison in a browser (PORT=7860)
 	@$(SEARCH) -m search ui $(call GIVEN,PORT,--port) $(TABLE_GIVEN)

@@ -247,7 +247,7 @@ def _register(format: ImageFormat) -> None:
         raise RequestError(
             "unsupported_image_format",
             f"the image is a HEIC picture, which cannot be decoded here: the package pillow-heif is missing; "
-            f"install clipserve[{format.extra}], or send a JPEG",
+            f"run 'make {format.extra}' (pip: clipserve[{format.extra}]), or send a JPEG",
             415,
         ) from error
     pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)

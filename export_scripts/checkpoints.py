@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,7 +32,7 @@ import numpy.typing as npt
 import tokenizers
 import torch
 import transformers
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from PIL import Image
 from safetensors.torch import load_file
@@ -239,13 +239,18 @@ def _folder(name: str, demo: Path) -> Path:
         return Path(name)
     if name.startswith((".", "/", "~")):
         raise ExportError(f"checkpoint folder {name!r} does not exist; give a folder or a hub name")
-    return _hub_folder(name if "/" in name else DEFAULT_OWNER + name)
+    return hub_folder(name if "/" in name else DEFAULT_OWNER + name)
 
 
-def _hub_folder(name: str, *, only: str | None = None) -> Path:
-    """The folder of a hub repository in the hub's cache; with `only` this one file of it is fetched."""
+def hub_folder(name: str, *, only: str | None = None) -> Path:
+    """The folder of a hub repository in the hub's cache; with `only` this one file of it is fetched.
+
+    Raises:
+        ExportError: there is no such repository, or it is out of reach and not in the cache.
+    """
     try:
-        return Path(snapshot_download(name, ignore_patterns=UNUSED_FILES, allow_patterns=only))
+        unused = UNUSED_FILES if only else [*UNUSED_FILES, *_twice(name)]
+        return Path(snapshot_download(name, ignore_patterns=unused, allow_patterns=only))
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         # One sentence: the library's own messages are paragraphs about its cache.
         reason = type(error).__name__
@@ -253,6 +258,17 @@ def _hub_folder(name: str, *, only: str | None = None) -> Path:
             f"checkpoint {name!r} is neither a folder nor to be had from the model hub ({reason}); check "
             "the name and the network, or run 'make export MODEL=demo', or give a local folder as MODEL"
         ) from error
+
+
+def _twice(name: str) -> list[str]:
+    """Pickled weights of a hub repository that lie beside the same weights as safetensors, which are read."""
+    try:
+        files = [PurePosixPath(file) for file in HfApi().list_repo_files(name)]
+    except (OSError, HfHubHTTPError):
+        # Out of reach: then nothing is fetched, and what the cache has decides.
+        return []
+    safe = {file.parent for file in files if file.suffix == ".safetensors"}
+    return [str(file) for file in files if file.suffix == ".bin" and file.parent in safe]
 
 
 def load_image_checkpoint(folder: Path, name: str) -> ImageCheckpoint:
@@ -676,7 +692,7 @@ def _first(names: Sequence[str]) -> str:
 def _folder_of_base(name: str) -> Path:
     repository = name if "/" in name else f"FacebookAI/{name}"
     # Its weights are in the checkpoint itself.
-    return _hub_folder(repository, only="config.json")
+    return hub_folder(repository, only="config.json")
 
 
 def _m_clip(

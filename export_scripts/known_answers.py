@@ -37,7 +37,7 @@ from clipserve.images import ImageLimits, decode_image, preprocess
 from export_scripts.checkpoints import (
     DEMO_IMAGE,
     CheckpointPair,
-    _hub_folder,
+    hub_folder,
     load_image_checkpoint,
     load_pair,
     load_text_checkpoint,
@@ -182,7 +182,7 @@ def _two_dogs(picture: Path | None) -> FloatArray:
 
 def _clip() -> CheckpointPair:
     try:
-        folder = _hub_folder(f"sentence-transformers/{CLIP}")
+        folder = hub_folder(f"sentence-transformers/{CLIP}")
     except ExportError as error:
         raise NotHadError("the model hub cannot be reached from here") from error
     return load_pair(str(folder))

@@ -62,7 +62,7 @@ def main() -> int:
                 command += ["--output-file", str(HERE / f"{name}.lock")]
                 subprocess.run(command, check=True)
                 earlier.append(str(HERE / f"{name}.lock"))
-        for name in ("java", "old-torch", "uv"):
+        for name in ("heic", "java", "old-torch", "uv"):
             alone = [*uv, str(HERE / f"{name}.in"), "--output-file", str(HERE / f"{name}.lock")]
             subprocess.run(alone, check=True)
         infinity = [*uv, str(HERE / "infinity.in"), str(needs), "--override", str(left_out)]

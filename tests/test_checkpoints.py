@@ -1346,3 +1346,28 @@ def test_of_an_xlm_roberta_base_only_the_configuration_is_fetched(
     monkeypatch.setattr(loading, "snapshot_download", download)
     load_text_checkpoint(folder, "x")
     assert asked == [("FacebookAI/tiny-xlm-roberta", "config.json")]
+
+
+def test_weights_are_not_fetched_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repositories often hold the same weights as safetensors and as pickles; only the former are read."""
+
+    class Hub:
+        def list_repo_files(self, name: str) -> list[str]:
+            return [
+                "0_CLIPModel/model.safetensors",
+                "0_CLIPModel/pytorch_model.bin",
+                "2_Dense/pytorch_model.bin",
+            ]
+
+    ignored: list[list[str]] = []
+
+    def download(name: str, *, ignore_patterns: list[str], allow_patterns: str | None) -> str:
+        ignored.append([*ignore_patterns])
+        return "somewhere"
+
+    monkeypatch.setattr(loading, "HfApi", Hub)
+    monkeypatch.setattr(loading, "snapshot_download", download)
+    loading.hub_folder("sentence-transformers/clip-ViT-B-32")
+    loading.hub_folder("sentence-transformers/clip-ViT-B-32", only="config.json")
+    # The Dense layer has its pickle only, which is read.
+    assert ignored == [[*loading.UNUSED_FILES, "0_CLIPModel/pytorch_model.bin"], loading.UNUSED_FILES]

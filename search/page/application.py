@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import socket
-import threading
 from base64 import b64encode
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -311,12 +311,11 @@ def serve_page(connect: Callable[[], Client], folder: Path, port: int) -> None:
             )
         )
         # In a thread: in the main one uvicorn takes the signals, ignored ones too.
-        serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        serving.start()
-        print(f"the page is at http://{HOST}:{listening.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
-        try:
-            with contextlib.suppress(KeyboardInterrupt):
-                serving.join()
-        finally:
-            server.should_exit = True
-            serving.join()
+        with ThreadPoolExecutor(1) as pool:
+            serving = pool.submit(server.run, sockets=[listening])
+            print(f"the page is at http://{HOST}:{listening.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+            try:
+                with contextlib.suppress(KeyboardInterrupt):
+                    serving.result()
+            finally:
+                server.should_exit = True

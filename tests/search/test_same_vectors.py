@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import html
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
 from search.files import ENDINGS
 from search.indexer import index_folder
+from search.page.application import Page, application
+from search.server_process import Addresses
 from search.table import open_table
 from search.thumbnails import EDGE, make_thumbnail
 from tests.pictures import FILES, assert_same_vectors, display_p3, file
@@ -40,6 +46,29 @@ def test_every_file_has_the_same_vector(client: Client, tmp_path: Path) -> None:
         return vector
 
     assert_same_vectors(in_table, as_query)
+
+
+@pytest.mark.server
+def test_every_file_finds_itself_on_the_page(server: Addresses, client: Client, tmp_path: Path) -> None:
+    """CASES 8: what is dropped there has the vector that the index gave the same file."""
+    pictures, table = tmp_path / "pictures", tmp_path / "table"
+    pictures.mkdir()
+    for name in FILES:
+        (pictures / name).write_bytes(file(name))
+    index_folder(client, pictures, table)
+    with contextlib.ExitStack() as stack:
+        page = application(Page(lambda: stack.enter_context(server.client()), table))
+        here = "http://127.0.0.1"
+        browser = stack.enter_context(TestClient(page, base_url=here, headers={"Origin": here}))
+        for name in FILES:
+            # The vector of what was dropped is asked with, not that of the row of the same contents.
+            sha256 = browser.post("/pictures", content=file(name)).json()["picture"]
+            answer = browser.get("/results", params={"like": sha256}).text
+            found = {
+                Path(html.unescape(path)).name: score
+                for path, score in re.findall(r'data-path="([^"]+)" data-score="([^"]+)"', answer)
+            }
+            assert found[name] == "1.0000"
 
 
 @pytest.mark.parametrize("name", FILES)
