@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm
-from reliability.attacks import ATTACKS
+from reliability.attacks import AT_THE_FRONTEND, ATTACKS
 from reliability.chaos import run_chaos
 from reliability.cost import run_cost
 from reliability.faults import FAULTS, READY_SECONDS
@@ -61,7 +61,9 @@ def cost(arguments: argparse.Namespace) -> bool:
             tempfile.TemporaryDirectory(prefix="clipserve-proxy-") as folder,
             running_proxy(server, Path(folder)) as proxy,
         ):
-            return run_cost(ProxiedServer(server, proxy), attacks, 60 * arguments.minutes, PROXY_PAUSE)
+            proxied = ProxiedServer(server, proxy)
+            attacks = (*AT_THE_FRONTEND, *attacks)
+            return run_cost(proxied, attacks, 60 * arguments.minutes, PROXY_PAUSE)
 
 
 def largest(arguments: argparse.Namespace) -> bool:
