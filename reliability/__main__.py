@@ -69,7 +69,7 @@ def cost(arguments: argparse.Namespace) -> bool:
 def largest(arguments: argparse.Namespace) -> bool:
     """Sends the largest pictures of every format, many at once, and watches memory."""
     with _deployment(arguments) as server:
-        return run_largest(server, arguments.files)
+        return run_largest(server)
 
 
 @contextlib.contextmanager
@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--store", type=Path, default=ROOT / "model_store", help="folder of the archives to serve"
         )
         where.add_argument("--running", action="store_true", help="the server that 'make serve' started")
-    of_chaos, of_soak, of_fuzz, of_cost, of_largest = (
-        commands.choices[run.__name__] for run in (chaos, soak, fuzz, cost, largest)
+    of_chaos, of_soak, of_fuzz, of_cost = (
+        commands.choices[run.__name__] for run in (chaos, soak, fuzz, cost)
     )
     of_chaos.add_argument("--requests", type=int, default=2000, help="innocent requests at each fault")
     of_chaos.add_argument("--faults", default=",".join(FAULTS), help="which, separated by commas")
@@ -111,7 +111,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_cost.add_argument("--minutes", type=float, default=10.0)
     of_cost.add_argument("--every", type=int, default=1, help="3: a third of the attacks, and so on")
     of_cost.add_argument("--proxy", action="store_true", help="through the nginx of docs/deployment.md")
-    of_largest.add_argument("--files", type=int, default=30, help="of each format")
     arguments = parser.parse_args(argv)
     try:
         return 0 if arguments.run(arguments) else 1

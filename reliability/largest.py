@@ -16,6 +16,7 @@ from reliability.watch import MemoryWatch
 from serving.server import Server
 
 CALLERS = 16
+FILES = 30  # of each format
 RSS_BOUND = 300.0  # megabytes over idle
 SAMPLE_SECONDS = 0.02
 
@@ -89,8 +90,8 @@ LARGEST: dict[str, Callable[[], bytes]] = {
 }
 
 
-def run_largest(server: Server, files: int) -> bool:
-    """Sends so many of the largest pictures of each format, `CALLERS` at once; prints what a worker took.
+def run_largest(server: Server) -> bool:
+    """Sends `FILES` of the largest pictures of each format, `CALLERS` at once; prints what a worker took.
 
     Returns:
         Whether all were answered or told that there was no time for them, no worker was lost, and none grew
@@ -109,7 +110,7 @@ def run_largest(server: Server, files: int) -> bool:
                 return send_once(http, server, "clip_image", data, "application/octet-stream").status_code
 
         with MemoryWatch(server, SAMPLE_SECONDS) as watch, ThreadPoolExecutor(CALLERS) as pool:
-            statuses = Counter(pool.map(send, range(files)))
+            statuses = Counter(pool.map(send, range(FILES)))
         peak = watch.peaks()["clip_image"]
         # Sixteen at once may be more than there is time for, which is said: `overloaded`.
         answered = httpx.codes.OK in statuses and statuses.keys() <= {httpx.codes.OK, 503}
