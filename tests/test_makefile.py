@@ -169,6 +169,20 @@ def installer() -> ModuleType:
     return module
 
 
+@pytest.fixture
+def install() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs requirements/install.py as make does, by the interpreter that has uv and pip."""
+    python = ROOT / ".venv-uv" / "bin" / "python"
+    if not python.is_file():
+        pytest.skip("no .venv-uv; run 'make setup'")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(python), str(ROOT / "requirements" / "install.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return run
+
+
 def write_torch(folder: Path, version: str) -> Path:
     """A wheel by the name of torch with nothing in it."""
     folder.mkdir(exist_ok=True)
@@ -201,23 +215,20 @@ def torch_in(environment: Path) -> list[str]:
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_pip_was_told_goes_first(
-    installer: ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    device: str,
-    capsys: pytest.CaptureFixture[str],
+    install: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     """CASES 69: PIP_FIND_LINKS names a folder with a CPU build; uv reads no variable of pip's."""
     monkeypatch.setenv("PIP_FIND_LINKS", str(write_torch(tmp_path / "wheels", "2.13.0+cpu")))
     requirement = tmp_path / "torch.txt"
     requirement.write_text("torch==2.13.0\n")
     arguments = [str(tmp_path / "env"), "--torch", str(requirement), "--device", device]
-    assert installer.main(arguments) == 0
+    done = install(*arguments)
+    assert done.returncode == 0, done.stderr
     assert torch_in(tmp_path / "env") == ["torch-2.13.0+cpu.dist-info"]
-    assert "PyTorch 2.13.0+cpu, 190 MB to fetch" in capsys.readouterr().out
+    assert "PyTorch 2.13.0+cpu, 190 MB to fetch" in done.stdout
     # A second time nothing is to be done, and nothing is said of it.
-    assert installer.main(arguments) == 0
-    assert capsys.readouterr().out == ""
+    again = install(*arguments)
+    assert (again.returncode, again.stdout) == (0, "")
 
 
 CPU, CU130 = ({"UV_TORCH_BACKEND": backend} for backend in ("cpu", "cu130"))
@@ -306,24 +317,25 @@ def test_a_wrong_python_leaves_no_environment(
 
 
 @pytest.mark.usefixtures("offline")
-def test_an_environment_that_could_not_be_filled_goes_again(
-    installer: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_environment_that_could_not_be_filled_goes_again(install: Make, tmp_path: Path) -> None:
     """CASES 62: a half-made environment is not there for the next command."""
     lock = tmp_path / "some.lock"
     lock.write_text(f"nowhere-to-be-had==1.0 --hash=sha256:{'0' * 64}\n")
-    assert installer.main([str(tmp_path / "env"), str(lock)]) == 1
-    assert "nowhere-to-be-had" in capsys.readouterr().err
+    done = install(str(tmp_path / "env"), str(lock))
+    assert done.returncode == 1
+    assert "nowhere-to-be-had" in done.stderr
     assert not (tmp_path / "env").exists()
 
 
 @pytest.mark.usefixtures("offline")
-def test_an_environment_of_another_python_is_made_anew(installer: ModuleType, tmp_path: Path) -> None:
+def test_an_environment_of_another_python_is_made_anew(
+    install: Make, installer: ModuleType, tmp_path: Path
+) -> None:
     """CASES 62: a good Python after a bad one."""
     program_folder = tmp_path / "env" / "bin"
     program_folder.mkdir(parents=True)
     # As every environment has it; uv clears no other folder.
     (tmp_path / "env" / "pyvenv.cfg").touch()
     program(program_folder / "python", "#!/bin/sh\necho 3 9\n")
-    assert installer.main([str(tmp_path / "env")]) == 0
+    assert install(str(tmp_path / "env")).returncode == 0
     assert installer.python_version(str(program_folder / "python")) == sys.version_info[:2]
