@@ -148,8 +148,8 @@ fuzz: $(VENV)/.dev-stamp ## 50,000 damaged requests among good ones, and MINUTES
 	@$(RUN) -m pytest tests/fuzz --fuzz-seconds $$(( 60 * GIVEN_MINUTES )) -q
 
 .PHONY: attack
-attack: setup ## MINUTES=30: requests that cost as much as they can, four at once among good ones
-	@$(RUN) -m reliability cost $(TARGET) --minutes=$(call VALUE,MINUTES)
+attack: setup ## MINUTES=30, PROXY=1: requests that cost as much as they can, four at once among good ones
+	@$(RUN) -m reliability cost $(TARGET) --minutes=$(call VALUE,MINUTES) $(if $(value PROXY),--proxy)
 
 .PHONY: largest
 largest: $(VENV)/.dev-stamp ## the largest pictures of every format, 16 at once; watches memory
@@ -164,7 +164,7 @@ test-reliability: $(VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## all of
 	@$(RUN) -m reliability chaos --store $(DEMO_STORE) --requests 300 --faults kill,queue,loris,leave,oversize
 	@$(RUN) -m reliability soak --store $(DEMO_STORE) --minutes 2
 	@$(RUN) -m reliability fuzz --store $(DEMO_STORE) --requests 5000
-	@$(RUN) -m reliability cost --store $(DEMO_STORE) --minutes 1
+	@$(RUN) -m reliability cost --store $(DEMO_STORE) --minutes 1 --every 4
 	@$(RUN) -m pytest tests/fuzz -q
 
 ##@ search

@@ -108,6 +108,9 @@ class ImageEmbedder:
 
     def __call__(self, items: Sequence[bytes | RequestError], budget: Budget) -> list[Result]:
         """Embeds each picture, or says what is wrong with it; in their order, as long as there is time."""
+        return _in_rounds(items, self._round, self._cost, budget)
+
+    def _round(self, items: Sequence[bytes | RequestError], budget: Budget) -> list[Result]:
         results: list[Result] = []
         seconds = self._cost.seconds(1)
         # The next pictures are decoded while those before them are in the forward pass.
@@ -181,6 +184,9 @@ class TextEmbedder:
 
     def __call__(self, items: Sequence[str | RequestError], budget: Budget) -> list[Result]:
         """Embeds each text, or says what is wrong with it; in their order, as long as there is time."""
+        return _in_rounds(items, self._round, self._cost, budget)
+
+    def _round(self, items: Sequence[str | RequestError], budget: Budget) -> list[Result]:
         seconds = self._cost.seconds(1)
         results: dict[int, Result] = {}
         valid: list[tuple[int, Tokens]] = []
@@ -474,6 +480,32 @@ def _embed_fairly(
             meter.error(result.code)
     found = dict(zip(places, results, strict=True))
     return [[found[request, item] for item in range(len(items))] for request, items in enumerate(requests)]
+
+
+def _in_rounds(
+    items: Sequence[ItemT | RequestError],
+    embed: Callable[[Sequence[ItemT | RequestError], Budget], list[Result]],
+    cost: PassCost,
+    budget: Budget,
+) -> list[Result]:
+    """Embeds items, and those there seemed to be no time for once more where passes turned out cheaper.
+
+    What a pass costs was measured while other workers started as well, and may be several times too much:
+    then most of the time would be left over.
+    """
+    results: dict[int, Result] = {}
+    left = list(range(len(items)))
+    while left:
+        believed = cost.seconds(1)
+        results.update(zip(left, embed([items[i] for i in left], budget), strict=True))
+        if not cost.seconds(1) < believed:
+            break
+        left = [i for i in left if _is_overloaded(results[i])]
+    return [results[index] for index in range(len(items))]
+
+
+def _is_overloaded(result: Result) -> bool:
+    return isinstance(result, RequestError) and result.code == overloaded().code
 
 
 def _one_or_many(

@@ -11,15 +11,19 @@ from pathlib import Path
 
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm
-from reliability.attacks import ATTACKS
+from reliability.attacks import AT_THE_FRONTEND, ATTACKS
 from reliability.chaos import run_chaos
 from reliability.cost import run_cost
 from reliability.faults import FAULTS, READY_SECONDS
 from reliability.fuzz import run_fuzz
 from reliability.largest import run_largest
+from reliability.proxy import ProxiedServer, running_proxy
 from reliability.soak import run_soak
 from serving.local import ROOT
 from serving.server import Server, private_server, project_server
+
+# Seconds between two requests of a caller: all are one address to the proxy, which lets 50 a second in.
+PROXY_PAUSE = 0.25
 
 
 def chaos(arguments: argparse.Namespace) -> bool:
@@ -49,8 +53,17 @@ def fuzz(arguments: argparse.Namespace) -> bool:
 
 def cost(arguments: argparse.Namespace) -> bool:
     """Sends requests that cost as much as they can, four at a time in between good ones."""
+    attacks = ATTACKS[:: arguments.every]
     with _deployment(arguments) as server:
-        return run_cost(server, ATTACKS, 60 * arguments.minutes)
+        if not arguments.proxy:
+            return run_cost(server, attacks, 60 * arguments.minutes)
+        with (
+            tempfile.TemporaryDirectory(prefix="clipserve-proxy-") as folder,
+            running_proxy(server, Path(folder)) as proxy,
+        ):
+            proxied = ProxiedServer(server, proxy)
+            attacks = (*AT_THE_FRONTEND, *attacks)
+            return run_cost(proxied, attacks, 60 * arguments.minutes, PROXY_PAUSE)
 
 
 def largest(arguments: argparse.Namespace) -> bool:
@@ -96,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_fuzz.add_argument("--requests", type=int, default=50_000)
     of_fuzz.add_argument("--seed", type=int, default=0)
     of_cost.add_argument("--minutes", type=float, default=10.0)
+    of_cost.add_argument("--every", type=int, default=1, help="3: a third of the attacks, and so on")
+    of_cost.add_argument("--proxy", action="store_true", help="through the nginx of docs/deployment.md")
     arguments = parser.parse_args(argv)
     try:
         return 0 if arguments.run(arguments) else 1

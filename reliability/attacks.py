@@ -68,6 +68,11 @@ def _multipart(*parts: tuple[str, bytes]) -> bytes:
     ) + (b"--edge--\r\n")
 
 
+def _many_pictures() -> bytes:
+    """More than a request may have, each of them good."""
+    return _multipart(*[(f"a{number}", picture(1, (40, 30), "PNG")) for number in range(3_000)])
+
+
 @functools.cache
 def _animation() -> bytes:
     """A GIF of 200 frames, of which the first one counts."""
@@ -126,6 +131,9 @@ ATTACKS: tuple[Attack, ...] = (
         "a long template", "clip_similarity", MULTIPART, lambda: _multipart(("template", b"{}" * 10_000_000))
     ),
     Attack("no form", "clip_image", FORM, lambda: b"a" * 1_000_000),
+    # As many as the proxy lets in (A10).
+    Attack("150,000 empty parts", "clip_image", MULTIPART, lambda: _multipart(*[("a", b"")] * 150_000)),
+    Attack("3,000 pictures in parts", "clip_image", MULTIPART, _many_pictures),
     # Tokenising (A7) and the honest maximum (A8).
     Attack(
         "labels in a template of emoji",
@@ -182,4 +190,12 @@ ATTACKS: tuple[Attack, ...] = (
     ),
     # Headers and decoding (A4, A5): one picture each.
     *(Attack(name, "clip_image", "application/octet-stream", make) for name, make in COSTLY.items()),
+)
+
+# What TorchServe's own frontend suffers from (A9, A10), so that only the proxy is asked it.
+AT_THE_FRONTEND: tuple[Attack, ...] = (
+    Attack("a form of 500,000 fields", "clip_text", FORM, lambda: b"a&" * 500_000),
+    Attack("a form of 15 million fields", "clip_text", FORM, lambda: b"a&" * (BYTES // 2)),
+    Attack("a form of fields without a name", "clip_image", FORM, lambda: b"&" * 1_000_000),
+    Attack("450,000 parts", "clip_similarity", MULTIPART, lambda: _multipart(*[("a", b"")] * 450_000)),
 )

@@ -28,12 +28,13 @@ AT_ONCE = 4
 BACK_SECONDS = 30.0  # in which memory has to come back
 
 
-def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float) -> bool:
+def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float, pause: float = 0.05) -> bool:
     """Sends each attack alone, then four at a time among eight innocent callers; prints what came of it.
 
     Args:
         attacks: what is sent.
         seconds: how long, at least, attacks and callers go on together; every attack is sent once.
+        pause: of a caller between an answer and the next request, seconds.
 
     Returns:
         Whether each attack alone cost a worker no more than `CPU_BOUND`, each was answered, no innocent
@@ -44,9 +45,11 @@ def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float) -> bo
         workers = {e: psutil.Process(int(client.workers(e)[0]["pid"])) for e in server.endpoints}
     complaints: list[str] = []
     with MemoryWatch(server, frontend=True) as watch, httpx.Client(timeout=120, trust_env=False) as http:
+        frontend = server.processes()[0]
         idle = _megabytes(workers)
         for attack in attacks:
             before = _cpu_seconds(workers[attack.endpoint])
+            before_it = _cpu_seconds(frontend)
             sent = time.monotonic()
             answer, complaint = _send(http, server, attack)
             spent = _cpu_seconds(workers[attack.endpoint]) - before
@@ -55,7 +58,12 @@ def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float) -> bo
             if complaint:
                 complaints.append(f"{attack.name}: {complaint}")
             took = time.monotonic() - sent
-            print(f"{attack.name:32} {spent:5.1f} s CPU, {took:5.1f} s in all: {answer}", flush=True)
+            of_frontend = _cpu_seconds(frontend) - before_it
+            print(
+                f"{attack.name:40} {spent:5.1f} s CPU, {of_frontend:4.1f} s of the frontend's, "
+                f"{took:5.1f} s in all: {answer}",
+                flush=True,
+            )
         print(f"back to idle +{_most_over(workers, idle):.0f} MB after each alone")
         answers: Counter[str] = Counter()
         numbers = itertools.count()
@@ -72,7 +80,7 @@ def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float) -> bo
                         if complaint:
                             complaints.append(f"{attack.name}, among callers: {complaint}")
 
-        with Load(server, questions, plain=4, retrying=4, pause=0.05) as load:
+        with Load(server, questions, plain=4, retrying=4, pause=pause) as load:
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 list(pool.map(attack_on, range(AT_ONCE)))
             totals = load.totals()

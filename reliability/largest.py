@@ -12,12 +12,13 @@ from PIL import Image
 
 from clipserve.images import FORMATS, ImageLimits, decoding_bytes
 from reliability.load import send_once
-from reliability.watch import MemoryWatch
+from reliability.watch import MEGABYTE, MemoryWatch
 from serving.server import Server
 
 CALLERS = 16
 FILES = 30  # of each format
-RSS_BOUND = 300.0  # megabytes over idle
+RSS_BOUND = 300.0  # megabytes over idle, beside the files of a batch
+BATCH = 8  # batchSize of handlers/clip_image.yaml
 SAMPLE_SECONDS = 0.02
 
 ORIENTATION = 0x0112
@@ -94,7 +95,8 @@ def run_largest(server: Server) -> bool:
     """Sends `FILES` of the largest pictures of each format, `CALLERS` at once; prints what a worker took.
 
     Returns:
-        Whether all were answered, no worker was lost, and none grew by more than `RSS_BOUND`.
+        Whether all were answered or told that there was no time for them, no worker was lost, and none grew
+        by more than `RSS_BOUND` and the files that it holds at once.
     """
     kept = True
     for name, make in LARGEST.items():
@@ -111,7 +113,10 @@ def run_largest(server: Server) -> bool:
         with MemoryWatch(server, SAMPLE_SECONDS) as watch, ThreadPoolExecutor(CALLERS) as pool:
             statuses = Counter(pool.map(send, range(FILES)))
         peak = watch.peaks()["clip_image"]
-        kept = kept and set(statuses) == {httpx.codes.OK} and peak <= RSS_BOUND and not watch.lost()
+        # Sixteen at once may be more than there is time for, which is said: `overloaded`.
+        bound = RSS_BOUND + BATCH * len(data) / MEGABYTE
+        answered = httpx.codes.OK in statuses and statuses.keys() <= {httpx.codes.OK, 503}
+        kept = kept and answered and peak <= bound and not watch.lost()
         lost = ", the worker was lost" if watch.lost() else ""
         print(
             f"{name}: {len(data) / 1e6:.1f} MB, answers {dict(statuses)}, {peak:.0f} MB over idle{lost}",

@@ -40,6 +40,11 @@ LONGEST_SOCKET = 107
 CRASHES_TO_GIVE_UP = 2
 
 
+# What the sentences of these have in common: `_warn_of_too_many_threads` (clipserve.torchserve_adapter),
+# `_too_large` (clipserve.worker), `Settings.within`. A worker's log has no levels.
+WARNINGS = r"are more than the \d+ cores|take \d+ s here, and max_request_seconds is|is lowered from"
+
+
 @dataclass(frozen=True)
 class Server:
     """A TorchServe instance, running or not.
@@ -89,12 +94,12 @@ class Server:
         )
 
     def warnings(self) -> list[str]:
-        """What its workers warned of since the start: more threads than cores."""
+        """What its workers warned of since the start: threads, time, limits that contradict each other."""
         try:
             log = self._model_log.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return []
-        return list(dict.fromkeys(re.findall(r"MODEL_LOG - (.* are more than the \d+ cores .*)", log)))
+        return list(dict.fromkeys(re.findall(rf"MODEL_LOG - (.* (?:{WARNINGS}) .*)", log)))
 
     def processes(self) -> list[psutil.Process]:
         """The Java server and its workers; empty where it is not running."""

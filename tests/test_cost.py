@@ -40,6 +40,7 @@ from clipserve.protocol import JSON, Embedded, EmbeddingRequest, Reply, RequestL
 from clipserve.settings import Settings
 from clipserve.tokens import Tokenizer, Tokens
 from clipserve.worker import Worker
+from serving.server import private_server
 
 CPU = torch.device("cpu")
 
@@ -159,6 +160,25 @@ def test_texts_are_embedded_as_long_as_their_known_cost_fits(
     assert len(tokenised) == done + 1
     assert sum(tokenised[:-1]) <= 80 < sum(tokenised)
     np.testing.assert_allclose(vectors(reply), whole[:done], atol=1e-5)
+
+
+def test_time_that_was_thought_to_be_needed_is_used_after_all(
+    image_encoder: TracedImageEncoder,
+    text_encoder: TracedTextEncoder,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ATTACKS A8: timed while other workers started as well, a pass seemed to cost 40 s, and costs 0.1 s."""
+    monkeypatch.setattr("clipserve.cost.time.perf_counter", lambda: clock.now)
+    for encoder, build, items in (
+        (image_encoder, image_endpoint, PICTURES),
+        (text_encoder, text_endpoint, TEXTS[:20]),
+    ):
+        with monkeypatch.context() as starting:
+            starting.setattr(encoder, "embed", clock.slow(encoder.embed, 40))
+            endpoint = build(encoder, Settings(max_batch=2))
+        monkeypatch.setattr(encoder, "embed", clock.slow(encoder.embed, 0.1))
+        assert outcomes(endpoint.handle([json_row({"input": items})])[0]) == ["ok"] * 20
 
 
 def test_tokenising_looks_at_the_deadline(
@@ -518,6 +538,22 @@ def test_limits_that_the_response_timeout_contradicts_are_lowered(
     assert (settings.max_seconds, settings.max_request_seconds) == expected
     assert [sentence.partition(" is lowered from ")[0] for sentence in said] == lowered
     assert all(sentence.endswith(f"is {response_seconds} s") for sentence in said)
+
+
+def test_what_a_worker_warns_of_is_told_by_who_starts_it(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ATTACKS A8: `make serve` tells every warning that stands in the workers' log, once."""
+    monkeypatch.setattr(PassCost, "seconds", lambda self, units: 0.00209 * units)
+    Worker("clip_similarity", store, CPU, Settings(), 10)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 3
+    server = private_server(store, tmp_path)
+    server.logs.mkdir()
+    head = "2026-11-26T16:48:01,123 [INFO ] W-9000-clip_similarity_0.1.0-stdout MODEL_LOG - "
+    lines = [*warned, "clip-text-cpu-fp32 ready, space 0f3c", *warned]
+    (server.logs / "model_log.log").write_text("".join(f"{head}{line}\n" for line in lines))
+    assert server.warnings() == warned
 
 
 def test_a_worker_keeps_to_the_lowered_limits(

@@ -931,6 +931,17 @@ def test_torchserve_hands_over_every_part(service: Any, start: Start, picture_ve
         assert_close(found, picture_vectors[[2, 0, 2]])
 
 
+def test_torchserve_bodies_are_held_once(service: Any, start: Start) -> None:
+    """ATTACKS A3: 32 MB each, as a bytearray off the wire and as bytes."""
+    start(ClipImageHandler)
+    request = off_the_wire(("body", "image/jpeg", PICTURES[0]))
+    _, ((parameter,),), _ = service.retrieve_data_for_inference([request])
+    assert parameter["value"] == PICTURES[0]
+    assert type(parameter["value"]) is bytes
+    assert request["parameters"] == [parameter]
+    assert request["parameters"][0] is parameter
+
+
 def test_torchserve_fields_given_twice(service: Any, start: Start) -> None:
     """CASES 1: of two lists of texts it would drop one."""
     handler = start(ClipSimilarityHandler)

@@ -12,21 +12,29 @@ import os
 import re
 import shlex
 import shutil
-import socket
-import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 import httpx
-import psutil
 import pytest
 
-from serving.local import CONFIG, ROOT, free_ports
+from reliability.proxy import (
+    CALLER,
+    NGINX,
+    PAGE,
+    Proxy,
+    at,
+    give_token,
+    running_proxy,
+    snippet,
+    snippets,
+    tool,
+)
+from serving.local import CONFIG, free_ports
 from serving.server import Server, private_server, server_in
 from tests.http.api import picture
 from tests.http.checkouts import checkout, pasted
@@ -34,23 +42,10 @@ from tests.http.conftest import READY_SECONDS
 
 pytestmark = pytest.mark.torchserve_only("its deployment")
 
-PAGE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="needs systemd-analyze: apt-get install systemd"
 )
-KEY = "0f3c" * 12
 RENEW = "?type=inference"
-
-
-def snippets(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-
-
-def snippet(language: str, mark: str) -> str:
-    """The one snippet that holds a mark, such as the name of its file."""
-    (found,) = [text for text in snippets(language) if mark in text]
-    return found
 
 
 def test_no_snippet_is_left_untried() -> None:
@@ -64,161 +59,13 @@ def test_no_snippet_is_left_untried() -> None:
 # ---- nginx
 
 
-@dataclass(frozen=True)
-class Proxy:
-    """A running nginx.
-
-    Attributes:
-        etc: its `/etc/nginx`.
-        port: of TLS.
-        authority: its certificate.
-        command: nginx with its files; `-t` or `-s reload` follow.
-    """
-
-    etc: Path
-    port: int
-    authority: Path
-    command: Sequence[str]
-
-    @property
-    def url(self) -> str:
-        return f"https://clip.example.org:{self.port}"
-
-    def client(self, key: str | None = KEY) -> httpx.Client:
-        context = ssl.create_default_context(cafile=self.authority)
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        # The name leads here without a resolver.
-        transport = httpx.HTTPTransport(verify=context)
-        return httpx.Client(
-            base_url=f"https://127.0.0.1:{self.port}",
-            headers=headers | {"Host": "clip.example.org"},
-            transport=transport,
-            timeout=120,
-        )
-
-    def connect(self) -> ssl.SSLSocket:
-        context = ssl.create_default_context(cafile=self.authority)
-        plain = socket.create_connection(("127.0.0.1", self.port), timeout=120)
-        return context.wrap_socket(plain, server_hostname="clip.example.org")
-
-
-def at(text: str, places: dict[str, str]) -> str:
-    for name, place in places.items():
-        assert name in text, name
-        text = text.replace(name, place)
-    return text
-
-
-def certificate(folder: Path) -> None:
-    """A certificate of its own for clip.example.org and 127.0.0.1."""
-    folder.mkdir(parents=True)
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-            *(
-                "-keyout",
-                "privkey.pem",
-                "-out",
-                "fullchain.pem",
-                "-days",
-                "2",
-                "-subj",
-                "/CN=clip.example.org",
-            ),
-            *("-addext", "subjectAltName=DNS:clip.example.org,IP:127.0.0.1"),
-        ],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-
-
-def port_of(address: str) -> str:
-    return f"127.0.0.1:{urlsplit(address).port}"
-
-
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("nginx")
-
-
-@pytest.fixture(scope="module")
-def proxy(server: Server, places: Path) -> Iterator[Proxy]:
+def proxy(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     """The page's nginx before the tests' TorchServe, with the page's token script and one caller's key."""
     if NGINX is None:
         pytest.skip("needs nginx: apt-get install nginx-light")
-    bodies = " ".join(
-        f"{kind}_temp_path {places / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    etc = places / "etc" / "nginx"
-    (etc / "conf.d").mkdir(parents=True)
-    log = places / "log"
-    log.mkdir()
-    certificate(places / "ssl" / "clip.example.org")
-    (port, probe_port) = free_ports(2)
-    text = at(
-        snippet("nginx", "# /etc/nginx/conf.d/clipserve.conf"),
-        {
-            "/etc/nginx/": f"{etc}/",
-            "/etc/ssl/": f"{places / 'ssl'}/",
-            "/var/log/nginx/": f"{log}/",
-            "listen 443 ": f"listen 127.0.0.1:{port} ",
-            "127.0.0.1:8080": port_of(server.properties["inference_address"]),
-            "127.0.0.1:8083": f"127.0.0.1:{probe_port}",
-        },
-    )
-    (etc / "conf.d" / "clipserve.conf").write_text(text)
-    callers = snippet("nginx", "# /etc/nginx/clipserve-callers.conf")
-    (etc / "clipserve-callers.conf").write_text(at(callers, {"0f3c…": KEY}))
-    main = at(
-        Path("/etc/nginx/nginx.conf").read_text(),
-        {
-            "/run/nginx.pid": str(places / "nginx.pid"),
-            "/var/log/nginx": str(log),
-            "/etc/nginx/conf.d": str(etc / "conf.d"),
-            "include /etc/nginx/sites-enabled/*;": bodies,
-            # Pytest's folders are of who runs it, and only root may become another.
-            "user www-data;": "user root;" if os.getuid() == 0 else "",
-        },
-    )
-    (etc / "nginx.conf").write_text(main)
-    command = [NGINX, "-c", str(etc / "nginx.conf"), "-e", str(log / "error.log")]
-    give_token(server, places, command, started=False)
-    tested = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
-    assert tested.returncode == 0, tested.stderr
-    assert "[warn]" not in tested.stderr, tested.stderr
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-    try:
-        yield Proxy(etc, port, places / "ssl" / "clip.example.org" / "fullchain.pem", command)
-    finally:
-        master = psutil.Process(int((places / "nginx.pid").read_text()))
-        family = [master, *master.children()]
-        subprocess.run([*command, "-s", "quit"], check=True)
-        psutil.wait_procs(family, timeout=30)
-
-
-def tool(folder: Path, name: str, script: str) -> None:
-    """A program of the machine's, replaced."""
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
-
-
-def give_token(server: Server, places: Path, command: Sequence[str], *, started: bool = True) -> None:
-    """Runs the page's script, with `systemctl reload nginx` done by nginx itself."""
-    reload = shlex.join([*command, "-s", "reload"])
-    tool(places / "bin", "systemctl", f'test "$*" = "reload nginx"\n{reload if started else ""}')
-    script = at(
-        snippet("sh", "Gives TorchServe's inference token to nginx"),
-        {"/var/lib/clipserve": str(server.folder), "/etc/nginx": str(places / "etc" / "nginx")},
-    )
-    (places / "clipserve-token").write_text(script)
-    (places / "clipserve-token").chmod(0o755)
-    environment = {"PATH": f"{places / 'bin'}:/usr/bin:/bin"}
-    subprocess.run([str(places / "clipserve-token")], env=environment, check=True)
-    conf = places / "etc" / "nginx" / "clipserve-token.conf"
-    assert conf.stat().st_mode & 0o777 == 0o600
-    assert server.key_file.token("inference") in conf.read_text()
+    with running_proxy(server, tmp_path_factory.mktemp("nginx")) as running:
+        yield running
 
 
 def test_the_proxy_adds_the_token(proxy: Proxy, server: Server) -> None:
@@ -255,6 +102,13 @@ def test_forms_end_at_the_proxy(proxy: Proxy, server: Server, content_type: str,
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
     assert "Content-Type: " in answer.json()["error"]["message"]
     assert len((server.logs / "access_log.log").read_bytes()) == before
+
+
+def test_a_header_without_end_ends_at_the_proxy(proxy: Proxy) -> None:
+    """ATTACKS A11: Ray's HTTP server takes gigabytes of one; nginx 32 kB."""
+    with proxy.connect() as connection, connection.makefile("rb") as stream:
+        connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: clip.example.org\r\nx: " + b"a" * 100_000)
+        assert answer_of(stream)[0] == 400
 
 
 def parts(count: int) -> bytes:
@@ -313,12 +167,12 @@ def test_what_is_asked_is_the_endpoints_own_path(proxy: Proxy, server: Server) -
     assert request(proxy, "GET", "/predictions/clip_text")[0] == 405
     told = log.read_bytes()[before:].decode()
     assert re.findall(r'"(.*?)"', told) == ["POST /predictions/clip_text HTTP/1.1"]
-    assert "secret" not in (proxy.etc.parents[1] / "log" / "clipserve.log").read_text()
+    assert "secret" not in (proxy.folder / "log" / "clipserve.log").read_text()
 
 
 def head(method: str, path: str, length: int) -> bytes:
     return (
-        f"{method} {path} HTTP/1.1\r\nHost: clip.example.org\r\nAuthorization: Bearer {KEY}\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: clip.example.org\r\nAuthorization: Bearer {CALLER}\r\n"
         f"Content-Type: text/plain\r\nContent-Length: {length}\r\n\r\n"
     ).encode()
 
@@ -358,7 +212,7 @@ def test_pipelined_requests_are_answered_in_order(proxy: Proxy) -> None:
     assert [json.loads(body)["usage"]["prompt_tokens"] for _, body in answers] == expected
 
 
-def test_a_renewed_token_reaches_the_proxy(proxy: Proxy, server: Server, places: Path) -> None:
+def test_a_renewed_token_reaches_the_proxy(proxy: Proxy, server: Server) -> None:
     """By the page's own lines: curl with the API key from a pipe, as a script and as pasted. CASES 66."""
     management = server.properties["management_address"]
     script = at(
@@ -373,7 +227,7 @@ def test_a_renewed_token_reaches_the_proxy(proxy: Proxy, server: Server, places:
         assert done.returncode == 0, done.stderr
         after = server.key_file.token("inference")
         assert after != before
-        give_token(server, places, proxy.command)
+        give_token(server, proxy)
         until(lambda: answered(proxy) == 200)
         stale = httpx.post(
             f"{server.properties['inference_address']}/predictions/clip_text",
@@ -408,9 +262,10 @@ def test_rays_location(proxy: Proxy) -> None:
         path.write_text(at(kept, {end: location + end}))
         subprocess.run([*proxy.command, "-s", "reload"], check=True)
         with proxy.client() as known, proxy.client(None) as unknown:
+            # Until the processes of before the reload have gone, each new connection may be theirs.
             until(lambda: known.post("/v1/embeddings", json={}).status_code == 502)
-            assert known.post("/v1/embeddings", content=b"a&a", headers=form).status_code == 415
-            assert unknown.post("/v1/embeddings", json={}).status_code == 401
+            until(lambda: known.post("/v1/embeddings", content=b"a&a", headers=form).status_code == 415)
+            until(lambda: unknown.post("/v1/embeddings", json={}).status_code == 401)
     finally:
         path.write_text(kept)
         subprocess.run([*proxy.command, "-s", "reload"], check=True)
