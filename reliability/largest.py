@@ -12,13 +12,12 @@ from PIL import Image
 
 from clipserve.images import FORMATS, ImageLimits, decoding_bytes
 from reliability.load import send_once
-from reliability.watch import MEGABYTE, MemoryWatch
+from reliability.watch import MemoryWatch
 from serving.server import Server
 
 CALLERS = 16
 FILES = 30  # of each format
-RSS_BOUND = 300.0  # megabytes over idle, beside the files of a batch
-BATCH = 8  # batchSize of handlers/clip_image.yaml
+RSS_BOUND = 300.0  # megabytes over idle
 SAMPLE_SECONDS = 0.02
 
 ORIENTATION = 0x0112
@@ -96,7 +95,7 @@ def run_largest(server: Server) -> bool:
 
     Returns:
         Whether all were answered or told that there was no time for them, no worker was lost, and none grew
-        by more than `RSS_BOUND` and the files that it holds at once.
+        by more than `RSS_BOUND`.
     """
     kept = True
     for name, make in LARGEST.items():
@@ -114,9 +113,8 @@ def run_largest(server: Server) -> bool:
             statuses = Counter(pool.map(send, range(FILES)))
         peak = watch.peaks()["clip_image"]
         # Sixteen at once may be more than there is time for, which is said: `overloaded`.
-        bound = RSS_BOUND + BATCH * len(data) / MEGABYTE
         answered = httpx.codes.OK in statuses and statuses.keys() <= {httpx.codes.OK, 503}
-        kept = kept and answered and peak <= bound and not watch.lost()
+        kept = kept and answered and peak <= RSS_BOUND and not watch.lost()
         lost = ", the worker was lost" if watch.lost() else ""
         print(
             f"{name}: {len(data) / 1e6:.1f} MB, answers {dict(statuses)}, {peak:.0f} MB over idle{lost}",

@@ -94,6 +94,7 @@ class Proxy:
             base_url=f"https://127.0.0.1:{self.port}",
             headers=headers | {"Host": NAME},
             transport=httpx.HTTPTransport(verify=context),
+            trust_env=False,
             timeout=120,
         )
 
