@@ -144,19 +144,24 @@ fuzz: $(VENV)/.dev-stamp ## 50,000 damaged requests among good ones, and MINUTES
 	@$(RUN) -m reliability fuzz $(TARGET) $(call GIVEN,REQUESTS,--requests)
 	@$(RUN) -m pytest tests/fuzz --fuzz-seconds $$(( 60 * GIVEN_MINUTES )) -q
 
+.PHONY: attack
+attack: setup ## MINUTES=30: requests that cost as much as they can, four at once among good ones
+	@$(RUN) -m reliability cost $(TARGET) --minutes=$(call VALUE,MINUTES)
+
 .PHONY: largest
 largest: $(VENV)/.dev-stamp ## the largest pictures of every format, 16 at once; watches memory
 	@$(RUN) -m reliability largest $(TARGET)
 
 .PHONY: probe
-probe: setup ## /ready and /live on port 8083 for load balancers and Kubernetes, no token needed
-	@$(RUN) -m serving probe
+probe: setup ## /ready and /live on PORT=8083 for load balancers and Kubernetes, no token needed
+	@$(RUN) -m serving probe $(call GIVEN,PORT,--port)
 
 .PHONY: test-reliability
 test-reliability: $(VENV)/.dev-stamp $(DEMO_STORE)/clip_similarity.mar ## all of these, sized for CI: minutes
 	@$(RUN) -m reliability chaos --store $(DEMO_STORE) --requests 300 --faults kill,queue,loris,leave,oversize
 	@$(RUN) -m reliability soak --store $(DEMO_STORE) --minutes 2
 	@$(RUN) -m reliability fuzz --store $(DEMO_STORE) --requests 5000
+	@$(RUN) -m reliability cost --store $(DEMO_STORE) --minutes 1
 	@$(RUN) -m pytest tests/fuzz -q
 
 ##@ search

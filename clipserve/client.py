@@ -19,6 +19,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,8 @@ class Client:
         timeout: seconds that one request may take.
         proxy: URL of a proxy to go through. The environment's (`HTTP_PROXY` …) are not asked: they would be
             shown every token and every picture.
+        retries: ask again for up to half a minute where the server cannot be reached or fails; not where a
+            person waits for the answer, and would rather be told.
 
     A client is safe to use from several threads.
     """
@@ -178,11 +181,13 @@ class Client:
         tokens: KeyFile | Path | str | None = KEY_FILE,
         timeout: float = 100.0,  # more than the archives' responseTimeout
         proxy: str | None = None,
+        retries: bool = True,
     ):
         self._url = url.rstrip("/")
         self._management_url = management_url.rstrip("/")
         self._tokens = KeyFile(tokens, self._management_url) if isinstance(tokens, Path) else tokens
         self._http = _http_client(timeout, proxy)
+        self._retries = retries
         self._cached: dict[str, str] = {}
         self._space_id: str | None = None
 
@@ -216,9 +221,7 @@ class Client:
         encoded = _encoded(images)
         vectors: list[FloatArray] = []
         for start, batch in _batches(encoded):
-            items = [{"image": image} for image in batch]
-            body = {"input": items, "encoding_format": "base64"}
-            vectors += self._vectors("clip_image", body, start)
+            vectors += self._embed("clip_image", [{"image": image} for image in batch], start)[0]
         return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
 
     def embed_texts(self, texts: Sequence[str] | str) -> FloatArray:
@@ -233,12 +236,11 @@ class Client:
     def embed_texts_with_usage(self, texts: Sequence[str] | str) -> tuple[FloatArray, TextUsage]:
         """Embeds texts and says what they cost; otherwise as `embed_texts`."""
         vectors: list[FloatArray] = []
-        totals = {"prompt_tokens": 0, "truncated": 0, "unknown_tokens": 0}
+        totals: Counter[str] = Counter({"prompt_tokens": 0, "truncated": 0, "unknown_tokens": 0})
         for start, batch in _batches([texts] if isinstance(texts, str) else texts):
-            answer = self._predict("clip_text", {"input": batch, "encoding_format": "base64"}, start)
-            vectors += _items(answer, len(batch), start)
-            for name in totals:
-                totals[name] += answer["usage"][name]
+            embedded, usage = self._embed("clip_text", batch, start)
+            vectors += embedded
+            totals.update({name: usage[name] for name in totals})
         embeddings = np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
         return embeddings, TextUsage(**totals)
 
@@ -264,9 +266,14 @@ class Client:
             for name, value in given.items()
             if value is not None
         }
-        answer = self._predict("clip_similarity", body, 0)
+        answer = self._predict("clip_similarity", body)
+        # The server had time for some of the texts, and remembers them: asked again, it makes others.
+        while (late := _late(answer)) and len(_late(again := self._predict("clip_similarity", body))) < len(
+            late
+        ):
+            answer = again
         if answer["errors"]:
-            raise _request_error(answer["errors"][0]["error"], 400, 0)
+            raise _request_error(answer["errors"][0]["error"], 400)
         return Similarity(
             np.asarray(answer["cosine_similarity"], np.float64),
             np.asarray(answer["probabilities"], np.float64),
@@ -357,8 +364,36 @@ class Client:
             return False
         return True
 
-    def _vectors(self, endpoint: str, body: Mapping[str, Any], start: int) -> list[FloatArray]:
-        return _items(self._predict(endpoint, body, start), len(body["input"]), start)
+    def _embed(
+        self, endpoint: str, items: Sequence[Any], start: int
+    ) -> tuple[list[FloatArray], Counter[str]]:
+        """Embeds items in as many requests as it takes: a server may have time for some of them only.
+
+        Returns:
+            Embeddings in the order of the items, and the sum of the answers' `usage`.
+        """
+        vectors: dict[int, FloatArray] = {}
+        usage: Counter[str] = Counter()
+        left = list(range(len(items)))
+        while left:
+            body = {"input": [items[index] for index in left], "encoding_format": "base64"}
+            positions = [start + index for index in left]
+            answer = self._predict(endpoint, body, positions)
+            if len(answer["data"]) != len(left):
+                raise ServerError(f"asked for {len(left)} embeddings, got {len(answer['data'])}")
+            late = []
+            for index, entry in zip(left, answer["data"], strict=True):
+                if entry["object"] != "error":
+                    vectors[index] = decode_vector(entry["embedding"])
+                elif entry["error"]["code"] == "overloaded":
+                    late.append(index)
+                else:
+                    raise _request_error({"index": entry["index"], **entry["error"]}, 400, positions)
+            if len(late) == len(left):
+                raise ServerError(f"{endpoint}: status 200 with nothing but 'overloaded'")
+            usage.update(answer["usage"])
+            left = late
+        return [vectors[index] for index in range(len(items))], usage
 
     def post(self, endpoint: str, content: bytes, content_type: str) -> httpx.Response:
         """Sends a request body as it is; with token and retries, whatever the answer's status.
@@ -383,11 +418,14 @@ class Client:
         workers: list[dict[str, Any]] = self._management(f"/models/{endpoint}")[0]["workers"]
         return workers
 
-    def _predict(self, endpoint: str, body: Mapping[str, Any], start: int) -> dict[str, Any]:
+    def _predict(
+        self, endpoint: str, body: Mapping[str, Any], positions: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """An endpoint's answer; `positions` are those of the items in the caller's list, for errors."""
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
         response = self.post(endpoint, content, "application/json")
         if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE and not _says_which(response):
-            raise _too_large(body, len(content), start)
+            raise _too_large(body, len(content), positions[0] if positions else 0)
         answer = _json_object(response, endpoint)
         if response.status_code == httpx.codes.OK:
             found = str(answer.get("space_id"))
@@ -398,7 +436,7 @@ class Client:
             return answer
         error = answer.get("error")
         if isinstance(error, dict):
-            raise _request_error(error, response.status_code, start)
+            raise _request_error(error, response.status_code, positions)
         reason = f"{endpoint}: status {response.status_code}: {answer.get('message', answer)}"
         took = response.elapsed.total_seconds()
         if response.status_code in RETRIED_STATUS and took > RETRY_WITHIN_SECONDS:
@@ -429,7 +467,7 @@ class Client:
             stop=tenacity.stop_all(
                 tenacity.stop_after_delay(RETRIES_SECONDS), tenacity.stop_after_attempt(RETRIES_AT_LEAST)
             )
-            if kind == "inference"
+            if kind == "inference" and self._retries
             else tenacity.stop_after_attempt(1),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
             # Out of patience: the last answer or exception speaks for itself.
@@ -494,22 +532,17 @@ def _batches(items: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         yield start, batch
 
 
-def _items(answer: Mapping[str, Any], count: int, start: int) -> list[FloatArray]:
-    vectors = []
-    for item in answer["data"]:
-        if item["object"] == "error":
-            raise _request_error(item["error"], 400, start)
-        vectors.append(decode_vector(item["embedding"]))
-    if len(vectors) != count:
-        raise ServerError(f"asked for {count} embeddings, got {len(vectors)}")
-    return vectors
+def _late(answer: Mapping[str, Any]) -> list[Any]:
+    """Items of a comparison that the server had no time for; none where something else is wrong as well."""
+    late = [entry for entry in answer["errors"] if entry["error"]["code"] == "overloaded"]
+    return late if len(late) == len(answer["errors"]) else []
 
 
-def _request_error(error: Mapping[str, Any], status: int, start: int) -> RequestError:
-    index = error.get("index")
-    return RequestError(
-        str(error.get("code")), str(error.get("message")), status, None if index is None else start + index
-    )
+def _request_error(error: Mapping[str, Any], status: int, positions: Sequence[int] = ()) -> RequestError:
+    code, index = str(error.get("code")), error.get("index")
+    if index is not None and positions:
+        index = positions[index]
+    return RequestError(code, str(error.get("message")), 503 if code == "overloaded" else status, index)
 
 
 def _says_which(response: httpx.Response) -> bool:

@@ -576,10 +576,10 @@ def error_reply(error: RequestError) -> Reply:
 def embedding_reply(
     spec: EncoderSpec, results: Sequence[Embedded | RequestError], encoding_format: EncodingFormat
 ) -> Reply:
-    """The response to an embedding request; an item's error when none succeeded."""
+    """The response to an embedding request; its items' first error when none succeeded."""
     errors = [r.at(i) for i, r in enumerate(results) if isinstance(r, RequestError)]
     if len(errors) == len(results):
-        return error_reply(_telling(errors))
+        return error_reply(errors[0])
     data = [
         {"object": "error", "index": index, "error": result.to_json()}
         if isinstance(result, RequestError)
@@ -615,7 +615,7 @@ def similarity_reply(
     valid_texts = [i for i, text in enumerate(texts) if isinstance(text, Embedded)]
     valid_images = [image for image in images if isinstance(image, Embedded)]
     if not valid_texts or not valid_images:
-        return error_reply(_telling([error for _, error in errors]))
+        return error_reply(errors[0][1])
     cosines = cosine_similarity(
         np.stack([image.embedding for image in valid_images]),
         np.stack([text.embedding for text in texts if isinstance(text, Embedded)]),
@@ -631,11 +631,6 @@ def similarity_reply(
         "usage": _usage(texts),
     }
     return Reply(200, dump_json(body))
-
-
-def _telling(errors: Sequence[RequestError]) -> RequestError:
-    """The error that a request without any good item gets: the first, unless asking again may help."""
-    return max(errors, key=lambda error: error.status >= 500)
 
 
 def cosine_similarity(images: FloatArray, texts: FloatArray) -> np.ndarray[Any, Any]:

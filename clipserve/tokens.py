@@ -45,6 +45,7 @@ class Tokenizer:
 
     Attributes:
         context_length: the most tokens of a text.
+        largest_id: that a text can become.
 
     Raises:
         SpecError: `definition` is not the one that the spec was written for, or makes ids that the encoder's
@@ -63,10 +64,10 @@ class Tokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=preprocessing.context_length)
-        largest = largest_token_id(self._tokenizer)
-        if largest >= preprocessing.vocabulary_size:
+        self.largest_id = largest_token_id(self._tokenizer)
+        if self.largest_id >= preprocessing.vocabulary_size:
             raise SpecError(
-                f"tokenizer: its largest token id is {largest}, the encoder's embedding table has "
+                f"tokenizer: its largest token id is {self.largest_id}, the encoder's embedding table has "
                 f"{preprocessing.vocabulary_size} rows; run 'make export' again"
             )
         model = json.loads(definition)["model"]
@@ -74,11 +75,6 @@ class Tokenizer:
         self._unknown_id: int | None = model.get("unk_id")
         if self._unknown_id is None and model.get("unk_token") is not None:
             self._unknown_id = self._tokenizer.token_to_id(model["unk_token"])
-
-    @property
-    def largest_id(self) -> int:
-        """The largest id that a text may have, added tokens included: embeddings must reach so far."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def tokenize(self, text: str) -> Tokens:
         """Tokens of one text; an empty or blank text has the special tokens only."""

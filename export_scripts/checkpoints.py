@@ -178,14 +178,17 @@ class CheckpointPair:
         """
         trained_for = TRAINED_FOR.get(_last_part(self.text.name))
         if self.text.image_weights_sha256 not in (None, self.image.weights_sha256):
-            whose = "its own image encoder, which has other weights"
+            reason = f"was trained beside an image encoder of other weights than {self.image.name}"
         elif trained_for is not None and _last_part(self.image.name) not in trained_for:
-            whose = " or ".join(sorted(trained_for))
+            reason = (
+                f"was trained for {' or '.join(sorted(trained_for))}, and the image encoder is called "
+                f"{self.image.name}"
+            )
         else:
             return None
         return (
-            f"{self.text.name} was trained for {whose}, and not for {self.image.name}: equal size is not "
-            "equal space, and similarities may mean nothing; name the TEXT_MODEL of this image encoder"
+            f"{self.text.name} {reason}: equal size is not equal space, and similarities may mean nothing; "
+            "name the TEXT_MODEL of this image encoder"
         )
 
 

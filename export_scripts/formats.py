@@ -135,15 +135,14 @@ class TorchScript(_ZipFormat):
         with quiet_tracing():
             # Inputs that are stored would be in the file for good.
             traced = torch.jit.trace(encoder, inputs.example, check_trace=False, _store_inputs=False)
-            # Not by `torch.jit.save`: where the disk is full, PyTorch's writer of files aborts the process.
-            path.write_bytes(traced.save_to_buffer())
-        module = load_torchscript(path, device)
-        if constants := device_constants(module):
+        if constants := device_constants(traced):
             raise ExportError(
                 f"the graph holds device constants ({', '.join(constants)}), which would bind it to "
                 "one device"
             )
         with quiet_tracing():
+            # Not by `torch.jit.save`: where the disk is full, PyTorch's writer of files aborts the process.
+            path.write_bytes(traced.save_to_buffer())
             # A second time from the loaded one: who loads and saves it once more gets the same records.
             path.write_bytes(load_torchscript(path, device).save_to_buffer())
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tokenizers
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from clipserve.encoder_spec import ImagePreprocessing
@@ -67,11 +69,65 @@ def cropped_noise(seed: int, count: int, preprocessing: ImagePreprocessing) -> l
     return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(count)]
 
 
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture as it is sent, and as its original is to be given it.
+
+    Attributes:
+        name: what it is an example of.
+        data: the encoded file.
+        original: of the same bytes, through Pillow alone and none of our code. Where a server does something
+            by design that the original leaves to its caller, it has been done here.
+    """
+
+    name: str
+    data: bytes
+    original: Image.Image
+
+
+def picture_files(seed: int, edge: int, draft_factor: int) -> list[PictureFile]:
+    """Files of the kinds that a server decodes each in a way of its own.
+
+    Args:
+        edge: what the shorter side is resized to, pixels.
+        draft_factor: see `decode_image`; the large JPEG is one that is just decoded at half its size.
+    """
+    rng = np.random.default_rng(seed)
+    # Too small for any of their pixels to be left out.
+    small = (2 * edge + 16, 3 * edge // 2)
+    jpeg = _encoded(photograph_like(rng, *small), "JPEG", quality=90)
+    logo = photograph_like(rng, *small).convert("RGBA")
+    logo.putalpha(photograph_like(rng, *small).convert("L"))
+    png = _encoded(logo, "PNG")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned clockwise by a quarter
+    turned = _encoded(photograph_like(rng, *small), "JPEG", quality=90, exif=exif)
+    side = 2 * max(draft_factor, 2) * edge
+    # Enlarged, since millions of random pixels take seconds.
+    photograph = photograph_like(rng, *small).resize((3 * side // 2, side))
+    large = _encoded(photograph, "JPEG", quality=90)
+    reduced = Image.open(io.BytesIO(large))
+    if draft_factor:
+        # The decoder itself is asked to leave out what a picture of half the size does not show.
+        reduced.draft(None, (reduced.width // 2, reduced.height // 2))
+    return [
+        PictureFile("JPEG", jpeg, Image.open(io.BytesIO(jpeg))),
+        # The original itself lays it over white.
+        PictureFile("PNG with transparency", png, Image.open(io.BytesIO(png))),
+        PictureFile("JPEG turned by EXIF", turned, ImageOps.exif_transpose(Image.open(io.BytesIO(turned)))),
+        PictureFile("large JPEG, decoded at half its size" if draft_factor else "large JPEG", large, reduced),
+    ]
+
+
+def _encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
 def golden_png() -> bytes:
     """The golden picture, about 10 kB."""
-    buffer = io.BytesIO()
-    photograph_like(np.random.default_rng(7), 72, 56).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return _encoded(photograph_like(np.random.default_rng(7), 72, 56), "PNG", optimize=True)
 
 
 def random_tokens(

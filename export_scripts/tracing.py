@@ -43,6 +43,7 @@ from clipserve.encoder_spec import (
 )
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image, preprocess
+from clipserve.settings import Settings
 from clipserve.tokens import Tokenizer
 from export_scripts.checkpoints import CheckpointPair, ImageCheckpoint, TextCheckpoint
 from export_scripts.folders import publish_files
@@ -51,8 +52,10 @@ from export_scripts.formats import Run as Module
 from export_scripts.parity_inputs import (
     GOLDEN_SENTENCE,
     SENTENCES,
+    PictureFile,
     cropped_noise,
     golden_png,
+    picture_files,
     pictures,
     random_tokens,
 )
@@ -368,6 +371,22 @@ def _image_subject(checkpoint: ImageCheckpoint) -> _Subject:
     def comparison(name: str, images: list[Image.Image]) -> Comparison:
         return name, lambda run: run(pixels(images)), lambda: checkpoint.reference(images)
 
+    served = Settings()
+    edge = checkpoint.preprocessing.shortest_edge
+
+    def from_bytes(file: PictureFile) -> Comparison:
+        def pixels_of() -> Tensor:
+            image = decode_image(
+                file.data, served.images, shortest_edge=edge, draft_factor=served.draft_factor
+            )
+            return torch.from_numpy(preprocess(image, checkpoint.preprocessing, served.images)[None])
+
+        return (
+            f"file: {file.name}",
+            lambda run: run(pixels_of()),
+            lambda: checkpoint.reference([file.original]),
+        )
+
     noise = cropped_noise(2, 8, checkpoint.preprocessing)
     png = golden_png()
     golden = decode_image(png, limits)
@@ -385,6 +404,7 @@ def _image_subject(checkpoint: ImageCheckpoint) -> _Subject:
             comparison("noise, batch 3", noise[1:4]),
             comparison("noise, batch 8", noise),
             comparison("photograph-like pictures of 4 sizes", pictures(3)),
+            *map(from_bytes, picture_files(8, edge, served.draft_factor)),
         ],
         golden_input=base64.b64encode(png).decode("ascii"),
         golden_tensors=(pixels([golden]),),

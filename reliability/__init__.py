@@ -1,1 +1,1 @@
-"""Breaks a deployment on purpose and counts what it cost: chaos, fuzz and soak runs with known answers."""
+"""Breaks a deployment on purpose and counts what it cost: chaos, fuzz, soak and cost, with known answers."""

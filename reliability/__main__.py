@@ -1,4 +1,4 @@
-"""`python -m reliability`: chaos, soak, fuzz and large pictures, on a TorchServe of its own or on yours."""
+"""`python -m reliability`: chaos, soak, fuzz, cost, large pictures; on a TorchServe of its own or yours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm
+from reliability.attacks import ATTACKS
 from reliability.chaos import run_chaos
+from reliability.cost import run_cost
 from reliability.faults import FAULTS, READY_SECONDS
 from reliability.fuzz import run_fuzz
 from reliability.largest import run_largest
@@ -45,6 +47,12 @@ def fuzz(arguments: argparse.Namespace) -> bool:
         return run_fuzz(server, arguments.requests, arguments.seed)
 
 
+def cost(arguments: argparse.Namespace) -> bool:
+    """Sends requests that cost as much as they can, four at a time in between good ones."""
+    with _deployment(arguments) as server:
+        return run_cost(server, ATTACKS, 60 * arguments.minutes)
+
+
 def largest(arguments: argparse.Namespace) -> bool:
     """Sends the largest pictures of every format, many at once, and watches memory."""
     with _deployment(arguments) as server:
@@ -71,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; 0 as promised, 1 not so or a known error in one line on stderr, 2 usage."""
     parser = argparse.ArgumentParser(prog="python -m reliability", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for run in (chaos, soak, fuzz, largest):
+    for run in (chaos, soak, fuzz, cost, largest):
         command = commands.add_parser(run.__name__, help=run.__doc__)
         command.set_defaults(run=run)
         where = command.add_mutually_exclusive_group()
@@ -79,12 +87,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--store", type=Path, default=ROOT / "model_store", help="folder of the archives to serve"
         )
         where.add_argument("--running", action="store_true", help="the server that 'make serve' started")
-    of_chaos, of_soak, of_fuzz = (commands.choices[name] for name in ("chaos", "soak", "fuzz"))
+    of_chaos, of_soak, of_fuzz, of_cost = (
+        commands.choices[run.__name__] for run in (chaos, soak, fuzz, cost)
+    )
     of_chaos.add_argument("--requests", type=int, default=2000, help="innocent requests at each fault")
     of_chaos.add_argument("--faults", default=",".join(FAULTS), help="which, separated by commas")
     of_soak.add_argument("--minutes", type=float, default=30.0)
     of_fuzz.add_argument("--requests", type=int, default=50_000)
     of_fuzz.add_argument("--seed", type=int, default=0)
+    of_cost.add_argument("--minutes", type=float, default=10.0)
     arguments = parser.parse_args(argv)
     try:
         return 0 if arguments.run(arguments) else 1

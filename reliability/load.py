@@ -6,18 +6,41 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Literal, Protocol
 
 import httpx
+import psutil
 
+from clipserve.client import Client, KeyFile
 from clipserve.errors import ClipServeError
 from reliability.questions import Question
-from serving.server import Server
 
 Outcome = Literal["right", "wrong", "failed"]
+
+
+class AnyServer(Protocol):
+    """What callers need of a server: a `serving.server.Server`, or Ray Serve."""
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """Its addresses, among others."""
+
+    @property
+    def endpoints(self) -> Sequence[str]:
+        """The names that it serves."""
+
+    @property
+    def key_file(self) -> KeyFile:
+        """Its tokens."""
+
+    def client(self) -> Client:
+        """A client of it."""
+
+    def processes(self) -> list[psutil.Process]:
+        """The process that it is, and all that it started."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +74,7 @@ class Load:
 
     def __init__(
         self,
-        server: Server,
+        server: AnyServer,
         questions: Sequence[Question],
         *,
         plain: int = 3,
@@ -149,7 +172,7 @@ class Load:
 
 
 def send_once(
-    http: httpx.Client, server: Server, endpoint: str, body: bytes, content_type: str
+    http: httpx.Client, server: AnyServer, endpoint: str, body: bytes, content_type: str
 ) -> httpx.Response:
     """One request without retries, which would hide what is looked for.
 

@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 import psutil
 
-from serving.server import Server
+from reliability.load import AnyServer
 
 MEGABYTE = 1_000_000
 
@@ -21,9 +21,10 @@ class MemoryWatch:
 
     Args:
         seconds: between two samples.
+        frontend: watch the process that takes the requests as well, TorchServe's Java.
     """
 
-    def __init__(self, server: Server, seconds: float = 0.25):
+    def __init__(self, server: AnyServer, seconds: float = 0.25, *, frontend: bool = False):
         self._seconds = seconds
         with server.client() as client:
             self._workers = {
@@ -31,6 +32,8 @@ class MemoryWatch:
                 for endpoint in server.endpoints
                 for worker in client.workers(endpoint)[:1]
             }
+        if frontend:
+            self._workers["frontend"] = server.processes()[0]
         self._samples: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -52,6 +55,15 @@ class MemoryWatch:
     def peaks(self) -> dict[str, float]:
         """The most memory of each worker over its first sample, megabytes."""
         return {name: max(m for _, m in s) - s[0][1] for name, s in self._samples.items() if s}
+
+    def growth(self, since: float, until: float) -> dict[str, float]:
+        """Least memory in the last quarter of a time less the least in its first, megabytes."""
+        quarter = (until - since) / 4
+        return {
+            name: min((m for t, m in samples if t >= until - quarter), default=0.0)
+            - min((m for t, m in samples if since <= t <= since + quarter), default=0.0)
+            for name, samples in self._samples.items()
+        }
 
     def slopes(self, after: float) -> dict[str, tuple[float, float]]:
         """Growth of each worker in megabytes per hour, and its standard error.

@@ -32,7 +32,7 @@ class Replica:
         SpecError: nothing in the store may run here.
     """
 
-    def __init__(self, settings: EndpointSettings, store: str, device: str, model: str | None):
+    def __init__(self, settings: EndpointSettings, store: str, device: str, model: str | None = None):
         self._settings = settings
         gathered = serve.batch(
             max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait_seconds

@@ -82,11 +82,11 @@ def duplicates(arguments: argparse.Namespace) -> None:
 
 def ui(arguments: argparse.Namespace) -> None:
     """Serves the page on 127.0.0.1."""
-    say_what_ends_it(sys.stderr)
-    # Gradio takes seconds to import.
-    from search.page import serve_page
+    from search.page.application import serve_page
 
-    serve_page(partial(_client, arguments), arguments.table, arguments.port)
+    say_what_ends_it(sys.stderr)
+    # Without retries: whoever looks at the page is told at once, and asks again at leisure.
+    serve_page(partial(_client, arguments, retries=False), arguments.table, arguments.port)
 
 
 def _captions(path: Path) -> list[str]:
@@ -100,10 +100,9 @@ def _captions(path: Path) -> list[str]:
     return captions
 
 
-def _client(arguments: argparse.Namespace) -> Client:
-    return Client(
-        arguments.url, arguments.management_url, KeyFile(arguments.key_file, arguments.management_url)
-    )
+def _client(arguments: argparse.Namespace, retries: bool = True) -> Client:
+    keys = KeyFile(arguments.key_file, arguments.management_url)
+    return Client(arguments.url, arguments.management_url, keys, retries=retries)
 
 
 def _folder(text: str) -> Path:

@@ -361,7 +361,7 @@ class _Run:
                 self._journal.put(sha256, embedding)
                 with self._lock:
                     self.report.embedded += 1
-        thumbnail = None if embedding is None else make_thumbnail(contents.data)
+        thumbnail = None if embedding is None else _thumbnail(contents.data)
         state = FileState(len(contents.data), contents.mtime_ns, sha256, indexed_ns)
         return _Read(found, state, embedding, thumbnail)
 
@@ -445,6 +445,14 @@ class _Run:
         gone += self._outdated
         self._table.remove(gone)
         self.report.removed = len(gone)
+
+
+def _thumbnail(data: bytes) -> bytes:
+    try:
+        return make_thumbnail(data)
+    except RequestError as error:
+        # Not the server's word: that took the picture, and this room lacks a decoder or has narrower limits.
+        raise ValueError(error.message) from error
 
 
 def _passed_over(listing: Listing) -> str:

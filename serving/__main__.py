@@ -67,7 +67,7 @@ def ready(arguments: argparse.Namespace) -> None:
 
 def probe(arguments: argparse.Namespace) -> None:
     """Answers /ready and /live without a token, for a load balancer or Kubernetes."""
-    check_port_free(arguments.host, arguments.port, "name another with --port")
+    check_port_free(arguments.host, arguments.port, "name another with PORT=… (--port)")
     with probe_server(server_in(arguments.folder), arguments.host, arguments.port) as http:
         print(f"http://{arguments.host}:{arguments.port}/ready and /live; Ctrl-C ends it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

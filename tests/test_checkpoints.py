@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -866,7 +867,7 @@ MALFORMED = {
     "edge that is a text": head_of(F4, b"U\x012U\x012\x86"),
     "many edges": head_of(F4, b"(" + b"K\x01" * 99 + b"K\x04t"),
     "bytes that are a text": b"\x80\x02](" + call("_codecs", "encode", "a", "rot13")[:-1] + b"e.",
-    "announced bytes": b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
+    "announced bytes": b"\x80\x05\x96" + (1 << 28).to_bytes(8, "little") + b".",
     "announced place": b"\x80\x04]r\xff\xff\xff\x7f(e.",
     "state twice": head_of(F4)[:-2] + b"h\x00e.",
     "array without contents": b"\x80\x02](cnumpy._core.multiarray\n_reconstruct\n)Rcnumpy\nndarray\n)Re.",
@@ -877,11 +878,19 @@ MALFORMED = {
 
 @pytest.mark.parametrize("kind", list(MALFORMED))
 def test_malformed_heads_are_refused(kind: str, tmp_path: Path) -> None:
-    """ATTACKS B3: an array is a shape and bytes of floats; nothing of NumPy's reads what the file says."""
+    """ATTACKS B3: an array is a shape and bytes of floats; nothing of NumPy's reads what the file says.
+
+    Nor is memory taken for what a few bytes announce.
+    """
     path = tmp_path / "head.pkl"
     path.write_bytes(MALFORMED[kind])
-    with pytest.raises(ExportError, match="refused, not a pickle of two arrays") as caught:
-        loading._read_linear_head(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ExportError, match="refused, not a pickle of two arrays") as caught:
+            loading._read_linear_head(path)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
     assert "\n" not in str(caught.value)
 
 
@@ -1297,7 +1306,7 @@ def test_text_tower_of_another_clip(clip_folder: Path, tmp_path: Path, vary: Var
     other = writing.write_clip(tmp_path / "other" / "clip", seed=9)
     doubt = load_pair(str(clip_folder), str(other)).doubt
     assert doubt is not None
-    assert "its own image encoder, which has other weights" in doubt
+    assert "was trained beside an image encoder of other weights than clip" in doubt
     # A tower that was trained further beside the same image encoder fits.
     tuned = vary(
         clip_folder,
@@ -1317,7 +1326,7 @@ def test_doubt_is_printed(
     monkeypatch.setattr(export, "export_encoder", lambda *arguments, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export.export_pair(str(clip_folder), str(other), "cpu", "fp32", tmp_path)
-    assert "export: warning: clip was trained for" in capsys.readouterr().err
+    assert "export: warning: clip was trained beside" in capsys.readouterr().err
 
 
 def test_of_an_xlm_roberta_base_only_the_configuration_is_fetched(

@@ -282,3 +282,83 @@ def test_what_took_the_servers_whole_time_is_not_asked_again(
 def test_retries_end_below_the_servers_deadlines() -> None:
     """A failure is taken for the end of one of them by the time that it took."""
     assert Settings().max_seconds > RETRY_WITHIN_SECONDS
+
+
+def in_part(most: int) -> Callable[[str, bytes], Answer]:
+    """As `embeddings`, but with time for so many items of each request only, the last ones."""
+
+    def answer(path: str, body: bytes) -> Answer:
+        asked = json.loads(body)["input"]
+        data: list[dict[str, Any]] = []
+        for index, item in enumerate(asked):
+            if index < len(asked) - most:
+                data.append(
+                    {"object": "error", "index": index, "error": {"code": "overloaded", "message": "x"}}
+                )
+            elif item == "wrong":
+                data.append({"object": "error", "index": index, "error": {"code": "odd", "message": "x"}})
+            else:
+                vector = encode_vector(np.full(3, int(item), np.float32))
+                data.append({"object": "embedding", "index": index, "embedding": vector})
+        usage = {"prompt_tokens": min(most, len(asked)), "truncated": 0, "unknown_tokens": 0}
+        return 200, json.dumps({"space_id": "s", "data": data, "usage": usage}).encode()
+
+    return answer
+
+
+def test_what_the_server_had_no_time_for_is_asked_for_again() -> None:
+    """ATTACKS A8: the largest request is answered in part; the caller gets all of it."""
+    with standing_in(in_part(3)) as (url, asked), Client(url, url, tokens=None) as client:
+        vectors, usage = client.embed_texts_with_usage([str(number) for number in range(8)])
+    assert vectors[:, 0].tolist() == list(range(8))
+    assert usage.prompt_tokens == 8
+    assert [len(json.loads(body)["input"]) for body in asked.bodies] == [8, 5, 2]
+
+
+def test_which_item_of_those_that_were_asked_for_again_is_wrong() -> None:
+    with (
+        standing_in(in_part(2)) as (url, _),
+        Client(url, url, tokens=None) as client,
+        pytest.raises(RequestError) as caught,
+    ):
+        client.embed_texts(["0", "1", "wrong", "3", "4", "5"])
+    assert (caught.value.code, caught.value.index, caught.value.status) == ("odd", 2, 400)
+
+
+@pytest.mark.parametrize(("texts", "requests"), [(7, 4), (3, 2)])
+def test_a_comparison_goes_on_as_long_as_the_server_gets_on(texts: int, requests: int) -> None:
+    """ATTACKS A8: it remembers texts, two more each time."""
+    known = [0]
+
+    def answer(path: str, body: bytes) -> Answer:
+        known[0] += 2
+        late = range(known[0], texts)
+        errors = [
+            {"input": "texts", "error": {"code": "overloaded", "message": "x", "index": i}} for i in late
+        ]
+        matrix = np.zeros((1, texts)).tolist()
+        shape = {"cosine_similarity": matrix, "probabilities": matrix, "logit_scale": 1.0}
+        return 200, json.dumps(shape | {"errors": errors, "space_id": "s"}).encode()
+
+    with standing_in(answer) as (url, asked), Client(url, url, tokens=None) as client:
+        found = client.similarity([b"picture"], [str(number) for number in range(texts)])
+    assert found.cosine_similarity.shape == (1, texts)
+    assert len(asked.bodies) == requests
+
+
+def test_a_comparison_that_does_not_get_on() -> None:
+    """ATTACKS A6: pictures are not remembered; who sends fewer gets an answer."""
+
+    def answer(path: str, body: bytes) -> Answer:
+        errors = [{"input": "images", "error": {"code": "overloaded", "message": "x", "index": 1}}]
+        shape = {"cosine_similarity": [[0.0], None], "probabilities": [[1.0], None], "logit_scale": 1.0}
+        return 200, json.dumps(shape | {"errors": errors, "space_id": "s"}).encode()
+
+    with (
+        standing_in(answer) as (url, asked),
+        Client(url, url, tokens=None) as client,
+        pytest.raises(RequestError) as caught,
+    ):
+        client.similarity([b"picture", b"other"], ["a"])
+    assert (caught.value.code, caught.value.index, caught.value.status) == ("overloaded", 1, 503)
+    assert len(asked.bodies) == 2

@@ -797,8 +797,8 @@ def test_a_string_that_never_ends() -> None:
 )
 def test_brackets_in_texts_are_not_counted(text: str) -> None:
     """ATTACKS A1, A3: what is counted is outside of strings, whatever these hold."""
-    texts = [text] * 24
-    assert parse_text_request(json_row({"input": texts}), LIMITS).items == texts
+    for texts in ([text] * 24, [text, "[" * 100], ["\\", text, "[" * 100]):
+        assert parse_text_request(json_row({"input": texts}), LIMITS).items == texts
 
 
 def test_all_characters_of_a_request() -> None:

@@ -118,8 +118,9 @@ def _check_space(table: PictureTable, spec: EncoderSpec) -> None:
         folder = printable(str(table.folder))
         raise BulkError(
             f"{folder}: its pictures were embedded by {table.model!r} in space {table.space_id[:12]}, "
-            f"{spec.stem} embeds in space {spec.space_id[:12]}, and the two cannot be compared; name an "
-            f"encoder of the first, or another table: make bulk IMAGES=… TABLE={folder}-{spec.space_id[:6]}"
+            f"{spec.stem} embeds in space {spec.space_id[:12]} (of another encoder pair, or exported by a "
+            "version that tells spaces apart by more), and the two cannot be compared; name an encoder of "
+            f"the first, or another table: make bulk IMAGES=… TABLE={folder}-{spec.space_id[:6]}"
         )
 
 

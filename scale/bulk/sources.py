@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scale.bulk.errors import BulkError
+from search.exclusions import Exclusions
 from search.files import ENDINGS, MAX_BYTES, Contents, FoundFile, list_pictures, read_contents
 from search.paths import path_to_text, printable
 
@@ -199,6 +200,7 @@ def _container_files(root: Path, kind: Kind) -> list[Path]:
 
 def _list_tar(path: Path) -> Iterator[Picture | Failure]:
     name = os.fsencode(path)
+    exclusions = Exclusions(name)
     seen: set[bytes] = set()
     try:
         mtime_ns = path.stat().st_mtime_ns
@@ -213,6 +215,10 @@ def _list_tar(path: Path) -> Iterator[Picture | Failure]:
                 member_name = os.fsencode(member.name)
                 ending = os.path.splitext(member_name)[1].lower()  # noqa: PTH122  # bytes
                 if not member.isfile() or ending not in ENDINGS:
+                    continue
+                # A Mac's tar has a copy of no picture beside each, a NAS's its thumbnails.
+                below = os.path.normpath(member_name).lstrip(b"/")
+                if exclusions.match(below, is_folder=False) is not None:
                     continue
                 text = path_to_text(name + b"/" + member_name)
                 if member_name in seen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,10 @@ class AnyServer(Protocol):
     @property
     def properties(self) -> Mapping[str, str]:
         """Its addresses, among others."""
+
+    @property
+    def endpoints(self) -> Sequence[str]:
+        """The names that it serves."""
 
     @property
     def key_file(self) -> KeyFile: ...

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from clipserve.client import Client, KeyFile
+from clipserve.client import ENDPOINTS, Client, KeyFile
 from scale.server_process import RunningServer, running_server
 
 
@@ -29,6 +29,10 @@ class RayServer:
     def properties(self) -> dict[str, str]:
         """One address for what TorchServe has two for."""
         return {"inference_address": self.running.url, "management_address": self.running.url}
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return ENDPOINTS
 
     @property
     def key_file(self) -> KeyFile:

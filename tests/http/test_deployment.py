@@ -14,7 +14,6 @@ import shlex
 import shutil
 import socket
 import ssl
-import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,9 @@ pytestmark = pytest.mark.torchserve_only("its deployment")
 
 PAGE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="needs systemd-analyze: apt-get install systemd"
+)
 KEY = "0f3c" * 12
 RENEW = "?type=inference"
 
@@ -137,12 +139,7 @@ def port_of(address: str) -> str:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("nginx")
-    if os.getuid() == 0:
-        # nginx's processes are www-data's, and Debian's `conf.d` is not below a folder of root's.
-        for parent in [folder, *folder.parents][:3]:
-            parent.chmod(parent.stat().st_mode | stat.S_IXOTH)
-    return folder
+    return tmp_path_factory.mktemp("nginx")
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +147,9 @@ def proxy(server: Server, places: Path) -> Iterator[Proxy]:
     """The page's nginx before the tests' TorchServe, with the page's token script and one caller's key."""
     if NGINX is None:
         pytest.skip("needs nginx: apt-get install nginx-light")
+    bodies = " ".join(
+        f"{kind}_temp_path {places / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
     etc = places / "etc" / "nginx"
     (etc / "conf.d").mkdir(parents=True)
     log = places / "log"
@@ -176,7 +176,9 @@ def proxy(server: Server, places: Path) -> Iterator[Proxy]:
             "/run/nginx.pid": str(places / "nginx.pid"),
             "/var/log/nginx": str(log),
             "/etc/nginx/conf.d": str(etc / "conf.d"),
-            "include /etc/nginx/sites-enabled/*;": "",
+            "include /etc/nginx/sites-enabled/*;": bodies,
+            # Pytest's folders are of who runs it, and only root may become another.
+            "user www-data;": "user root;" if os.getuid() == 0 else "",
         },
     )
     (etc / "nginx.conf").write_text(main)
@@ -490,6 +492,7 @@ def machine(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Machine
     return Machine(opt, var, units)
 
 
+@needs_systemd
 def test_systemd_reads_the_units(machine: Machine) -> None:
     """ATTACKS D. An unknown key, a bad value, a command that is not there: each is a line."""
     folder = machine.opt.parent / "units"
@@ -509,6 +512,7 @@ def test_systemd_reads_the_units(machine: Machine) -> None:
     }
 
 
+@needs_systemd
 @pytest.mark.parametrize("unit", ["clipserve.service", "clipserve-probe.service"])
 def test_systemd_rates_them(machine: Machine, unit: str) -> None:
     """Below 2.0 of 10 is its `OK`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -123,6 +124,10 @@ def test_the_readmes_own_line_and_serve_after_it(archives: Path, tmp_path: Path)
         assert str(folder / "key_file.json") in shown.stdout
         lines = [line for line in shown.stdout.splitlines() if line.startswith("curl ")]
         assert len(lines) == 3
+        for line in lines:
+            # ATTACKS C1, for curl: no proxy of the environment's gets the token.
+            told = pasted(line, ROOT, {"PATH": os.environ["PATH"], "http_proxy": "http://127.0.0.1:9"})
+            assert json.loads(told.stdout)["object"] in ("list", "similarity"), told
         assert server.running_pid() == pid
         stopped = pasted(".venv/bin/python -m serving stop", folder, bare)
         assert stopped.stdout.splitlines()[-1] == "stopped"

@@ -80,6 +80,23 @@ def test_tar_gives_its_pictures_alone_and_as_they_are(images: list[Path], tmp_pa
     assert failures_of(source) == []
 
 
+def test_tar_leaves_out_what_other_programs_put_beside_pictures(images: list[Path], tmp_path: Path) -> None:
+    """CASES 40."""
+    data = images[0].read_bytes()
+    names = [
+        "./a.png",
+        "./._a.png",
+        "__MACOSX/a.png",
+        "b/@eaDir/a.png",
+        "./.hidden/a.png",
+        "b/c.png",
+        "/d.png",
+    ]
+    path = write_tar(tmp_path / "a.tar", [(name, data) for name in names])
+    found = [item.path.removeprefix(f"{path}/") for item in Source("tar", path).list()]
+    assert found == ["./a.png", "b/c.png", "/d.png"]
+
+
 def test_tar_of_two_members_of_one_name_fails_the_second(images: list[Path], tmp_path: Path) -> None:
     data = images[0].read_bytes()
     source = find_source(
@@ -270,5 +287,31 @@ def test_table_of_another_space_is_refused(images: list[Path], tmp_path: Path) -
 
     open_or_create_table(tmp_path / "other", "another space", "other", SPEC.embedding_dim)
     source = find_source(tmp_path / "images", None)
-    with pytest.raises(BulkError, match=r"in space another spac.*cannot be compared"):
+    with pytest.raises(
+        BulkError, match=r"in space another spac.*by a version that tells .* cannot be compared"
+    ):
         run_job(source, tmp_path / "other", ENCODER, Pool(1, 1, 0, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "the following arguments are required: images"),
+        ([""], "no pictures are named; name a folder, or a Parquet or tar file: make bulk IMAGES=folder"),
+        ([" "], "no pictures are named"),
+        ([".", "--table", ""], "no file or folder is named"),
+        ([".", "--store", ""], "no file or folder is named"),
+        ([".", "--encoder", ""], "no file or folder is named"),
+        ([".", "--batch-size", "0"], "'0': allowed are whole numbers from 1 to"),
+        ([".", "--batch-size", "many"], "'many': allowed are whole numbers from 1 to"),
+        ([".", "--encoder-cpus", "none"], "'none': allowed is more than 0"),
+    ],
+)
+def test_usage(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """CASES 50: an empty name is no name, not the folder that one is in; one sentence."""
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.splitlines()) == 1

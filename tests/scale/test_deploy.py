@@ -108,6 +108,16 @@ def test_nothing_runs_as_root_nor_without_rays_token(name: str) -> None:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
 
 
+def test_the_deployment_pages_probes_are_kubernetes() -> None:
+    """ATTACKS D: the one snippet in YAML, in a container."""
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    container = {"name": "torchserve", "image": "x", **yaml.safe_load(snippet)}
+    assert {"readinessProbe", "livenessProbe"} <= set(container)
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": [container]}}
+    kubernetes_validate.validate(pod, "1.34", strict=True)
+
+
 def policies() -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((DEPLOY / "networkpolicy.yaml").read_text(encoding="utf-8")))
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ if importlib.util.find_spec("python_multipart") is None:
 import numpy as np
 
 from clipserve.client import ENDPOINTS
-from clipserve.encoder_spec import decode_vector, encode_vector
+from clipserve.encoder_spec import SPEC_FILE, decode_vector, encode_vector, read_spec
 from clipserve.errors import RequestError, SpecError
 from clipserve.protocol import JSON, MAX_PARTS, OCTETS, Part, Row
 from clipserve.worker import BUILDERS
@@ -226,3 +227,19 @@ def test_nothing_of_a_damaged_form_is_logged_or_told(caplog: pytest.LogCaptureFi
 def test_damaged_multipart(content_type: str, body: bytes, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         multipart_parts(content_type, body)
+
+
+def test_of_two_models_none_is_served_silently(tmp_path: Path) -> None:
+    """CASES 14: `make serve-ray` says which there are, and how to say which is meant."""
+    for path in STORE.glob("*.pt"):
+        shutil.copyfile(path, tmp_path / path.name)
+        spec = replace(read_spec(path), model_id="another")
+        with zipfile.ZipFile(tmp_path / f"another-{spec.modality}.pt", "w") as archive:
+            archive.writestr(f"archive/extra/{SPEC_FILE}", spec.to_json())
+    with pytest.raises(SpecError, match=r"holds 2 models \(another, demo\); say which: MODEL=another"):
+        encoder_pair(tmp_path, "cpu")
+    arguments = AppArguments(store=tmp_path, key_file=tmp_path / "key_file.json")
+    with pytest.raises(SpecError, match="say which: MODEL=another"):
+        app(arguments)
+    for model in ("another", "demo"):
+        assert {spec.model_id for spec in encoder_pair(tmp_path, "cpu", model)} == {model}

@@ -1,6 +1,6 @@
 """Fixtures of the search tests: one real TorchServe, in its own environment, serving a tiny pair.
 
-These tests run in `.venv-search` (`make test-search`), which has LanceDB, Gradio and Playwright but no
+These tests run in `.venv-search` (`make test-search`), which has LanceDB, Starlette and Playwright but no
 PyTorch; elsewhere they are not collected.
 """
 
@@ -50,7 +50,7 @@ def embedded(server: Addresses) -> Callable[[], int]:
     """Counts, at the server, the pictures that it embedded since the test began; a request is a picture."""
 
     def count() -> int:
-        metrics = httpx.get(f"{server.metrics_url}/metrics", timeout=120).text
+        metrics = httpx.get(f"{server.metrics_url}/metrics", timeout=120, trust_env=False).text
         lines = [line for line in metrics.splitlines() if line.startswith("ts_inference_requests_total")]
         return sum(int(float(line.split()[-1])) for line in lines if 'model_name="clip_image"' in line)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -293,6 +295,27 @@ def test_two_indexers_at_once_lose_nothing(
     assert embedded() == 60
     assert sum("60 embedded" in out for out, _ in outputs) == 1
     assert_equals_a_fresh_index(client, tmp_path / "pictures", tmp_path / "table", tmp_path / "fresh")
+
+
+def test_a_proxy_of_the_environment_gets_neither_pictures_nor_tokens(
+    arguments: list[str], folder: Path, tmp_path: Path
+) -> None:
+    """ATTACKS C1: nobody knocks at it, and the run is as without it."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        proxy = f"http://127.0.0.1:{door.getsockname()[1]}"
+        names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
+        environment = {**os.environ, **dict.fromkeys(names, proxy), "NO_PROXY": "", "no_proxy": ""}
+        for words in (["index", str(folder)], ["search", "--text", "kutya"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "search", *words, *arguments, "--table", str(tmp_path / "table")],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+            )
+            assert done.returncode == 0, done.stderr
+        assert select.select([door], [], [], 0) == ([], [], [])
 
 
 IN_A_SMALL_DISK = r"""

@@ -3,6 +3,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lancedb
 import numpy as np
@@ -17,7 +18,7 @@ from search.journal import Journal
 from search.paths import path_condition
 from search.rows import FOLDED_PATH, FileState
 from search.server_process import ROOT
-from search.table import PictureTable, Row, open_or_create_table, open_table, sole_writer
+from search.table import Hit, PictureTable, Row, open_or_create_table, open_table, sole_writer
 
 DIM = 32
 
@@ -166,14 +167,24 @@ def test_damaged_journal_is_begun_anew(tmp_path: Path) -> None:
     assert journal.get("a") is not None
 
 
-def test_copies_are_one_hit(table: PictureTable) -> None:
+def test_copies_are_one_hit(table: PictureTable, monkeypatch: pytest.MonkeyPatch) -> None:
     """CASES 41: a thousand copies of the nearest file take one place of the limit."""
     stored = embeddings(6)
     many = [replace(row, path=f"/copies/{i:04d}.jpg") for i in range(1000) for row in rows(stored[:1])]
     table.write([*rows(stored), *many], [])
     unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
     order = np.argsort(-(unit @ unit[0]))
+    asked: list[int] = []
+    nearest = table._nearest
+
+    def counting(embedding: FloatArray, limit: int, *more: Any) -> list[Hit]:
+        asked.append(limit)
+        return nearest(embedding, limit, *more)
+
+    monkeypatch.setattr(table, "_nearest", counting)
     hits = table.nearest_contents(stored[0], 4)
+    # The first answer is all copies; the second, without them, is the rest.
+    assert asked == [4, 8]
     assert [hit.sha256 for hit in hits] == [f"{i:064x}" for i in order[:4]]
     assert (hits[0].path, hits[0].thumbnail) == ("/copies/0000.jpg", b"\x00")
     assert hits[0].copies == (*(f"/copies/{i:04d}.jpg" for i in range(1, 1000)), "/p/000000.jpg")
@@ -261,9 +272,9 @@ def test_an_upgrade_keeps_what_searches_go_through(tmp_path: Path, monkeypatch: 
     table = open_or_create_table(tmp_path, "space", "model", DIM)
     table.write(rows(embeddings(4000)), [])
     table.maintain()
-    inner = lancedb.connect(tmp_path).open_table("pictures")
-    inner.drop_columns(["folded_path"])
+    lancedb.connect(tmp_path).open_table("pictures").drop_columns(["folded_path"])
     table = open_or_create_table(tmp_path, "space", "model", DIM)
+    inner = lancedb.connect(tmp_path).open_table("pictures")
     for index in inner.list_indices():
         statistics = inner.index_stats(index.name)
         assert statistics is not None

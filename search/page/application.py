@@ -1,0 +1,322 @@
+"""The page's application: a few routes, what turns strangers away, and its server.
+
+HTML is rendered here; `static/` holds the style and the scripts. Nothing is loaded from another machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import socket
+import threading
+from base64 import b64encode
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from clipserve.client import Client
+from clipserve.errors import ClipServeError, RequestError, ServerError
+from clipserve.images import ImageLimits
+from search.errors import SearchError
+from search.examples import LABELS, QUERIES
+from search.page.originals import NotServedError, find_original, read_original
+from search.page.searcher import LIMIT, MAX_LIMIT, PAGE, Query, Searcher
+from search.paths import printable
+from search.queries import normalized
+
+HOST = "127.0.0.1"
+FOLDER = Path(__file__).parent
+
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+LIMITS = ImageLimits()
+
+# Texts of a comparison are in its address, six characters for a letter of most scripts.
+MAX_ADDRESS_BYTES = 256 * 1024
+
+# Requests under way when the page is ended have so long.
+SHUTDOWN_SECONDS = 3
+
+
+class SameOrigin:
+    """ASGI middleware that turns away what other web pages ask for, and sends `HEADERS` with every response.
+
+    A foreign page may link here; it may not post, and not read or embed anything. Refused before the body is
+    read.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on if it is this page's own."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        app = self._app
+        if scope["type"] == "http" and _is_foreign(scope["method"], Headers(scope=scope)):
+            app = PlainTextResponse("asked for by another web page", HTTPStatus.FORBIDDEN)
+        await app(scope, receive, send_with_headers)
+
+
+def _is_foreign(method: str, headers: Headers) -> bool:
+    if method not in ("GET", "HEAD"):
+        # Every browser says where a POST comes from. The host is one of ours: it was looked at before.
+        return headers.get("origin") != f"http://{headers.get('host')}"
+    opened = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not opened
+
+
+class Page:
+    """What the routes do.
+
+    Args:
+        connect: makes a client of the server.
+        folder: of the table; it may be made while the page is open.
+    """
+
+    def __init__(self, connect: Callable[[], Client], folder: Path):
+        # Two, since the first accepts answers in the table's space only.
+        self._searcher = Searcher(connect(), folder)
+        self._comparing = connect()
+        self._templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        self._templates.filters["base64"] = lambda data: b64encode(data).decode("ascii")
+        self._templates.filters["name"] = lambda path: printable(path.rpartition("/")[2])
+
+    def search(self, request: Request) -> Response:
+        """The page with the answer to what its address asks."""
+        status, answer = self._answer(request)
+        context = {"queries": QUERIES, "limit": LIMIT, "max_limit": MAX_LIMIT, "max_bytes": LIMITS.max_bytes}
+        return self._html("search.html", status, **context, **answer)
+
+    def results(self, request: Request) -> Response:
+        """The answer alone, or its tiles from `offset` on."""
+        status, answer = self._answer(request)
+        return self._html("results.html", status, **answer)
+
+    def _answer(self, request: Request) -> tuple[int, dict[str, Any]]:
+        try:
+            query = Query.read(request.query_params)
+            offset = _offset(request)
+            answer = self._searcher.answer(query, offset)
+        except (ClipServeError, OSError) as error:
+            return _status(error), {"problem": printable(str(error))}
+        end = offset + PAGE
+        return HTTPStatus.OK, {
+            "problem": None,
+            "query": query,
+            "tiles": answer.tiles[offset:end],
+            "found": len(answer.tiles),
+            "indexed": answer.indexed,
+            "next": end if end < len(answer.tiles) else None,
+        }
+
+    async def add_picture(self, request: Request) -> Response:
+        """Takes a dropped picture: the body is its file, byte for byte."""
+        sha256 = await run_in_threadpool(self._searcher.add_picture, await _body(request))
+        return JSONResponse({"picture": sha256})
+
+    def thumbnail(self, request: Request) -> Response:
+        """The small picture of a query's picture."""
+        data = self._searcher.thumbnail(request.path_params["sha256"])
+        return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
+
+    def details(self, request: Request) -> Response:
+        """What is known of a row's file."""
+        found, sha256 = find_original(self._searcher.table, request.query_params.get("path", ""))
+        folder, _, name = found.path.rpartition("/")
+        changed = datetime.datetime.fromtimestamp(found.mtime_ns / 1e9, datetime.UTC)
+        return JSONResponse(
+            {
+                "path": found.path,
+                "folder": f"{folder}/",
+                "name": printable(name),
+                "bytes": found.size,
+                "changed": changed.isoformat(timespec="seconds"),
+                "picture": sha256,
+            }
+        )
+
+    def picture(self, request: Request) -> Response:
+        """The picture of a row, as it is on disk."""
+        original = read_original(self._searcher.table, request.query_params.get("path", ""), LIMITS)
+        headers = {"cache-control": "private, no-cache", "etag": f'"{original.sha256}"'}
+        if request.headers.get("if-none-match") == headers["etag"]:
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        return Response(original.data, media_type=original.media_type, headers=headers)
+
+    def comparison(self, request: Request) -> Response:
+        """The page that compares pictures with texts."""
+        return self._html("compare.html", HTTPStatus.OK, examples=LABELS, max_bytes=LIMITS.max_bytes)
+
+    async def compare(self, request: Request) -> Response:
+        """One picture, the body, with the texts of the address: cosine similarities and probabilities."""
+        texts = request.query_params.getlist("text")
+        if not texts:
+            raise SearchError("at least one text is needed")
+        answer = await run_in_threadpool(
+            self._comparing.similarity,
+            [await _body(request)],
+            labels=[normalized(text) for text in texts],
+            template=request.query_params.get("template", "").strip() or "{}",
+        )
+        return JSONResponse(
+            {
+                "cosine_similarity": answer.cosine_similarity[0].tolist(),
+                "probabilities": answer.probabilities[0].tolist(),
+            }
+        )
+
+    def _html(self, template: str, status: int, **context: Any) -> HTMLResponse:
+        # Never from a cache: the table and the server change.
+        headers = {"cache-control": "no-store"}
+        return HTMLResponse(self._templates.get_template(template).render(context), status, headers)
+
+
+def _offset(request: Request) -> int:
+    text = request.query_params.get("offset", "0")
+    if not text.isdecimal() or int(text) > MAX_LIMIT:
+        raise SearchError(f"offset: {text!r} is no number from 0 to {MAX_LIMIT}")
+    return int(text)
+
+
+async def _body(request: Request) -> bytes:
+    """The body, refused as soon as it is known to be larger than a picture may be.
+
+    Raises:
+        RequestError: `image_too_large` (413).
+    """
+    too_large = RequestError(
+        "image_too_large", f"the picture is too large, allowed are {LIMITS.max_bytes} bytes", 413, 0
+    )
+    told = request.headers.get("content-length", "0")
+    if not told.isdecimal() or int(told) > LIMITS.max_bytes:
+        raise too_large
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > LIMITS.max_bytes:
+            raise too_large
+    return bytes(data)
+
+
+def _status(error: Exception) -> int:
+    match error:
+        case RequestError():
+            return error.status
+        case NotServedError():
+            return HTTPStatus.NOT_FOUND
+        case ServerError():
+            return HTTPStatus.BAD_GATEWAY
+        case ClipServeError():
+            return HTTPStatus.BAD_REQUEST
+        case _:
+            return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _problem(request: Request, error: Exception) -> Response:
+    """An error as the scripts take it: a sentence, and whether it is about the picture that was sent."""
+    message = error.message if isinstance(error, RequestError) else str(error)
+    of_picture = isinstance(error, RequestError) and error.index is not None
+    return JSONResponse({"message": printable(message), "of_picture": of_picture}, _status(error))
+
+
+def _left(request: Request, error: Exception) -> Response:
+    """Whoever asked has gone: nobody reads this."""
+    return Response(status_code=HTTPStatus.BAD_REQUEST)
+
+
+def application(page: Page) -> Starlette:
+    """The page's routes, behind what turns strangers away."""
+    return Starlette(
+        routes=[
+            Route("/", page.search),
+            Route("/results", page.results),
+            Route("/pictures", page.add_picture, methods=["POST"]),
+            Route("/thumbnail/{sha256}", page.thumbnail),
+            Route("/details", page.details),
+            Route("/picture", page.picture),
+            Route("/compare", page.comparison),
+            Route("/comparison", page.compare, methods=["POST"]),
+            Mount("/static", StaticFiles(directory=FOLDER / "static")),
+        ],
+        middleware=[
+            # A name elsewhere that is made to point here is turned away.
+            Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False),
+            Middleware(SameOrigin),
+        ],
+        exception_handlers={ClientDisconnect: _left, ClipServeError: _problem, OSError: _problem},
+    )
+
+
+def serve_page(connect: Callable[[], Client], folder: Path, port: int) -> None:
+    """Serves the page on 127.0.0.1 until interrupted.
+
+    Raises:
+        SearchError: the port is taken.
+    """
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((HOST, port))
+        except OSError as error:
+            raise SearchError(f"port {port} is taken; name another: make ui PORT={port + 1}") from error
+        listening.listen()
+        server = uvicorn.Server(
+            uvicorn.Config(
+                application(Page(connect, folder)),
+                # What is searched for is nobody else's business: no log of requests.
+                access_log=False,
+                log_level="error",
+                lifespan="off",
+                ws="none",
+                http="h11",
+                server_header=False,
+                h11_max_incomplete_event_size=MAX_ADDRESS_BYTES,
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            )
+        )
+        # In a thread: in the main one uvicorn takes the signals, ignored ones too.
+        serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        serving.start()
+        print(f"the page is at http://{HOST}:{listening.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                serving.join()
+        finally:
+            server.should_exit = True
+            serving.join()

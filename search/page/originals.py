@@ -1,0 +1,102 @@
+"""The picture itself: served only where it is a row of the table, and still is what was indexed there."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from dataclasses import dataclass
+
+from PIL import Image
+
+from clipserve.errors import RequestError
+from clipserve.images import FORMATS, ImageLimits, decode_image
+from search.errors import SearchError
+from search.files import FoundFile, read_contents
+from search.paths import printable, text_to_path
+from search.table import PictureTable
+
+# What browsers show, by the name of the format; a picture of another is sent as a JPEG.
+SHOWN_FORMATS = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+    "AVIF": "image/avif",
+}
+JPEG_QUALITY = 92
+
+
+class NotServedError(SearchError):
+    """A path whose picture is not served; its text says why."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """A picture as a browser shows it: bytes, their media type, and the file's SHA-256."""
+
+    data: bytes
+    media_type: str
+    sha256: str
+
+
+def find_original(table: PictureTable, path: str) -> tuple[FoundFile, str]:
+    """The file of a row as it is now, and the SHA-256 that it was indexed with.
+
+    Rows hold real paths of files below the indexed folder. One that leads elsewhere by now, because a link
+    took the place of a folder or of the file, is refused.
+
+    Raises:
+        NotServedError: the path is no row, its file is gone, or it leads elsewhere.
+    """
+    state = table.state(path)
+    if state is None:
+        raise NotServedError(f"{printable(path)}: not in the table")
+    location = text_to_path(path)
+    try:
+        status = os.lstat(location)
+        moved = os.path.realpath(location) != location
+    except OSError as error:
+        raise NotServedError(
+            f"{printable(path)}: cannot be read any more ({error.strerror}); 'make index' brings the table "
+            "up to date"
+        ) from error
+    if moved or not stat.S_ISREG(status.st_mode):
+        raise NotServedError(f"{printable(path)}: a link has taken its place since it was indexed")
+    return FoundFile(path, location, status.st_size, status.st_mtime_ns), state.sha256
+
+
+def read_original(table: PictureTable, path: str, limits: ImageLimits) -> Original:
+    """The picture of a row, unchanged if browsers show its format.
+
+    Raises:
+        NotServedError: see `find_original`; or the file holds no picture any more.
+    """
+    found, _ = find_original(table, path)
+    try:
+        contents = read_contents(found)
+    except OSError as error:
+        raise NotServedError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+    try:
+        media_type = _shown_as(contents.data)
+        if media_type is not None:
+            return Original(contents.data, media_type, contents.sha256)
+        stream = io.BytesIO()
+        decode_image(contents.data, limits).save(stream, "JPEG", quality=JPEG_QUALITY)
+    except RequestError as error:
+        raise NotServedError(f"{printable(path)}: no picture any more: {error.message}") from error
+    return Original(stream.getvalue(), "image/jpeg", contents.sha256)
+
+
+def _shown_as(data: bytes) -> str | None:
+    """The media type of a picture that browsers show; None for others, and where its header is damaged."""
+    for name, media_type in SHOWN_FORMATS.items():
+        if FORMATS[name].signature.match(data):
+            try:
+                # Only the header is read.
+                with Image.open(io.BytesIO(data), formats=(name,)):
+                    return media_type
+            except Exception:  # whatever a damaged header makes Pillow stumble over
+                return None
+    return None

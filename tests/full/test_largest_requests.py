@@ -1,0 +1,75 @@
+"""The largest request of each endpoint on full-size encoders, with one thread: `make test-full`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from clipserve.client import ENDPOINTS
+from clipserve.protocol import JSON, Row
+from clipserve.settings import Settings
+from clipserve.worker import Worker
+from export_scripts.export import export_pair
+from serving.local import ROOT
+from tests.checkpoints import DISTILBERT_MULTILINGUAL, VIT_B_32, write_clip, write_multilingual
+
+pytestmark = pytest.mark.full
+
+LONG = "two dogs in the snow and a cat on the table " * 30
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("full-size")
+    clip = write_clip(root / "clip-ViT-B-32", VIT_B_32)
+    text = write_multilingual(root / "clip-ViT-B-32-multilingual-v1", DISTILBERT_MULTILINGUAL)
+    export_pair(str(clip), str(text), "cpu", "fp32", root / "store")
+    return root / "store"
+
+
+def photograph(number: int) -> str:
+    buffer = io.BytesIO()
+    Image.effect_noise((800, 600), 40 + number).convert("RGB").save(buffer, "JPEG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_the_largest_request_is_answered_within_its_deadline(endpoint: str, full_size: Path) -> None:
+    """ATTACKS A8: a thousand texts of 128 tokens are minutes, and the worker was killed at its deadline."""
+    config = yaml.safe_load((ROOT / "handlers" / f"{endpoint}.yaml").read_text(encoding="utf-8"))
+    settings = Settings.from_mapping(config["handler"])
+    worker = Worker(endpoint, full_size, torch.device("cpu"), settings, config["responseTimeout"])
+    limits = settings.requests
+    texts = [f"{number} {LONG}" for number in range(limits.max_texts)]
+    pictures = [photograph(number) for number in range(limits.max_items)]
+    body: dict[str, Any] = {
+        "clip_text": {"input": texts[: limits.max_items]},
+        "clip_image": {"input": pictures},
+        # As long as all characters together may be.
+        "clip_similarity": {"images": pictures, "texts": [text[:490] for text in texts]},
+    }[endpoint]
+    started = time.monotonic()
+    (reply,) = worker.handle([Row(json.dumps(body).encode(), JSON)])
+    took = time.monotonic() - started
+    answer = json.loads(reply.body)
+    assert reply.status == 200
+    if endpoint == "clip_similarity":
+        codes = [entry["error"]["code"] for entry in answer["errors"]]
+        done = len(texts) + len(pictures) - len(codes)
+    else:
+        codes = [entry["error"]["code"] for entry in answer["data"] if "error" in entry]
+        done = limits.max_items - len(codes)
+    print(f"{endpoint}: {done} items in {took:.1f} s, {len(codes)} told to come back")
+    assert set(codes) <= {"overloaded"}
+    assert done > 0
+    # What a machine does beside it can only add to the time, so it is the server's limit that is asked for.
+    assert took < config["responseTimeout"]
