@@ -317,7 +317,7 @@ test: $(VENV)/.bench-stamp ## every test that needs no GPU, a real TorchServe in
 
 .PHONY: test-full
 test-full: $(VENV)/.dev-stamp ## the whole flow with full-size checkpoints (random weights): minutes, 6 GB
-	@$(RUN) -m pytest -m full tests/full tests/test_formats.py $(PYTEST_ARGS)
+	@$(RUN) -m pytest -m full tests/full tests/test_formats.py tests/test_cli.py $(PYTEST_ARGS)
 
 .PHONY: check
 check: $(VENV)/.bench-stamp ## formatting, lint and types

@@ -353,6 +353,7 @@ def test_verify_measures_what_export_certified(
     ]  # fmt: skip
 
 
+@pytest.mark.full
 def test_every_kind_in_one_table(capsys: pytest.CaptureFixture[str], made: Path, tmp_path: Path) -> None:
     """Two formats exported by the command, and what is changed in a folder for DJL."""
     store = tmp_path / "store"

@@ -183,6 +183,7 @@ def test_a_worker_embeds_no_other_pixels(format: Format, pixels: Tensor, exporte
         encoder.embed(list(pixels.numpy()))
 
 
+@pytest.mark.full
 def test_a_compiled_package_checks_pixels_when_it_is_told_to(exported_as: ExportedAs) -> None:
     """CASES 16, as docs/formats.md says it of other programs; the variable is read at the first call."""
     path = exported_as("image", "aoti", "fp32")
