@@ -69,7 +69,7 @@ def test_the_serve_config_builds_our_application(tmp_path: Path) -> None:
 def test_the_serve_config_says_no_argument_that_is_not_there() -> None:
     (app,) = serve_config().applications
     with pytest.raises(ValueError, match="Extra inputs are not permitted"):
-        AppArguments.model_validate(app.args | {"model": "x"})
+        AppArguments.model_validate(app.args | {"no_such_argument": "x"})
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
