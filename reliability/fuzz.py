@@ -49,7 +49,7 @@ def run_fuzz(server: Server, requests: int, seed: int) -> bool:
                 question = choose.choice(by_endpoint[bad.endpoint])
                 companion = beside.submit(_ask, http, server, question) if number % 2 else None
                 response = send_once(http, server, bad.endpoint, bad.body, bad.content_type)
-                problem = _problem(bad, response)
+                problem = _problem(bad, response, int(server.properties["max_request_size"]))
                 outcome = companion.result() if companion is not None else "none"
                 with lock:
                     statuses[str(response.status_code)] += 1
@@ -89,8 +89,14 @@ def _ask(http: httpx.Client, server: Server, question: Question) -> str:
     return "right" if question.holds(response.content) else "wrong"
 
 
-def _problem(bad: BadRequest, response: httpx.Response) -> str:
-    """What is wrong with the answer to a damaged request; empty: nothing."""
+def _problem(bad: BadRequest, response: httpx.Response, most_bytes: int) -> str:
+    """What is wrong with the answer to a damaged request; empty: nothing.
+
+    Args:
+        most_bytes: of a body. Larger ones are TorchServe's frontend's to refuse, which has no JSON for them.
+    """
+    if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE and len(bad.body) > most_bytes:
+        return ""
     if response.status_code == httpx.codes.OK:
         try:
             body = json.loads(response.content)
@@ -98,6 +104,9 @@ def _problem(bad: BadRequest, response: httpx.Response) -> str:
             return "status 200 with a body that is not JSON"
         return "" if body.get("object") in ("list", "similarity") else f"status 200 with {response.text[:80]}"
     if 400 <= response.status_code < 500:
-        error = response.json().get("error", {})
+        try:
+            error = json.loads(response.content).get("error", {})
+        except ValueError:
+            return f"status {response.status_code} with a body that is not JSON"
         return "" if error.get("code") and error.get("message") else f"no error in {response.text[:80]}"
     return f"status {response.status_code}: {response.text[:120]}"
