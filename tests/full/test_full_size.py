@@ -6,13 +6,14 @@ and client are those of the real thing.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage
-from PIL import Image
+from PIL import Image, ImageCms
 
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray, Precision
@@ -81,8 +82,28 @@ def test_photographs_over_http_equal_sentence_transformers(
     folder = Path(skimage.__file__).parent / "data"
     paths = [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()]
     assert len(paths) >= 4
-    expected = pair.image.reference([Image.open(path) for path in paths])
+    expected = pair.image.reference([_managed(path) for path in paths])
     _assert_within_bound(client.embed_images(paths), expected, precision)
+
+
+def _managed(path: Path) -> Image.Image:
+    """A photograph as it is served, by Pillow alone: colours of another profile are brought to sRGB."""
+    image = Image.open(path)
+    if not image.info.get("icc_profile"):
+        return image
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+    if "sRGB" in ImageCms.getProfileDescription(profile):
+        return image
+    managed = ImageCms.profileToProfile(
+        image,
+        profile,
+        ImageCms.createProfile("sRGB"),
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        "RGB",
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    assert managed is not None
+    return managed
 
 
 def test_forty_languages_over_http_equal_sentence_transformers(
