@@ -19,9 +19,10 @@ import skimage.data
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont
 
+from clipserve.command import run_command
 from clipserve.encoder import TracedImageEncoder, choose_variant
 from clipserve.encoder_spec import FloatArray
-from clipserve.errors import ClipServeError, RequestError
+from clipserve.errors import RequestError
 from clipserve.images import Color, ImageLimits, decode_image, preprocess
 from clipserve.settings import Settings
 from reliability.costly import COSTLY
@@ -174,21 +175,20 @@ def round_all(values: dict[str, float]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; the status is `run_command`'s, 2 is usage."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__)
     parser.add_argument("store", type=Path, help="folder of an image encoder for the CPU")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    try:
+
+    def measure() -> None:
         device = torch.device("cpu")
         encoder = TracedImageEncoder(choose_variant(arguments.store, "image", device), device)
         measure_costs()
         measure_colors(encoder)
         measure_draft(encoder)
-    except ClipServeError as error:
-        print(f"pictures: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_command("pictures", measure)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 from transformers import CLIPImageProcessorPil
 
+from benchmarks.pictures import rings, stripes
 from clipserve.encoder_spec import ImagePreprocessing
 from clipserve.errors import RequestError
 from clipserve.images import FORMATS, Color, ImageLimits, PixelArray, decode_image, preprocess
@@ -608,17 +609,6 @@ def test_reduced_decoding_at_the_factor_that_is_served(
     difference = preprocess(reduced, preprocessing, LIMITS) - ours(data, preprocessing).astype(np.float64)
     assert np.abs(difference).mean() < mean
     assert np.abs(difference).max() <= most
-
-
-def stripes(side: int, period: float) -> Image.Image:
-    row = (np.arange(side) // (period / 2) % 2 * 255).astype(np.uint8)
-    return Image.fromarray(np.tile(row, (side, 1)))
-
-
-def rings(side: int) -> Image.Image:
-    """All frequencies up to the finest, in all directions: what moiré is made of."""
-    y, x = np.mgrid[:side, :side].astype(np.float64) - side / 2
-    return Image.fromarray((127.5 + 127.5 * np.cos(np.pi * (x * x + y * y) / side)).astype(np.uint8))
 
 
 # ---- large pictures that people have
