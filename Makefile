@@ -50,7 +50,7 @@ $(UV_VENV)/.stamp: requirements/uv.lock
 
 DEMO_STORE := model_store/demo
 DEMO_FILES := $(wildcard demo/checkpoint/*/* demo/checkpoint/*/*/*)
-EXPORT_CODE := $(wildcard clipserve/*.py export_scripts/*.py)
+EXPORT_CODE := $(shell find clipserve export_scripts -name "*.py")
 
 .PHONY: help
 help: ## show this page
@@ -84,12 +84,12 @@ known-answers: $(VENV)/.dev-stamp ## published weights against numbers that othe
 
 .PHONY: archive
 archive: setup ## package the encoders of model_store/ into .mar archives (MODEL=… where it holds several)
-	@$(RUN) -m export_scripts.archive $(call GIVEN,MODEL,--model)
+	@$(RUN) -m export_scripts.packages.archive $(call GIVEN,MODEL,--model)
 
 .PHONY: triton
 triton: setup ## a model repository for NVIDIA's Triton, in model_store/triton/ (MODEL=… DEVICE=… PRECISION=…)
 	@echo "loading PyTorch and transformers"
-	@$(RUN) -m export_scripts.triton --store model_store --output model_store/triton \
+	@$(RUN) -m export_scripts.packages.triton --store model_store --output model_store/triton \
 		--device=$(call VALUE,DEVICE) \
 		$(call GIVEN,MODEL,--model) $(call GIVEN,PRECISION,--precision)
 
@@ -206,8 +206,8 @@ demo-search: $(DEMO_STORE)/clip_similarity.mar $(SEARCH_VENV)/.run-stamp ## draw
 .PHONY: test-search
 test-search: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp ## types and tests of search/, in a browser too
 	@command -v chromium >/dev/null || { echo "no chromium for the page's test: apt-get install chromium" >&2; exit 1; }
-	@$(SEARCH) -m mypy -p search
-	@$(SEARCH) -m pytest --confcutdir tests/search tests/search -m "not full" $(PYTEST_ARGS)
+	@$(SEARCH) -m mypy -p pictures -p search
+	@$(SEARCH) -m pytest --confcutdir tests/search tests/pictures tests/search -m "not full" $(PYTEST_ARGS)
 
 .PHONY: test-search-full
 test-search-full: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp ## 2,000 pictures: killed, resumed, changed, compared
@@ -297,7 +297,7 @@ $(SCALE_VENV)/.dev-stamp: requirements/scale-dev.lock $(SCALE_VENV)/.run-stamp
 
 .PHONY: serve-ray
 serve-ray: $(SCALE_VENV)/.run-stamp ## STORE=… PORT=8000 DEVICE=cpu|cuda: the same endpoints, and OpenAI's, on Ray Serve; Ctrl-C stops it
-	@$(SCALE) -m scale.serve_app --store=$(call VALUE,STORE) $(call GIVEN,PORT,--port) $(call GIVEN,DEVICE,--device) \
+	@$(SCALE) -m scale.serve --store=$(call VALUE,STORE) $(call GIVEN,PORT,--port) $(call GIVEN,DEVICE,--device) \
 		$(call GIVEN,MODEL,--model)
 
 .PHONY: test-serve-ray
@@ -317,7 +317,7 @@ test: $(VENV)/.bench-stamp ## every test that needs no GPU, a real TorchServe in
 
 .PHONY: test-full
 test-full: $(VENV)/.dev-stamp ## the whole flow with full-size checkpoints (random weights): minutes, 6 GB
-	@$(RUN) -m pytest -m full tests/full tests/test_formats.py tests/test_cli.py $(PYTEST_ARGS)
+	@$(RUN) -m pytest -m full tests/full tests/export_scripts/test_formats.py tests/export_scripts/test_cli.py $(PYTEST_ARGS)
 
 .PHONY: check
 check: $(VENV)/.bench-stamp ## formatting, lint and types
@@ -353,4 +353,4 @@ $(VENV)/.dev-stamp: requirements/dev.lock $(VENV)/.onnx-stamp
 $(DEMO_STORE)/clip_similarity.mar: $(DEMO_FILES) $(EXPORT_CODE) $(wildcard handlers/*) | $(VENV)/.run-stamp
 	@rm -rf $(DEMO_STORE)
 	@$(RUN) -m export_scripts.export --model demo --precision fp32 --store $(DEMO_STORE)
-	@$(RUN) -m export_scripts.archive --store $(DEMO_STORE)
+	@$(RUN) -m export_scripts.packages.archive --store $(DEMO_STORE)

@@ -25,14 +25,14 @@ import numpy as np
 import psutil
 
 from clipserve.encoder_spec import EncoderSpec, read_spec
+from pictures.rows import picture_schema
 from scale.bulk.encoding import Encoder
 from scale.bulk.plan import Plan, write_plan
 from scale.bulk.sources import Picture, find_source
 from scale.bulk.stages import decode_shard, write_shard
-from search.rows import picture_schema
-from tests.scale.image_encoder import export_image_encoder
-from tests.scale.pictures import write_pictures
-from tests.scale.ray_cluster import ROOT, RayCluster
+from standins.image_encoder import export_image_encoder
+from standins.many_pictures import write_pictures
+from standins.ray_cluster import ROOT, RayCluster
 
 RESULTS = Path(__file__).parent / "results" / "bulk.json"
 

@@ -31,11 +31,11 @@ from clipserve.client import ENDPOINTS
 from clipserve.encoder import cpu_has_native_bf16
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm
-from export_scripts.archive import build_archives
 from export_scripts.checkpoints import load_pair
 from export_scripts.export import export_pair
+from export_scripts.packages.archive import build_archives
 from export_scripts.tune import tune
-from tests.checkpoints import DISTILBERT_MULTILINGUAL, VIT_B_32, write_clip, write_multilingual
+from standins.checkpoints import DISTILBERT_MULTILINGUAL, VIT_B_32, write_clip, write_multilingual
 
 # Checkpoints, pictures and archives; the first two are made once.
 WORK = Path(__file__).parents[1] / ".bench"

@@ -26,8 +26,8 @@ from clipserve.encoder_spec import EncoderSpec, Format, Modality, Precision
 from clipserve.errors import ClipServeError
 from export_scripts.checkpoints import CheckpointPair, load_pair
 from export_scripts.formats import FORMATS, Run
-from export_scripts.tracing import export_encoder
-from tests.checkpoints import (
+from export_scripts.publish import export_encoder
+from standins.checkpoints import (
     DISTILBERT_MULTILINGUAL,
     TINY_CLIP,
     TINY_TEXT,

@@ -385,14 +385,14 @@ class RayServePeer(_Ours, _ProcessPeer):
     def start(self) -> dict[str, float]:
         """See `HttpPeer`."""
         if not (ROOT / "scale" / "serve_app.py").is_file():
-            raise PeerError("scale/serve_app.py is not in this checkout")
+            raise PeerError("scale/serve/__main__.py is not in this checkout")
         self._folder = tempfile.TemporaryDirectory(prefix="bench-ray-")
         [port] = free_ports(1)
         begin = time.perf_counter()
         self._run(
             [
                 str(RAY_ENVIRONMENT / "bin" / "python"),
-                *("-m", "scale.serve_app"),
+                *("-m", "scale.serve"),
                 *("--store", str(self._inputs.store)),
                 *("--port", str(port)),
                 *("--key-file", str(self._key_file)),

@@ -16,8 +16,8 @@ from clipserve.errors import ClipServeError
 from demo.captions import load_vocabularies
 from demo.languages import Bounds, LanguageResult, failed_means, measure, pool, table, weak_languages
 from demo.world import HELD_OUT_ONE_IN, Scene, all_scenes
-from export_scripts.archive import build_archives
 from export_scripts.export import export_pair
+from export_scripts.packages.archive import build_archives
 from serving.server import private_server
 
 RESULTS = Path(__file__).parent / "RESULTS.md"

@@ -2,7 +2,7 @@
 
 They compute what the originals compute, without what keeps those from tracing well: no device constant in the
 graph, no shape baked in, pooling, projection, rescaling and normalising inside. That they do is not assumed:
-`export_scripts.tracing` compares every traced encoder with its untouched original.
+`export_scripts.publish` compares every traced encoder with its untouched original.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ import transformers
 from clipserve.command import run_command
 from clipserve.encoder_spec import SUFFIXES, Device, EncoderSpec, Format, Modality, Precision
 from export_scripts.checkpoints import load_pair
-from export_scripts.djl import write_djl
-from export_scripts.tracing import check_device, export_encoders
+from export_scripts.packages.djl import write_djl
+from export_scripts.publish import check_device, export_encoders
 
 STORE = Path(__file__).parents[1] / "model_store"
 

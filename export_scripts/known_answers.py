@@ -42,7 +42,7 @@ from export_scripts.checkpoints import (
     load_pair,
     load_text_checkpoint,
 )
-from export_scripts.tracing import export_encoder
+from export_scripts.publish import export_encoder
 
 CPU = torch.device("cpu")
 

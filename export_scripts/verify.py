@@ -14,10 +14,10 @@ from clipserve.command import run_command
 from clipserve.encoder_spec import SPEC_FILE, TOKENIZER_FILE, EncoderSpec
 from clipserve.errors import ExportError, ParityError, SpecError
 from export_scripts.checkpoints import CheckpointPair, load_pair
-from export_scripts.djl import djl_encoders
 from export_scripts.export import DJL, STORE
 from export_scripts.formats import encoder_files, format_of, read_any_spec
-from export_scripts.tracing import recheck
+from export_scripts.packages.djl import djl_encoders
+from export_scripts.publish import recheck
 
 
 def verify_store(store: Path, model: str | None, text_model: str | None) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from clipserve.encoder_spec import FloatArray
-from search.rows import FileState
-from search.table import ANN_ROWS, RECALL_AT, PictureTable, Row, open_or_create_table
+from pictures.rows import FileState
+from pictures.table import ANN_ROWS, RECALL_AT, PictureTable, Row, open_or_create_table
 
 EMBEDDING_DIM = 512
 BATCH = 10_000

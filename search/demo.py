@@ -12,11 +12,11 @@ from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from demo.captions import load_vocabularies
 from demo.scenes import draw
 from demo.world import RUNNING_EXAMPLE, Scene, all_scenes
+from pictures.table import open_table
 from search.finder import Finder
 from search.indexer import index_folder, print_report
 from search.output import write_contact_sheet
 from search.server_process import running_server
-from search.table import open_table
 
 # Five of every scene, as one has several of what one looks for. Of one of each, the small checkpoint found it
 # first for 88 % of all captions (in these ten languages), of two one of them for 93 %, of five for 98 %.

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipserve.encoder_spec import FloatArray
-from search.paths import printable, text_to_path
-from search.table import PictureTable
+from pictures.paths import printable, text_to_path
+from pictures.table import PictureTable
 
 THRESHOLD = 0.98
 
@@ -130,7 +130,7 @@ def similar_rows(embeddings: FloatArray, threshold: float) -> Iterator[tuple[lis
 
 
 def to_json(duplicates: Duplicates) -> str:
-    """An object with `equal` and `similar`; paths are in the text form of `search.paths`."""
+    """An object with `equal` and `similar`; paths are in the text form of `pictures.paths`."""
     answer = {
         "threshold": duplicates.threshold,
         "bytes_of_copies": duplicates.bytes_of_copies,

@@ -11,11 +11,11 @@ from typing import cast
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import SpaceError
-from search.errors import SearchError
+from pictures.errors import SearchError
+from pictures.paths import path_condition, printable
+from pictures.table import Hit, PictureTable
 from search.indexer import check_space
-from search.paths import path_condition, printable
 from search.queries import normalized
-from search.table import Hit, PictureTable
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Finder:
         table: where to look.
         limit: pictures of a query, at most; equal files are one.
         min_score: least cosine similarity; None for no bound.
-        path: part of the path, see `search.paths.path_condition`; None for every path.
+        path: part of the path, see `pictures.paths.path_condition`; None for every path.
 
     Raises:
         SearchError: a part of the path is given, and the table is one that cannot be asked for it yet.

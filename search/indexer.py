@@ -24,12 +24,11 @@ from tqdm import tqdm
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError, ServerError, SpaceError
-from search.errors import SearchError
-from search.files import Contents, FoundFile, Listing, list_pictures, read_contents
-from search.journal import Journal
-from search.paths import path_to_text, printable
-from search.rows import FileState
-from search.table import (
+from pictures.errors import SearchError
+from pictures.files import Contents, FoundFile, Listing, list_pictures, read_contents
+from pictures.paths import path_to_text, printable
+from pictures.rows import FileState
+from pictures.table import (
     RECALL_AT,
     PictureTable,
     Row,
@@ -38,7 +37,8 @@ from search.table import (
     replace_table,
     sole_writer,
 )
-from search.thumbnails import make_thumbnail
+from pictures.thumbnails import make_thumbnail
+from search.journal import Journal
 
 # Requests under way at once: enough that the server finds a batch waiting whenever it takes one.
 CONCURRENCY = 8
@@ -126,7 +126,7 @@ def index_folder(
         client: of the server that embeds.
         root: the folder of pictures.
         folder: of the table.
-        exclude: patterns of what is left out, see `search.exclusions`.
+        exclude: patterns of what is left out, see `pictures.exclusions`.
         again: embeds again what does not count: all rows, where they are of another embedding space, and what
             the server failed on before.
 

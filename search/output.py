@@ -10,11 +10,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from search.errors import SearchError
+from pictures.errors import SearchError
+from pictures.paths import printable
+from pictures.thumbnails import EDGE
 from search.finder import Found
 from search.fonts import font_for
-from search.paths import printable
-from search.thumbnails import EDGE
 
 COLUMNS = 5
 MARGIN = 12
@@ -39,7 +39,7 @@ def print_plain(results: Sequence[Found]) -> None:
 
 
 def print_json(results: Sequence[Found]) -> None:
-    """A list with an object for each query; paths are in the text form of `search.paths`."""
+    """A list with an object for each query; paths are in the text form of `pictures.paths`."""
     answer = [
         {
             "query": found.query,

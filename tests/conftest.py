@@ -19,8 +19,8 @@ import torch
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
 from clipserve.encoder_spec import Format, Modality, Precision
 from export_scripts.checkpoints import CheckpointPair, load_pair
-from export_scripts.tracing import export_encoder
-from tests import checkpoints
+from export_scripts.publish import export_encoder
+from standins import checkpoints
 
 CPU = torch.device("cpu")
 

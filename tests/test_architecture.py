@@ -15,8 +15,9 @@ ALLOWED = {
     "handlers": {"clipserve"},
     "export_scripts": {"clipserve", "export_scripts"},
     "serving": {"clipserve", "serving"},
-    "search": {"clipserve", "search", "serving", "demo"},
-    "scale": {"clipserve", "scale", "search", "serving"},
+    "pictures": {"clipserve", "pictures"},
+    "search": {"clipserve", "pictures", "search", "serving", "demo"},
+    "scale": {"clipserve", "pictures", "scale", "serving"},
     "demo": {"clipserve", "demo", "serving", "export_scripts"},
 }
 ROOMS = set(ALLOWED) | {"benchmarks", "tests"}
@@ -83,10 +84,10 @@ def test_handlers_do_not_import_each_other() -> None:
 
 
 def test_the_bulk_job_has_no_second_copy_of_anything() -> None:
-    # Pixels and weights are the business of clipserve; rows, the writer's lock and thumbnails, of search.
+    # Pixels and weights are the business of clipserve; rows, the writer's lock and thumbnails, of pictures.
     for path in (ROOT / "scale").rglob("*.py"):
         assert not imported(path) & {"PIL", "tokenizers", "transformers", "torchvision"}, path.name
-    users = {path.name for path in (ROOT / "scale").rglob("*.py") if "search" in imported(path)}
+    users = {path.name for path in (ROOT / "scale").rglob("*.py") if "pictures" in imported(path)}
     assert all((ROOT / "scale" / "bulk" / name).exists() for name in users), users
 
 

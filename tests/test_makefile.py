@@ -157,7 +157,7 @@ def test_goals_keep_their_order_in_a_parallel_make(make: Make, tmp_path: Path) -
     fake = program(tmp_path / "logs", LOGS_ITS_TIME)
     done = make("-j4", "export", "archive", "serve", python=fake)
     assert done.returncode == 0, done.stderr
-    modules = ["export_scripts.export", "export_scripts.archive", "serving"]
+    modules = ["export_scripts.export", "export_scripts.packages.archive", "serving"]
     wanted = [f"{what} {module}" for module in modules for what in ("begin", "end")]
     assert (tmp_path / "log").read_text().splitlines() == wanted
 

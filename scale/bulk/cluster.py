@@ -14,11 +14,11 @@ import ray
 from ray.exceptions import RayError
 
 import clipserve
+import pictures
 import scale
-import search
+from pictures.paths import printable
 from scale.bulk.errors import BulkError
 from scale.ray_files import keep_token_private
-from search.paths import printable
 
 CONNECT_SECONDS = 5
 
@@ -37,7 +37,7 @@ def connect(address: str | None, object_store_bytes: int) -> None:
     """
     options: dict[str, Any] = {
         "runtime_env": {
-            "py_modules": [str(Path(module.__path__[0])) for module in (clipserve, scale, search)]
+            "py_modules": [str(Path(module.__path__[0])) for module in (clipserve, pictures, scale)]
         },
         "logging_level": "error",
         "log_to_driver": False,

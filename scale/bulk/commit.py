@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from pictures.paths import printable
+from pictures.rows import FileState
+from pictures.table import PictureTable
 from scale.bulk.error_table import ErrorTable
 from scale.bulk.errors import BulkError
 from scale.bulk.plan import Plan
 from scale.bulk.sources import Failure
 from scale.bulk.stages import LEDGER
-from search.paths import printable
-from search.rows import FileState
-from search.table import PictureTable
 
 # Rows that are replaced in one step; all of them are in memory at once (about 10 kB each).
 REPLACED_ROWS = 10_000

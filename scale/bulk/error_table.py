@@ -10,9 +10,9 @@ from pathlib import Path
 import lancedb
 import pyarrow as pa
 
+from pictures.paths import printable, sql_text
 from scale.bulk.errors import BulkError
 from scale.bulk.sources import Failure
-from search.paths import printable, sql_text
 
 NAME = "errors"
 

@@ -20,6 +20,9 @@ from ray.exceptions import RayError
 from tqdm import tqdm
 
 from clipserve.encoder_spec import EncoderSpec, ImagePreprocessing, read_spec
+from pictures.paths import printable
+from pictures.rows import FileState
+from pictures.table import PictureTable, open_or_create_table, sole_writer
 from scale.bulk.commit import commit
 from scale.bulk.encoding import Encoder
 from scale.bulk.error_table import ErrorTable
@@ -27,9 +30,6 @@ from scale.bulk.errors import BulkError
 from scale.bulk.plan import Plan, open_plan, write_plan
 from scale.bulk.sources import UNKNOWN_SIZE, UNREADABLE, Failure, Picture, Source
 from scale.bulk.stages import decode_shard, write_shard
-from search.paths import printable
-from search.rows import FileState
-from search.table import PictureTable, open_or_create_table, sole_writer
 
 JOBS = "bulk"
 

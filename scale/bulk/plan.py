@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pictures.paths import path_to_text, printable, text_to_path
 from scale.bulk.errors import BulkError
 from scale.bulk.sources import Kind, Picture, Source
-from search.paths import path_to_text, printable, text_to_path
 
 PLAN = "plan.arrow"
 SHARDS = "shards"

@@ -19,10 +19,10 @@ from typing import BinaryIO, Literal, NamedTuple, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pictures.exclusions import Exclusions
+from pictures.files import ENDINGS, MAX_BYTES, Contents, FoundFile, list_pictures, read_contents
+from pictures.paths import path_to_text, printable
 from scale.bulk.errors import BulkError
-from search.exclusions import Exclusions
-from search.files import ENDINGS, MAX_BYTES, Contents, FoundFile, list_pictures, read_contents
-from search.paths import path_to_text, printable
 
 Kind = Literal["files", "parquet", "tar"]
 
@@ -54,7 +54,7 @@ class Picture(NamedTuple):
     """A picture that is to be embedded.
 
     Attributes:
-        path: in text form, see `search.paths`; no two are alike.
+        path: in text form, see `pictures.paths`; no two are alike.
         location: the file to open.
         offset: of its first byte in a tar; its row in Parquet; 0 for a file of its own.
         size: bytes, or `UNKNOWN_SIZE`.

@@ -21,11 +21,11 @@ from clipserve.errors import ClipServeError, RequestError
 from clipserve.images import PixelArray, decode_image, preprocess
 from clipserve.memory import trim_memory
 from clipserve.settings import Settings
+from pictures.files import Contents
+from pictures.rows import FileState, picture_batch
+from pictures.thumbnails import shrink
 from scale.bulk.plan import Plan
 from scale.bulk.sources import Failure, Picture
-from search.files import Contents
-from search.rows import FileState, picture_batch
-from search.thumbnails import shrink
 
 # Names that Ray Data gives batches of one row.
 Batch = dict[str, np.ndarray[Any, Any]]

@@ -31,11 +31,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clipserve.client import Client
 from clipserve.errors import ClipServeError, RequestError, ServerError
 from clipserve.images import ImageLimits
-from search.errors import SearchError
+from pictures.errors import SearchError
+from pictures.paths import printable
 from search.examples import LABELS, QUERIES
 from search.page.originals import NotServedError, find_original, read_original
 from search.page.searcher import LIMIT, MAX_LIMIT, PAGE, Query, Searcher
-from search.paths import printable
 from search.queries import normalized
 
 HOST = "127.0.0.1"

@@ -15,10 +15,10 @@ from starlette.datastructures import QueryParams
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError
-from search.errors import SearchError
+from pictures.errors import SearchError
+from pictures.table import PictureTable, open_table
+from pictures.thumbnails import make_thumbnail, thumbnail_size
 from search.finder import Finder
-from search.table import PictureTable, open_table
-from search.thumbnails import make_thumbnail, thumbnail_size
 
 LIMIT = 200  # pictures of an answer unless the page is asked for others
 MAX_LIMIT = 2_000
@@ -42,7 +42,7 @@ class Query:
         without: what they do not show; may be empty.
         like: SHA-256 of pictures that they are like.
         unlike: SHA-256 of pictures that they are not like.
-        part: part of the path, see `search.paths.path_condition`; empty for every path.
+        part: part of the path, see `pictures.paths.path_condition`; empty for every path.
         min_score: least cosine similarity; None for no bound.
         limit: pictures at most.
     """
@@ -94,7 +94,7 @@ class Tile:
     """A picture of an answer.
 
     Attributes:
-        path: in text form, see `search.paths`.
+        path: in text form, see `pictures.paths`.
         thumbnail: a JPEG.
         width: of the thumbnail, pixels.
         height: of the thumbnail, pixels.

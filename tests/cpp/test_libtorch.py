@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipserve.encoder_spec import Modality, Precision
 from export_scripts.checkpoints import load_pair
-from export_scripts.tracing import export_encoder
+from export_scripts.publish import export_encoder
 from tests.golden import OTHER_PIXELS, flip_golden, save_golden_inputs
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ BUILD = ROOT / "build" / "cpp"
 
 Golden = Callable[[Path, Path], "subprocess.CompletedProcess[str]"]
 
-# As tests/test_tracing.py has it: torch's own filter for warnings about its own code.
+# As tests/export_scripts/test_publish.py has it: torch's own filter for warnings about its own code.
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn.functional")
 
 

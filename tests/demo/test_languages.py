@@ -25,8 +25,8 @@ from demo.languages import (
     write_heat_map,
 )
 from demo.world import Scene, all_scenes
-from export_scripts.archive import build_archives
 from export_scripts.export import export_pair
+from export_scripts.packages.archive import build_archives
 from serving.server import private_server
 
 pytestmark = pytest.mark.server

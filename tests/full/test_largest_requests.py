@@ -20,7 +20,7 @@ from clipserve.settings import Settings
 from clipserve.worker import Worker
 from export_scripts.export import export_pair
 from serving.local import ROOT
-from tests.checkpoints import DISTILBERT_MULTILINGUAL, VIT_B_32, write_clip, write_multilingual
+from standins.checkpoints import DISTILBERT_MULTILINGUAL, VIT_B_32, write_clip, write_multilingual
 
 pytestmark = pytest.mark.full
 

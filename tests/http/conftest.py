@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from clipserve.client import Client
-from export_scripts.archive import build_archives
+from export_scripts.packages.archive import build_archives
 from serving.server import private_server
 from tests.http.api import AnyServer, Api
 from tests.http.ray_server import ray_server

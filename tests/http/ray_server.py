@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from clipserve.client import ENDPOINTS, Client, KeyFile
-from scale.server_process import RunningServer, running_server
+from scale.serve.server_process import RunningServer, running_server
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from clipserve.encoder_spec import description_path
-from export_scripts.archive import build_archives
 from export_scripts.checkpoints import CheckpointPair
+from export_scripts.packages.archive import build_archives
 from serving.server import Server, private_server
 from tests.conftest import ExportedAs
 from tests.http.api import picture

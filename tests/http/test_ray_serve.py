@@ -17,7 +17,7 @@ import pytest
 
 from clipserve.encoder_spec import FloatArray
 from scale.ray_files import token_file
-from scale.server_process import SCALE_PYTHON
+from scale.serve.server_process import SCALE_PYTHON
 from serving.local import ROOT, free_ports
 from tests.http.api import AnyServer, Api, picture, vectors
 
@@ -218,7 +218,7 @@ def test_an_openai_body_that_would_cost_much(api: Api) -> None:
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [SCALE_PYTHON, "-m", "scale.serve_app", *map(str, arguments)],
+        [SCALE_PYTHON, "-m", "scale.serve", *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from clipserve.client import Client
 from clipserve.encoder import TracedImageEncoder
 from clipserve.encoder_spec import FloatArray
+from standins.twenty_files import assert_same_vectors, served_vector
 from tests.http.api import Api, b64, vectors
-from tests.pictures import assert_same_vectors, served_vector
 
 
 def test_every_file_has_the_same_vector(api: Api, client: Client, image_encoder: TracedImageEncoder) -> None:

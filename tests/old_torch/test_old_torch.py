@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipserve.encoder_spec import Precision
 from export_scripts.checkpoints import load_pair
-from export_scripts.tracing import export_encoder
+from export_scripts.publish import export_encoder
 from tests.golden import OTHER_PIXELS, flip_golden, save_golden_inputs
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ VERSION = (ROOT / "requirements" / "old-torch.txt").read_text().strip().removepr
 
 pytestmark = [
     pytest.mark.skipif(not OLD_PYTHON.is_file(), reason="no .venv-old-torch; run 'make test-old-torch'"),
-    # As tests/test_tracing.py has it: torch's own filter for warnings about its own code.
+    # As tests/export_scripts/test_publish.py has it: torch's own filter for warnings about its own code.
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn.functional"),
 ]
 

@@ -34,7 +34,7 @@ def picture(path: Path, seed: int, size: tuple[int, int] = (96, 64)) -> Path:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
     store = tmp_path_factory.mktemp("store")
-    subprocess.run([SERVER_PYTHON, "-m", "tests.search.tiny_store", store, "0"], cwd=ROOT, check=True)
+    subprocess.run([SERVER_PYTHON, "-m", "standins.tiny_store", store, "0"], cwd=ROOT, check=True)
     with running_server(store) as addresses:
         yield addresses
 

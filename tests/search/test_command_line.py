@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from clipserve.client import Client
+from pictures.table import open_or_create_table, open_table
 from search.__main__ import main
 from search.indexer import index_folder
-from search.table import open_or_create_table, open_table
 from tests.search.conftest import picture
 from tests.search.stand_in import StandIn
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pictures.rows import FileState
+from pictures.table import PictureTable, Row, open_or_create_table, open_table
 from search import duplicates
 from search.__main__ import main
 from search.duplicates import find_duplicates, similar_rows, to_html, to_json
 from search.indexer import index_folder
-from search.rows import FileState
-from search.table import PictureTable, Row, open_or_create_table, open_table
 from tests.search.conftest import picture
 from tests.search.stand_in import StandIn
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from clipserve.errors import RequestError, ServerError
+from pictures.errors import SearchError
+from pictures.table import open_or_create_table, open_table
 from search import indexer
-from search.errors import SearchError
 from search.indexer import NOT_INDEXED, Report, index_folder, print_report
-from search.table import open_or_create_table, open_table
 from tests.search.conftest import picture
 from tests.search.stand_in import DIM, StandIn
 

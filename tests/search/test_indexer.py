@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 
 from clipserve.client import Client
-from search import indexer, rows, thumbnails
-from search.errors import SearchError
+from pictures import rows, thumbnails
+from pictures.errors import SearchError
+from pictures.paths import path_to_text
+from pictures.table import open_or_create_table, open_table
+from search import indexer
 from search.indexer import Report, index_folder
-from search.paths import path_to_text
 from search.server_process import ROOT
-from search.table import open_or_create_table, open_table
 from tests.search.conftest import picture
 
 pytestmark = pytest.mark.server

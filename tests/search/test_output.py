@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFont
 
+from pictures.table import Hit
+from pictures.thumbnails import EDGE
 from search import fonts
 from search.finder import Found
 from search.fonts import font_for
 from search.output import LINE, MARGIN, TEXT_SIZE, print_json, print_plain, write_contact_sheet
-from search.table import Hit
-from search.thumbnails import EDGE
 
 
 def hit(path: str, copies: tuple[str, ...] = ()) -> Hit:

@@ -29,17 +29,17 @@ from starlette.datastructures import QueryParams
 from clipserve.client import Client
 from clipserve.errors import ServerError
 from clipserve.images import ImageLimits
-from search.errors import SearchError
-from search.files import MAX_BYTES
+from pictures.errors import SearchError
+from pictures.files import MAX_BYTES
+from pictures.paths import path_to_text
+from pictures.rows import FileState
+from pictures.table import PictureTable, Row, open_or_create_table
+from pictures.thumbnails import make_thumbnail
 from search.indexer import index_folder
 from search.page.application import HEADERS
 from search.page.originals import NotServedError, read_original
 from search.page.searcher import PAGE, Query
-from search.paths import path_to_text
-from search.rows import FileState
 from search.server_process import ROOT, Addresses
-from search.table import PictureTable, Row, open_or_create_table
-from search.thumbnails import make_thumbnail
 from tests.search.conftest import picture
 
 CHROMIUM = shutil.which("chromium")

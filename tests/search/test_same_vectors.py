@@ -15,13 +15,13 @@ from starlette.testclient import TestClient
 
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
-from search.files import ENDINGS
+from pictures.files import ENDINGS
+from pictures.table import open_table
+from pictures.thumbnails import EDGE, make_thumbnail
 from search.indexer import index_folder
 from search.page.application import Page, application
 from search.server_process import Addresses
-from search.table import open_table
-from search.thumbnails import EDGE, make_thumbnail
-from tests.pictures import FILES, assert_same_vectors, display_p3, file
+from standins.twenty_files import FILES, assert_same_vectors, display_p3, file
 
 
 @pytest.mark.server

@@ -1,0 +1,1 @@
+"""What is made of encoder files for the programs that load them."""

@@ -1,0 +1,268 @@
+"""Packages exported encoders with their handlers into TorchServe archives: `make archive`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from clipserve import __version__
+from clipserve.archive_files import SUMS_FILE, file_sha256
+from clipserve.command import run_command
+from clipserve.encoder import check_pair
+from clipserve.encoder_spec import (
+    PARITY_BOUNDS,
+    SUFFIXES,
+    EncoderSpec,
+    artifact_sha256,
+    description_path,
+)
+from clipserve.errors import ExportError, SpecError
+from clipserve.store import Store
+from export_scripts.formats import ZIP_EPOCH
+
+ROOT = Path(__file__).parents[2]
+
+# Archive and endpoint name -> what its workers load.
+ARCHIVES: dict[str, tuple[str, ...]] = {
+    "clip_image": ("image",),
+    "clip_text": ("text",),
+    "clip_similarity": ("image", "text"),
+}
+
+TUNED_FILE = "tuned.json"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `make tune` found best for one endpoint.
+
+    Attributes:
+        files: names of the encoder files to package.
+        workers, threads: processes, and threads of each.
+        batch: items of one forward pass, and requests that TorchServe hands over at once.
+    """
+
+    files: tuple[str, ...]
+    workers: int
+    threads: int
+    batch: int
+
+
+def write_tuned(
+    store: Path, space_id: str, endpoints: Mapping[str, Tuned], measured: Mapping[str, object]
+) -> None:
+    """Writes `tuned.json`; `measured` is for people to read."""
+    content = {"space_id": space_id, "endpoints": {k: asdict(v) for k, v in endpoints.items()}, **measured}
+    part = store / f".{TUNED_FILE}"
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.replace(store / TUNED_FILE)
+
+
+def _read_tuned(store: Path, specs: Mapping[Path, EncoderSpec]) -> dict[str, Tuned]:
+    """What was tuned for these encoders; empty where nothing was, or for others than these."""
+    path = store / TUNED_FILE
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        tuned = {
+            name: Tuned(tuple(e["files"]), int(e["workers"]), int(e["threads"]), int(e["batch"]))
+            for name, e in content["endpoints"].items()
+        }
+        space_id = content["space_id"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{path}: not readable ({error!r}); remove it, or run 'make tune'") from error
+    names = {file.name for file in specs}
+    if {spec.space_id for spec in specs.values()} != {space_id} or not all(
+        set(t.files) <= names for t in tuned.values()
+    ):
+        print(f"{path.name} is of other encoders and not obeyed; 'make tune' makes one for these", flush=True)
+        return {}
+    return tuned
+
+
+def build_archives(store: Path, model_id: str | None, precision: str | None) -> list[Path]:
+    """Builds the three archives from the encoders in `store`.
+
+    Args:
+        model_id: which model; None where the store holds one only.
+        precision: take variants of this precision only; None takes all there are.
+
+    Returns:
+        The archives' paths, in `store`.
+
+    Raises:
+        ClipServeError: nothing to package, ambiguous, stale or of different embedding spaces.
+    """
+    specs = _select(store, model_id, precision)
+    tuned = _read_tuned(store, specs)
+    with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as work:
+        made = []
+        for name, modalities in ARCHIVES.items():
+            chosen = {path: spec for path, spec in specs.items() if spec.modality in modalities}
+            settings = tuned.get(name)
+            if settings is not None:
+                chosen = {path: spec for path, spec in chosen.items() if path.name in settings.files}
+            print(f"packaging {name}.mar: {', '.join(sorted(p.name for p in chosen))}", flush=True)
+            made.append(_build(name, chosen, settings, Path(work)))
+        # All or none: an image archive of one export beside a text archive of another would not pair.
+        return [Path(shutil.move(path, store / path.name)) for path in made]
+
+
+def _select(store: Path, model_id: str | None, precision: str | None) -> dict[Path, EncoderSpec]:
+    found = Store.read(store)
+    models = found.models
+    if not models:
+        unserved = ", ".join(sorted(path.name for path in store.glob(f"*{SUFFIXES['onnx']}")))
+        raise ExportError(
+            f"{store} holds no encoder that TorchServe's handlers serve"
+            f"{f' ({unserved} are for ONNX Runtime)' if unserved else ''}; "
+            "run 'make export' (or 'make export MODEL=demo') first"
+        )
+    of_model = found.model(model_id, "'make archive MODEL={}'")
+    specs = of_model.where(lambda spec: precision in (None, spec.precision)).encoders
+    modalities = {spec.modality for spec in specs.values()}
+    if modalities != {"image", "text"}:
+        raise ExportError(
+            f"{store} holds no image and text encoder of {model_id or models[0]!r}"
+            f"{f' in {precision}' if precision else ''}; it has {', '.join(models)}; run 'make export'"
+        )
+    for path, spec in specs.items():
+        _check_published(path, spec)
+    image = next(spec for spec in specs.values() if spec.modality == "image")
+    for spec in specs.values():
+        check_pair(image, spec)
+    return specs
+
+
+def _check_published(path: Path, spec: EncoderSpec) -> None:
+    beside = description_path(path)
+    if not beside.is_file() or EncoderSpec.from_json(beside.read_text("utf-8"), str(beside)) != spec:
+        raise SpecError(f"{beside}: missing, or not the spec inside {path.name}; run 'make export' again")
+    if artifact_sha256(path) != spec.artifact_sha256:
+        raise SpecError(f"{path}: changed since its export; run 'make export' again")
+    certificate = spec.certificate
+    if certificate.bound != PARITY_BOUNDS[spec.precision] or not certificate.bound.holds(
+        certificate.max_abs_diff, certificate.min_cosine
+    ):
+        raise SpecError(f"{path}: its certificate is beyond the bound; run 'make export' again")
+
+
+def _build(name: str, specs: dict[Path, EncoderSpec], tuned: Tuned | None, work: Path) -> Path:
+    stage = work / f"{name}-files"
+    package = stage / "clipserve"
+    package.mkdir(parents=True)
+    for source in sorted((ROOT / "clipserve").glob("*.py")):
+        shutil.copyfile(source, package / source.name)
+    for path in specs:
+        os.link(path, stage / path.name)
+    config = work / f"{name}.yaml"
+    config.write_text(_config(name, specs.values(), tuned), encoding="utf-8")
+    handler = ROOT / "handlers" / f"{name}.py"
+    _write_sums(stage, [handler, config])
+    private = work / "tmp"
+    private.mkdir(exist_ok=True)
+    result = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("torch-model-archiver")),
+            *("--model-name", name),
+            *("--version", __version__),
+            *("--handler", str(handler)),
+            *("--extra-files", str(stage)),
+            *("--config-file", str(config)),
+            *("--archive-format", "zip-store"),
+            *("--export-path", str(work)),
+        ],
+        # It stages in $TMPDIR/<model name> and deletes that first: its own folder.
+        env={**os.environ, "TMPDIR": str(private), "TEMP": str(private)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    made = work / f"{name}.mar"
+    if result.returncode != 0 or not made.is_file():
+        raise ExportError(f"torch-model-archiver failed for {name}: {result.stderr.strip()[-500:]}")
+    _make_reproducible(made)
+    shutil.rmtree(stage)
+    return made
+
+
+def _config(name: str, specs: Iterable[EncoderSpec], tuned: Tuned | None) -> str:
+    """The handler's YAML, bound to the CPU where the archive has nothing for a GPU."""
+    text = (ROOT / "handlers" / f"{name}.yaml").read_text(encoding="utf-8")
+    if tuned is not None:
+        values = {
+            "minWorkers": tuned.workers,
+            "maxWorkers": tuned.workers,
+            "batchSize": tuned.batch,
+            "threads": tuned.threads,
+            "max_batch": tuned.batch,
+        }
+        for key, value in values.items():
+            # In the text, so that its comments stay.
+            text, found = re.subn(rf"(?m)^( *{key}:) *\d+", rf"\1 {value}", text)
+            if found != 1:
+                raise ExportError(f"handlers/{name}.yaml: {found} lines set {key}, should be 1")
+    devices = {spec.device for spec in specs}
+    if devices == {"cpu"}:
+        text += "\n# The archive carries CPU variants only.\ndeviceType: cpu\n"
+    elif devices == {"cuda"}:
+        text += "\n# The archive carries GPU variants only.\ndeviceType: gpu\n"
+    return text
+
+
+def _write_sums(stage: Path, beside: Sequence[Path]) -> None:
+    """Lists the SHA-256 of every file of the archive, in the format of `sha256sum`."""
+    files = {path.relative_to(stage).as_posix(): path for path in stage.rglob("*") if path.is_file()}
+    files |= {path.name: path for path in beside}
+    lines = [f"{file_sha256(path)}  {name}" for name, path in sorted(files.items())]
+    (stage / SUMS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _make_reproducible(archive: Path) -> None:
+    """Rewrites the archive with sorted entries and no times, so that equal inputs give equal bytes."""
+    plain = archive.with_suffix(".plain")
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(plain, "w", zipfile.ZIP_STORED) as target:
+        for name in sorted(source.namelist()):
+            if name.endswith("/"):
+                continue
+            entry = zipfile.ZipInfo(name, ZIP_EPOCH)
+            entry.external_attr = 0o644 << 16
+            if name == "MAR-INF/MANIFEST.json":
+                manifest = json.loads(source.read(name))
+                manifest["createdOn"] = "01/01/1980 00:00:00"
+                target.writestr(entry, json.dumps(manifest, indent=2, sort_keys=True))
+                continue
+            entry.file_size = source.getinfo(name).file_size
+            with source.open(name) as reader, target.open(entry, "w") as writer:
+                shutil.copyfileobj(reader, writer, 1 << 20)
+    plain.replace(archive)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; see `run_command`."""
+    parser = argparse.ArgumentParser(prog="python -m export_scripts.packages.archive", description=__doc__)
+    parser.add_argument("--store", type=Path, default=ROOT / "model_store")
+    parser.add_argument("--model", help="model id, where the store holds several")
+    parser.add_argument("--precision", choices=list(PARITY_BOUNDS), help="take this precision only")
+    arguments = parser.parse_args(argv)
+
+    def build() -> None:
+        for path in build_archives(arguments.store, arguments.model, arguments.precision):
+            print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
+
+    return run_command("archive", build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

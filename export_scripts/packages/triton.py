@@ -1,0 +1,151 @@
+"""Writes a model repository for NVIDIA's Triton Inference Server from exported encoders: `make triton`.
+
+`clip_image` and `clip_text`, each with its `config.pbtxt` and version 1, for the PyTorch (libtorch) backend.
+The encoders are those of the model store, byte for byte. No Triton has run this here: tests check the text
+with Triton's own protobuf definition, and the names and shapes in it with the encoders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from clipserve.command import run_command
+from clipserve.encoder import check_pair
+from clipserve.encoder_spec import (
+    PARITY_BOUNDS,
+    Device,
+    EncoderSpec,
+    Modality,
+    Precision,
+    artifact_sha256,
+)
+from clipserve.errors import ExportError, SpecError
+from clipserve.store import Store
+from export_scripts.export import STORE
+from export_scripts.packages.folders import link_or_copy, publish, staged
+
+VERSION = "1"
+# What the PyTorch backend looks for in a version's folder.
+MODEL_FILE = "model.pt"
+
+MAX_BATCH = 32  # rows of one forward pass
+PREFERRED_BATCHES = (8, 16, 32)
+MAX_QUEUE_DELAY_MICROSECONDS = 5000  # a lone request waits for company
+
+
+def write_repository(
+    store: Path, output: Path, model_id: str | None, device: Device, precision: Precision | None
+) -> list[Path]:
+    """Writes `clip_image/` and `clip_text/` into `output`; other models there stay.
+
+    Args:
+        model_id: which model; None where the store holds one only.
+        device: take the variants for this device.
+        precision: take the variants of this precision; None takes the half one of several.
+
+    Returns:
+        Both folders' paths.
+
+    Raises:
+        ClipServeError: nothing to serve, ambiguous, changed since its export, or not one embedding space.
+    """
+    found = Store.read(store, ["torchscript"])
+    specs = found.encoders
+    of_model = found.model(model_id, "'make triton MODEL={}'")
+    fitting = of_model.where(lambda s: s.device == device and precision in (None, s.precision)).encoders
+    encoders = {}
+    for modality in get_args(Modality):
+        paths = [path for path, spec in fitting.items() if spec.modality == modality]
+        if not paths:
+            raise ExportError(
+                f"{store}: no {modality} encoder{f' of {model_id}' if model_id else ''} for {device}"
+                f"{f' in {precision}' if precision else ''}, only "
+                f"{', '.join(path.name for path in specs) or 'no TorchScript encoder at all'}; run "
+                f"'make export DEVICE={device}{f' PRECISION={precision}' if precision else ''}'"
+            )
+        encoders[modality] = min(paths, key=lambda path: fitting[path].precision == "fp32")
+    check_pair(*(specs[path] for path in encoders.values()))
+    for path in encoders.values():
+        if artifact_sha256(path) != specs[path].artifact_sha256:
+            raise SpecError(f"{path}: changed since its export; run 'make export' again")
+    with staged(output) as work:
+        for modality, path in encoders.items():
+            folder = work / f"clip_{modality}"
+            (folder / VERSION).mkdir(parents=True)
+            link_or_copy(path, folder / VERSION / MODEL_FILE)
+            (folder / "config.pbtxt").write_text(config(specs[path]), encoding="ascii")
+        # Only once both are made: an encoder of another export beside one of this would not pair.
+        for modality in encoders:
+            publish(work / f"clip_{modality}", output / f"clip_{modality}")
+    return [output / f"clip_{modality}" for modality in encoders]
+
+
+def config(spec: EncoderSpec) -> str:
+    """The text of an encoder's `config.pbtxt`.
+
+    An input has the name of the graph's argument; `dims` are of one row, Triton puts the batch before them.
+    """
+    if spec.image is not None:
+        inputs = [("pixel_values", "TYPE_UINT8", f"3, {spec.image.crop_height}, {spec.image.crop_width}")]
+    else:
+        # Of any length: rows are batched with others of the same one, and nothing is padded by the server.
+        inputs = [("input_ids", "TYPE_INT64", "-1"), ("attention_mask", "TYPE_INT64", "-1")]
+    listed = ",\n".join(
+        f'  {{ name: "{name}" data_type: {data_type} dims: [ {dims} ] }}' for name, data_type, dims in inputs
+    )
+    kind = "KIND_CPU" if spec.device == "cpu" else "KIND_GPU"
+    return f"""\
+# {_ascii(spec.stem)}, space {spec.space_id}
+name: "clip_{spec.modality}"
+backend: "pytorch"
+platform: "pytorch_libtorch"
+max_batch_size: {MAX_BATCH}
+input [
+{listed}
+]
+# A graph's result has no name: the backend wants its position.
+output [
+  {{ name: "embedding__0" data_type: TYPE_FP32 dims: [ {spec.embedding_dim} ] }}
+]
+dynamic_batching {{
+  preferred_batch_size: [ {", ".join(map(str, PREFERRED_BATCHES))} ]
+  max_queue_delay_microseconds: {MAX_QUEUE_DELAY_MICROSECONDS}
+}}
+# On a CPU: instances of all models x INTRA_OP_THREAD_COUNT, which holds for all models, <= cores.
+instance_group [ {{ kind: {kind} count: 1 }} ]
+parameters {{ key: "INFERENCE_MODE" value {{ string_value: "true" }} }}
+parameters {{ key: "ENABLE_WEIGHT_SHARING" value {{ string_value: "true" }} }}
+parameters {{ key: "INTRA_OP_THREAD_COUNT" value {{ string_value: "1" }} }}
+parameters {{ key: "INTER_OP_THREAD_COUNT" value {{ string_value: "1" }} }}
+"""
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; see `run_command`."""
+    parser = argparse.ArgumentParser(prog="python -m export_scripts.packages.triton", description=__doc__)
+    parser.add_argument("--store", type=Path, default=STORE)
+    parser.add_argument("--output", type=Path, default=STORE / "triton", help="the model repository")
+    parser.add_argument("--model", help="model id, where the store holds several")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", choices=list(PARITY_BOUNDS), help="take this precision only")
+    arguments = parser.parse_args(argv)
+
+    def write() -> None:
+        for folder in write_repository(
+            arguments.store, arguments.output, arguments.model, arguments.device, arguments.precision
+        ):
+            print(folder)
+
+    return run_command("triton", write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The proof: an encoder file against the original of its checkpoint."""

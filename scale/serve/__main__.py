@@ -1,0 +1,215 @@
+"""The three endpoints on a Ray of this machine: `make serve-ray`, `python -m scale.serve`.
+
+On a cluster a Serve config runs the same application, `scale.serve.application:app`; see deploy/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipserve.errors import ClipServeError, ServerError
+from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
+from scale.ray_files import keep_token_private, private_files
+from scale.serve.server_process import READY, RunningServer
+from scale.serve.settings import EndpointSettings, read_endpoints
+from scale.serve.tokens import write_key_file
+from serving.example import curl_lines
+from serving.local import CONFIG, ROOT, check_port_free, telling
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+APP = "clipserve"
+HOST = "127.0.0.1"
+PORT = 8000
+HANDLERS = ROOT / "handlers"
+
+# Bodies on their way to a replica, and answers: twice as many of the largest as one endpoint's batch holds.
+OBJECT_STORE_BYTES = 512 * 1024 * 1024
+
+
+@contextlib.contextmanager
+def start(
+    store: Path,
+    port: int = PORT,
+    *,
+    host: str = HOST,
+    device: str = "cpu",
+    model: str | None = None,
+    key_file: Path | None = None,
+    handlers: Path = HANDLERS,
+    config: Path = CONFIG,
+    temporary: Path | None = None,
+) -> Iterator[RunningServer]:
+    """A server on a Ray of its own on this machine, for as long as the `with` block lasts.
+
+    Args:
+        model: id of the model; None where the store holds one only.
+        key_file: where its tokens are written, and removed at the end; None is a file of the checkout's.
+        temporary: folder of Ray's sessions and logs, with a short path, for this user only; None is one that
+            is removed at the end.
+
+    Raises:
+        ClipServeError: no encoder, a port that is taken, wrong settings, or the server does not start.
+    """
+    check_port_free(host, port, "name another with PORT=…")
+    # Before Ray is imported, which reads this once: all of its own ports on loopback too. On a single machine
+    # it needs no other, although the name speaks of two systems where it never does.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray's workers import this checkout, whatever folder they run in.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    from scale.serve.application import AppArguments, app
+
+    arguments = AppArguments(
+        store=store.resolve(),
+        key_file=(key_file or ROOT / ".serve-ray" / str(port) / "key_file.json").resolve(),
+        device=device,
+        model=model,
+        handlers=handlers.resolve(),
+        config=config.resolve(),
+    )
+    application = app(arguments)
+    endpoints = read_endpoints(arguments.handlers)
+    write_key_file(arguments.key_file)
+    try:
+        with _ray(endpoints, temporary), _serve(application, endpoints, host, port):
+            yield RunningServer(f"http://{host}:{port}", arguments.key_file, os.getpid())
+    finally:
+        arguments.key_file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _ray(endpoints: Sequence[EndpointSettings], temporary: Path | None) -> Iterator[None]:
+    """A Ray of one machine; its token authentication is on, which is its default."""
+    import ray
+
+    keep_token_private()
+    with private_files(temporary) as folder:
+        ray.init(
+            # The endpoints take turns on the cores, as TorchServe's workers do.
+            num_cpus=max(os.cpu_count() or 1, sum(e.max_replicas * e.handler.threads for e in endpoints)),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=str(folder),
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _serve(
+    application: Application, endpoints: Sequence[EndpointSettings], host: str, port: int
+) -> Iterator[None]:
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+    from ray.serve.schema import LoggingConfig
+
+    # What it did is nothing new to who started it.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # No line for each request, in no process.
+    quiet = LoggingConfig(enable_access_log=False)
+    # The endpoints' own timeouts come first; this one ends what they do not see.
+    timeout = 2 * max(e.response_seconds for e in endpoints)
+    serve.start(
+        ProxyLocation.HeadOnly,
+        HTTPOptions(host=host, port=port, request_timeout_s=timeout),
+        logging_config=quiet,
+    )
+    try:
+        try:
+            serve.run(application, name=APP, logging_config=quiet)
+        except RuntimeError as error:
+            raise ServerError(f"Ray Serve does not start: {_reason(error)}") from error
+        yield
+    finally:
+        # Requests that are being answered still get their answers; the rest ends with Ray.
+        serve.delete(APP)
+
+
+def _reason(error: RuntimeError) -> str:
+    """Why the application does not start: what its replicas themselves raised, where they did."""
+    from ray import serve
+
+    application = serve.status().applications.get(APP)
+    said = [d.message for d in application.deployments.values()] if application else []
+    # The last lines of their tracebacks.
+    raised = re.findall(r"clipserve\.errors\.\w+: (.*)", "\n".join(said))
+    return "; ".join(dict.fromkeys(raised)) or str(error).strip().splitlines()[-1]
+
+
+def _wait(until_stdin_ends: bool) -> None:
+    if until_stdin_ends:
+        sys.stdin.read()
+    else:
+        while True:
+            signal.pause()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    parser = argparse.ArgumentParser(prog="python -m scale.serve", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--store", type=Path, default=ROOT / "model_store", help="folder of the encoder files"
+    )
+    parser.add_argument(
+        "--host", default=HOST, help="address to listen on; another than loopback wants TLS before it"
+    )
+    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", help="model id, where the store holds several")
+    parser.add_argument("--key-file", type=Path, help="where to write the tokens")
+    parser.add_argument("--handlers", type=Path, default=HANDLERS, help="folder of the endpoints' YAML files")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="the server's settings")
+    parser.add_argument("--temporary", type=Path, help="folder of Ray's sessions and logs, with a short path")
+    parser.add_argument("--until-stdin-ends", action="store_true", help="for programs that start this one")
+    arguments = parser.parse_args(argv)
+    say_what_ends_it(sys.stderr)
+    try:
+        with contextlib.ExitStack() as stack:
+            with telling("starting Ray Serve"):
+                server = stack.enter_context(
+                    start(
+                        arguments.store,
+                        arguments.port,
+                        host=arguments.host,
+                        device=arguments.device,
+                        model=arguments.model,
+                        key_file=arguments.key_file,
+                        handlers=arguments.handlers,
+                        config=arguments.config,
+                        temporary=arguments.temporary,
+                    )
+                )
+            # Ray put a handler of its own in the place of this one.
+            interrupt_on_sigterm()
+            print(f"\nready at {server.url}\ntoken (in {server.key_file}): {server.token}\n")
+            print(curl_lines(server.url, server.token))
+            print(f"\n# OpenAI's clients: base_url={server.url}/v1, and the token as api_key\n")
+            print(READY, flush=True)
+            _wait(arguments.until_stdin_ends)
+    except (ClipServeError, OSError) as error:
+        print(f"serve-ray: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    interrupt_on_sigterm()
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The three endpoints as one Ray Serve application.
+
+```
+HTTP ─▶ Ray Serve's proxy ─▶ Ingress ─▶ clip_image | clip_text | clip_similarity ─▶ clipserve.worker
+                              tokens, sizes     batches, workers that come and go
+```
+"""
+
+# No `from __future__ import annotations`: Ray Serve makes of a config's arguments what the type of `app`'s
+# parameter says, and takes a string for no type.
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+
+from clipserve.encoder import check_pair, choose_variant
+from clipserve.encoder_spec import EncoderSpec, read_spec
+from scale.serve.ingress import Ingress, TextModel
+from scale.serve.replica import Replica
+from scale.serve.settings import EndpointSettings, ServerSettings, read_endpoints, read_server
+from serving.local import CONFIG, ROOT
+
+HANDLERS = ROOT / "handlers"
+
+# A worker that fails for want of memory may succeed the second time; one with a wrong encoder never does.
+START_ATTEMPTS = 2
+
+
+class AppArguments(BaseModel):
+    """What a Serve config says under `args`.
+
+    Attributes:
+        store: folder of the encoder files.
+        key_file: tokens; `scale.serve.tokens.write_key_file` makes one, a cluster mounts a secret.
+        device: where encoders run.
+        model: id of the model; None where the store holds one only.
+        gpus_per_replica: share of a GPU that a replica takes, for `cuda`; with a third, all share one.
+        handlers: folder with an endpoint's settings, `NAME.yaml` for each.
+        config: the server's settings.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    store: Path
+    key_file: Path
+    device: str = "cpu"
+    model: str | None = None
+    gpus_per_replica: float = 0.33
+    handlers: Path = HANDLERS
+    config: Path = CONFIG
+
+
+def app(arguments: AppArguments) -> Application:
+    """The application, for `serve.run` and for Serve configs (`import_path: scale.serve.application:app`).
+
+    Raises:
+        SpecError: the store has no encoders for this device, or the settings are wrong.
+    """
+    server = read_server(arguments.config)
+    endpoints = read_endpoints(arguments.handlers)
+    _, text = encoder_pair(arguments.store, arguments.device, arguments.model)
+    gpus = arguments.gpus_per_replica if arguments.device == "cuda" else 0
+    replicas = {
+        settings.name: _deployment(settings, server, gpus).bind(
+            settings, str(arguments.store), arguments.device, arguments.model
+        )
+        for settings in endpoints
+    }
+    # What waits for an endpoint waits in the ingress: all queues, and all that replicas hold.
+    waiting = sum(server.queue + e.max_replicas * _held(e) for e in endpoints)
+    ingress = serve.deployment(
+        name="ingress",
+        # It waits more than it works.
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=waiting,
+        # Far enough for the endpoints' queues to refuse first, and in our own words.
+        max_queued_requests=waiting,
+    )(Ingress)
+    model = TextModel(text.model_id, text.embedding_dim, int(time.time()))
+    return ingress.bind(replicas, {e.name: e for e in endpoints}, server, str(arguments.key_file), model)
+
+
+def _held(settings: EndpointSettings) -> int:
+    """Requests that a replica holds: the next batch gathers while one is computed.
+
+    More would wait there for what another replica could begin.
+    """
+    return 2 * settings.batch_size
+
+
+def _deployment(settings: EndpointSettings, server: ServerSettings, gpus: float) -> serve.Deployment:
+    replicas: dict[str, Any] = {"num_replicas": settings.min_replicas}
+    if settings.max_replicas > settings.min_replicas:
+        autoscaling = AutoscalingConfig(
+            min_replicas=settings.min_replicas,
+            max_replicas=settings.max_replicas,
+            # Full batches, and none that waits for another.
+            target_ongoing_requests=settings.batch_size,
+        )
+        replicas = {"autoscaling_config": autoscaling}
+    return serve.deployment(
+        name=settings.name,
+        ray_actor_options={"num_cpus": settings.handler.threads, "num_gpus": gpus},
+        max_ongoing_requests=_held(settings),
+        max_queued_requests=server.queue,
+        health_check_period_s=2,
+        # Three missed checks are one dead worker; a busy one answers them beside its work.
+        health_check_timeout_s=settings.response_seconds / 3,
+        graceful_shutdown_timeout_s=settings.response_seconds,
+        max_constructor_retry_count=START_ATTEMPTS,
+        **replicas,
+    )(Replica)
+
+
+def encoder_pair(store: Path, device: str, model: str | None = None) -> tuple[EncoderSpec, EncoderSpec]:
+    """The specs of the image and the text encoder that would be served.
+
+    Raises:
+        SpecError: there is none, they are not of one embedding space, or there are several models.
+    """
+    image, text = (
+        read_spec(choose_variant(store, modality, torch.device(device), model))
+        for modality in ("image", "text")
+    )
+    check_pair(image, text)
+    return image, text

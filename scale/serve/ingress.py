@@ -1,0 +1,261 @@
+"""The HTTP side of the Ray Serve application: TorchServe's paths and bodies, and OpenAI's.
+
+```
+POST /predictions/clip_image | clip_text | clip_similarity       as TorchServe, see clipserve.protocol
+GET  /ping                                                       is every endpoint answering?
+GET  /models/NAME, /models/NAME?customized=true                  workers, encoder specs (management token)
+POST /v1/embeddings, GET /v1/models, GET /v1/models/ID           as OpenAI
+```
+
+It checks tokens and sizes, makes a `Row` of a request and sends it to the endpoint's replicas; everything
+else about a body is theirs.
+"""
+
+# Ray Serve pickles the routes of `Ingress` by value while this module is being imported. So whatever they use
+# stands above them, and there is no `from __future__ import annotations`: FastAPI could not find the types of
+# their parameters by name any more.
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+
+from clipserve.errors import RequestError
+from clipserve.meter import TIMING_HEADER
+from clipserve.openai_protocol import model_reply, models_reply, openai_error, openai_reply, text_row
+from clipserve.protocol import MULTIPART, Reply, Row, check_head, dump_json, error_reply, media_type
+from scale.serve.answer import Answer
+from scale.serve.multipart import multipart_parts
+from scale.serve.settings import EndpointSettings, ServerSettings
+from scale.serve.tokens import Kind, TokenCheck
+
+logger = logging.getLogger("ray.serve")
+
+OPENAI_PATHS = "/v1/"
+
+# That a caller may take to send a body: whoever sends a byte a second should not hold a place for ever.
+BODY_SECONDS = 30.0
+# That replicas may take to say what they are.
+DESCRIBE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """What OpenAI's paths say of the text encoder; `created` is a Unix time in seconds."""
+
+    model_id: str
+    embedding_dim: int
+    created: int
+
+
+def _too_large(found: str, limit: int) -> RequestError:
+    return RequestError("request_too_large", f"the body has {found} bytes, allowed are {limit}", 413)
+
+
+def _response(reply: Reply, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(reply.body, reply.status, dict(headers or {}), reply.content_type)
+
+
+class TokenError(RequestError):
+    """A token is missing or wrong."""
+
+    def __init__(self, kind: Kind):
+        super().__init__(
+            "invalid_api_key",
+            f"the {kind} token is missing or wrong; send 'Authorization: Bearer TOKEN' with that of the "
+            "server's key file",
+            401,
+        )
+
+
+app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+
+
+@app.exception_handler(RequestError)
+async def _refuse(request: Request, error: RequestError) -> Response:
+    if request.url.path.startswith(OPENAI_PATHS):
+        return _response(openai_error(error.status, error.to_json()))
+    if isinstance(error, TokenError):
+        # As TorchServe says it, with its status: clients know by this that they should look for a new token.
+        refusal = {"code": 400, "type": "InvalidKeyException", "message": error.message}
+        return _response(Reply(400, dump_json(refusal)))
+    return _response(error_reply(error))
+
+
+@app.exception_handler(HTTPException)
+async def _no_such_path(request: Request, error: HTTPException) -> Response:
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    message = f"{request.method} {request.url.path[:80]}: {error.detail}"
+    return await _refuse(
+        request, RequestError(codes.get(error.status_code, "refused"), message, error.status_code)
+    )
+
+
+@app.exception_handler(Exception)
+async def _failed(request: Request, error: Exception) -> Response:
+    # Starlette logs the traceback; the payload is not in it.
+    return await _refuse(request, RequestError("internal_error", "the server failed at this request", 500))
+
+
+@serve.ingress(app)
+class Ingress:
+    """Answers HTTP.
+
+    Args:
+        endpoints: the replicas of each endpoint, by its name.
+        key_file: of the tokens that are asked for.
+        text_model: what OpenAI's paths serve.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, DeploymentHandle[Any]],
+        settings: Mapping[str, EndpointSettings],
+        server: ServerSettings,
+        key_file: str,
+        text_model: TextModel,
+    ):
+        self._endpoints = endpoints
+        self._settings = settings
+        self._server = server
+        self._tokens = TokenCheck(Path(key_file))
+        self._text_model = text_model
+
+    @app.post("/predictions/{endpoint}")
+    async def predict(self, endpoint: str, request: Request) -> Response:
+        """An endpoint's answer to one request."""
+        self._check_token(request, "inference")
+        self._check_name(endpoint)
+        answer = await self._ask(endpoint, await self._row(request))
+        timed = {"Server-Timing": answer.timing} if TIMING_HEADER in request.headers else {}
+        return _response(answer.reply, timed)
+
+    @app.get("/ping")
+    async def ping(self, request: Request) -> Response:
+        """Whether every endpoint has a replica that answers."""
+        self._check_token(request, "inference")
+        for endpoint in self._endpoints:
+            if not await self._describe(endpoint):
+                return _response(Reply(503, dump_json({"status": "Unhealthy", "endpoint": endpoint})))
+        return _response(Reply(200, dump_json({"status": "Healthy"})))
+
+    @app.get("/models/{endpoint}")
+    async def describe(self, endpoint: str, request: Request) -> Response:
+        """The workers of an endpoint, as TorchServe's management address lists them."""
+        self._check_token(request, "management")
+        self._check_name(endpoint)
+        settings = self._settings[endpoint]
+        found = await self._describe(endpoint)
+        model: dict[str, Any] = {
+            "modelName": endpoint,
+            "minWorkers": settings.min_replicas,
+            "maxWorkers": settings.max_replicas,
+            "batchSize": settings.batch_size,
+            "maxBatchDelay": round(1000 * settings.batch_wait_seconds),
+            "responseTimeout": settings.response_seconds,
+            "workers": [
+                {"id": str(number), "status": "READY", "pid": worker["pid"]}
+                for number, worker in enumerate(found)
+            ],
+        }
+        if found and request.query_params.get("customized") == "true":
+            model["customizedMetadata"] = {"encoders": found[0]["encoders"]}
+        return _response(Reply(200, dump_json([model])))
+
+    @app.post("/v1/embeddings")
+    async def openai_embeddings(self, request: Request) -> Response:
+        """Embeddings of texts, as OpenAI's clients ask for them."""
+        self._check_token(request, "inference")
+        asked, model = await self._row(request), self._text_model
+        # Off the event loop, which answers everybody else meanwhile.
+        row = await asyncio.to_thread(text_row, asked, model.model_id, model.embedding_dim)
+        answer = await self._ask("clip_text", row)
+        return _response(await asyncio.to_thread(openai_reply, answer.reply))
+
+    @app.get("/v1/models")
+    async def openai_models(self, request: Request) -> Response:
+        """The one model that is served."""
+        self._check_token(request, "inference")
+        return _response(models_reply(self._text_model.model_id, self._text_model.created))
+
+    @app.get("/v1/models/{model:path}")
+    async def openai_model(self, model: str, request: Request) -> Response:
+        """The model of that id."""
+        self._check_token(request, "inference")
+        return _response(model_reply(model, self._text_model.model_id, self._text_model.created))
+
+    def _check_token(self, request: Request, kind: Kind) -> None:
+        if not self._tokens.holds(request.headers.get("authorization", ""), kind):
+            raise TokenError(kind)
+
+    def _check_name(self, endpoint: str) -> None:
+        if endpoint not in self._endpoints:
+            raise RequestError("not_found", f"no such endpoint; there are {', '.join(self._endpoints)}", 404)
+
+    async def _row(self, request: Request) -> Row:
+        content_type = request.headers.get("content-type", "")
+        # A list, which may be spread over several headers.
+        encoding = ", ".join(request.headers.getlist("content-encoding"))
+        body = await self._body(request)
+        check_head(content_type, encoding)
+        if media_type(content_type) == MULTIPART:
+            return Row(b"", content_type, await asyncio.to_thread(multipart_parts, content_type, body))
+        return Row(body, content_type)
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self._server.max_bytes
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > limit:
+            raise _too_large(declared, limit)
+
+        async def read() -> bytes:
+            chunks, size = [], 0
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(f"more than {limit}", limit)
+                chunks.append(chunk)
+            return b"".join(chunks)
+
+        try:
+            return await asyncio.wait_for(read(), BODY_SECONDS)
+        except TimeoutError:
+            raise RequestError(
+                "request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s", 408
+            ) from None
+
+    async def _ask(self, endpoint: str, row: Row) -> Answer:
+        seconds = self._settings[endpoint].response_seconds
+        try:
+            answer: Answer = await asyncio.wait_for(self._endpoints[endpoint].answer.remote(row), seconds)
+        except BackPressureError:
+            raise RequestError(
+                "overloaded", f"{self._server.queue} requests wait already; ask again", 503
+            ) from None
+        except TimeoutError:
+            raise RequestError("overloaded", f"no answer within {seconds:g} s; ask again", 503) from None
+        except (RayActorError, DeploymentUnavailableError):
+            # An embedding has no side effect. Not repeated here: the request may be what ended the worker.
+            raise RequestError("overloaded", "the worker ended before it answered; ask again", 503) from None
+        return answer
+
+    async def _describe(self, endpoint: str) -> list[dict[str, Any]]:
+        """What each replica that answers says of itself."""
+        try:
+            answers = (
+                await self._endpoints[endpoint]
+                .broadcast("describe")
+                .results_async(timeout_s=DESCRIBE_SECONDS, return_exceptions=True)
+            )
+        except TimeoutError:
+            return []
+        return [answer for answer in answers if isinstance(answer, dict)]

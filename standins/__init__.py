@@ -1,0 +1,1 @@
+"""What stands in for the real thing, for tests and benchmarks alike: checkpoints, pictures, clusters."""
