@@ -20,7 +20,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from clipserve.cost import Budget, PassCost, overloaded
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, check_pair
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, check_pair
 from clipserve.encoder_spec import EncoderSpec, FloatArray
 from clipserve.errors import RequestError, SpecError
 from clipserve.images import PixelArray, decode_image, preprocess
@@ -94,7 +94,7 @@ class Endpoint(Protocol):
 class ImageEmbedder:
     """Turns encoded pictures into embeddings."""
 
-    def __init__(self, encoder: TracedImageEncoder, settings: Settings, meter: Meter | None = None):
+    def __init__(self, encoder: ExportedImageEncoder, settings: Settings, meter: Meter | None = None):
         self._encoder = encoder
         self._settings = settings
         self._meter = Meter() if meter is None else meter
@@ -165,7 +165,7 @@ class TextEmbedder:
         SpecError: the tokenizer has ids that the encoder has no embedding for.
     """
 
-    def __init__(self, encoder: TracedTextEncoder, settings: Settings, meter: Meter | None = None):
+    def __init__(self, encoder: ExportedTextEncoder, settings: Settings, meter: Meter | None = None):
         self._encoder = encoder
         self._settings = settings
         self._meter = Meter() if meter is None else meter
@@ -340,7 +340,7 @@ class SimilarityEndpoint:
     """`clip_similarity`: pictures against texts, both encoders in one worker."""
 
     def __init__(
-        self, image_encoder: TracedImageEncoder, text_encoder: TracedTextEncoder, settings: Settings
+        self, image_encoder: ExportedImageEncoder, text_encoder: ExportedTextEncoder, settings: Settings
     ):
         check_pair(image_encoder.spec, text_encoder.spec)
         self.specs = [image_encoder.spec, text_encoder.spec]
@@ -390,14 +390,14 @@ class SimilarityEndpoint:
             ]
 
 
-def image_endpoint(encoder: TracedImageEncoder, settings: Settings) -> Endpoint:
+def image_endpoint(encoder: ExportedImageEncoder, settings: Settings) -> Endpoint:
     """The `clip_image` endpoint."""
     meter = Meter()
     embed = ImageEmbedder(encoder, settings, meter)
     return EmbeddingEndpoint[bytes](encoder.spec, parse_image_request, embed, settings, meter)
 
 
-def text_endpoint(encoder: TracedTextEncoder, settings: Settings) -> Endpoint:
+def text_endpoint(encoder: ExportedTextEncoder, settings: Settings) -> Endpoint:
     """The `clip_text` endpoint."""
     meter = Meter()
     embed = TextEmbedder(encoder, settings, meter)

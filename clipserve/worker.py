@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, choose_variant
 from clipserve.handler import Endpoint, SimilarityEndpoint, image_endpoint, text_endpoint
 from clipserve.memory import bound_free_memory, resident_bytes, trim_memory
 from clipserve.meter import Meter
@@ -36,15 +36,15 @@ class WorkerResources:
         self._device = device
         self._model = model
 
-    def image_encoder(self) -> TracedImageEncoder:
+    def image_encoder(self) -> ExportedImageEncoder:
         """The folder's image encoder for this worker's device."""
         path = choose_variant(self._folder, "image", self._device, self._model)
-        return TracedImageEncoder(path, self._device)
+        return ExportedImageEncoder(path, self._device)
 
-    def text_encoder(self) -> TracedTextEncoder:
+    def text_encoder(self) -> ExportedTextEncoder:
         """The folder's text encoder for this worker's device."""
         path = choose_variant(self._folder, "text", self._device, self._model)
-        return TracedTextEncoder(path, self._device)
+        return ExportedTextEncoder(path, self._device)
 
 
 def _image(resources: WorkerResources) -> Endpoint:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from clipserve import handler, worker
 from clipserve.cost import Budget, PassCost
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import SpecError
 from clipserve.handler import (
@@ -107,7 +107,7 @@ def told(reply: Reply, kind: str) -> list[int]:
 
 
 def test_pictures_are_decoded_as_long_as_there_is_time(
-    image_encoder: TracedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6: 128 pictures of a second each killed the worker. What is done is kept."""
     endpoint = image_endpoint(image_encoder, Settings(max_batch=2))
@@ -130,7 +130,7 @@ def test_pictures_are_decoded_as_long_as_there_is_time(
 
 
 def test_pictures_are_decoded_as_long_as_there_is_time_to_embed_them(
-    image_encoder: TracedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6, with an encoder that is slower than the decoder: 0.5 s a picture is 16 pictures in 8 s."""
     endpoint = image_endpoint(image_encoder, Settings(max_batch=32))
@@ -139,7 +139,7 @@ def test_pictures_are_decoded_as_long_as_there_is_time_to_embed_them(
 
 
 def test_texts_are_embedded_as_long_as_their_known_cost_fits(
-    text_encoder: TracedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A8: what would take longer than the request may is not begun, and not even tokenised."""
     endpoint = text_endpoint(text_encoder, Settings())
@@ -163,8 +163,8 @@ def test_texts_are_embedded_as_long_as_their_known_cost_fits(
 
 
 def test_time_that_was_thought_to_be_needed_is_used_after_all(
-    image_encoder: TracedImageEncoder,
-    text_encoder: TracedTextEncoder,
+    image_encoder: ExportedImageEncoder,
+    text_encoder: ExportedTextEncoder,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -182,7 +182,7 @@ def test_time_that_was_thought_to_be_needed_is_used_after_all(
 
 
 def test_tokenising_looks_at_the_deadline(
-    text_encoder: TracedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A7: a thousand texts that take long to tokenise; those that were are embedded all the same."""
     endpoint = text_endpoint(text_encoder, Settings(max_batch=128))
@@ -194,7 +194,7 @@ def test_tokenising_looks_at_the_deadline(
 
 
 def test_the_deadline_is_looked_at_between_forward_passes(
-    text_encoder: TracedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A8: also where a pass takes longer than it should."""
     endpoint = text_endpoint(text_encoder, Settings(max_batch=2))
@@ -205,8 +205,8 @@ def test_the_deadline_is_looked_at_between_forward_passes(
 
 
 def test_the_first_item_is_done_however_long_it_takes(
-    image_encoder: TracedImageEncoder,
-    text_encoder: TracedTextEncoder,
+    image_encoder: ExportedImageEncoder,
+    text_encoder: ExportedTextEncoder,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -221,8 +221,8 @@ def test_the_first_item_is_done_however_long_it_takes(
 
 
 def test_neither_side_of_a_comparison_takes_all_the_time(
-    image_encoder: TracedImageEncoder,
-    text_encoder: TracedTextEncoder,
+    image_encoder: ExportedImageEncoder,
+    text_encoder: ExportedTextEncoder,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -244,8 +244,8 @@ def test_neither_side_of_a_comparison_takes_all_the_time(
 
 
 def test_labels_that_were_left_out_are_answered_when_asked_again(
-    image_encoder: TracedImageEncoder,
-    text_encoder: TracedTextEncoder,
+    image_encoder: ExportedImageEncoder,
+    text_encoder: ExportedTextEncoder,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -260,7 +260,7 @@ def test_labels_that_were_left_out_are_answered_when_asked_again(
 
 
 def test_items_that_take_long_and_are_wrong_are_no_reason_to_ask_again(
-    image_encoder: TracedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6: pictures cut short; a 503 would have the client send all of them once more."""
     endpoint = image_endpoint(image_encoder, Settings())
@@ -275,7 +275,7 @@ def test_items_that_take_long_and_are_wrong_are_no_reason_to_ask_again(
 
 
 def test_a_costly_request_takes_nothing_from_its_neighbours(
-    text_encoder: TracedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6, A8: what costs little goes first, wherever it stands."""
     endpoint = text_endpoint(text_encoder, Settings(max_batch=4))
@@ -289,7 +289,7 @@ def test_a_costly_request_takes_nothing_from_its_neighbours(
 
 
 def test_requests_that_share_a_pass_get_on_alike(
-    image_encoder: TracedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6: five pictures that take long, before two that do not, in one pass of 32."""
     endpoint = image_endpoint(image_encoder, Settings())
@@ -306,7 +306,7 @@ def test_requests_that_share_a_pass_get_on_alike(
 
 
 def test_rows_are_parsed_under_the_deadline_of_their_batch(
-    text_encoder: TracedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A3: bodies that take long to parse; the small ones of their neighbours go before them."""
     parsed: list[bytes] = []
@@ -328,7 +328,7 @@ def test_rows_are_parsed_under_the_deadline_of_their_batch(
 
 
 def test_a_row_that_cannot_even_be_parsed_fails_alone(
-    text_encoder: TracedTextEncoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """ATTACKS A3: whatever parsing raises, memory used up included, the neighbours are answered."""
     parse = handler.parse_text_request
@@ -364,7 +364,7 @@ def fail_at(encoder: Any, guilty: Callable[[Any], bool]) -> Callable[..., FloatA
 
 
 def test_an_input_that_makes_the_forward_pass_raise_fails_alone(
-    text_encoder: TracedTextEncoder, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CASES 3: one caller's word failed the whole batch, innocent 249 of 447 told 503."""
     endpoint = text_endpoint(text_encoder, Settings())
@@ -387,7 +387,7 @@ def test_an_input_that_makes_the_forward_pass_raise_fails_alone(
 
 
 def test_a_picture_that_makes_the_forward_pass_raise_fails_alone(
-    image_encoder: TracedImageEncoder, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CASES 3, for the other encoder."""
     endpoint = image_endpoint(image_encoder, Settings())
@@ -414,7 +414,7 @@ def test_a_picture_that_makes_the_forward_pass_raise_fails_alone(
 
 
 def test_a_broken_encoder_is_no_fault_of_its_callers(
-    text_encoder: TracedTextEncoder, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CASES 3: a GPU that has failed fails at the golden input too; the server replaces the worker."""
     endpoint = text_endpoint(text_encoder, Settings())
@@ -425,8 +425,8 @@ def test_a_broken_encoder_is_no_fault_of_its_callers(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_what_is_no_vector_is_no_answer(
-    image_encoder: TracedImageEncoder,
-    text_encoder: TracedTextEncoder,
+    image_encoder: ExportedImageEncoder,
+    text_encoder: ExportedTextEncoder,
     monkeypatch: pytest.MonkeyPatch,
     value: float,
 ) -> None:
@@ -451,7 +451,7 @@ def test_what_is_no_vector_is_no_answer(
 
 
 def test_a_worker_refuses_a_tokenizer_that_its_encoder_does_not_fit(
-    text_encoder: TracedTextEncoder, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CASES 3: on a GPU an id beyond the embeddings ends the process; found before any caller comes."""
     TextEmbedder(text_encoder, Settings())
@@ -464,7 +464,7 @@ def test_a_worker_refuses_a_tokenizer_that_its_encoder_does_not_fit(
 # ---- memory
 
 
-def test_the_text_cache_is_bounded_in_bytes(text_encoder: TracedTextEncoder) -> None:
+def test_the_text_cache_is_bounded_in_bytes(text_encoder: ExportedTextEncoder) -> None:
     """ATTACKS A7: texts were its keys, 155 MB for each such request, and stayed."""
     cache = CachedTextEmbedder(TextEmbedder(text_encoder, Settings()), 50 * (128 + ENTRY_BYTES))
     cache(["a"], Budget(math.inf))

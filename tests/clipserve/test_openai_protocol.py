@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipserve.encoder import TracedTextEncoder
+from clipserve.encoder import ExportedTextEncoder
 from clipserve.encoder_spec import decode_vector
 from clipserve.errors import RequestError
 from clipserve.handler import Endpoint, text_endpoint
@@ -20,7 +20,7 @@ MODEL, DIM = "clip", 32
 
 
 @pytest.fixture(scope="module")
-def texts(text_encoder: TracedTextEncoder) -> Endpoint:
+def texts(text_encoder: ExportedTextEncoder) -> Endpoint:
     return text_endpoint(text_encoder, Settings())
 
 

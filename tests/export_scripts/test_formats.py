@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from clipserve import encoder as encoder_module
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant, cpu_capability
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, choose_variant, cpu_capability
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     SPEC_FILE,
@@ -178,7 +178,7 @@ def test_other_pixels_are_refused(
 @pytest.mark.parametrize("format", ["torchscript", "aoti"])
 def test_a_worker_embeds_no_other_pixels(format: Format, pixels: Tensor, exported_as: ExportedAs) -> None:
     """CASES 16, for files that do not refuse them: compiled packages, and those from before."""
-    encoder = TracedImageEncoder(exported_as("image", format, "fp32"), CPU)
+    encoder = ExportedImageEncoder(exported_as("image", format, "fp32"), CPU)
     with pytest.raises(ValueError, match=WANTED_PIXELS):
         encoder.embed(list(pixels.numpy()))
 
@@ -266,7 +266,7 @@ def other_spec(path: Path, target: Path, **fields: Any) -> Path:
 
 
 def test_package_is_loaded_under_another_name(package: Path, pair: CheckpointPair) -> None:
-    encoder = TracedTextEncoder(package, CPU)
+    encoder = ExportedTextEncoder(package, CPU)
     tokens = encoder.tokenizer.pad([encoder.tokenizer.tokenize(text).ids for text in ("", "a b c", "két")])
     expected = pair.text.reference_encode(["", "a b c", "két"])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -276,12 +276,12 @@ def test_package_is_loaded_under_another_name(package: Path, pair: CheckpointPai
 def test_package_for_another_cpu_is_refused(package: Path, tmp_path: Path) -> None:
     path = other_spec(package, tmp_path / "other.pt2", cpu_capability="x86_64 avx2 avx10_9")
     with pytest.raises(SpecError) as caught:
-        TracedTextEncoder(path, CPU)
+        ExportedTextEncoder(path, CPU)
     message = str(caught.value)
     assert "compiled for a CPU with x86_64 avx2 avx10_9, this one (" in message
     assert "lacks avx10_9; run 'make export FORMAT=aoti' on this machine, or 'make export'" in message
     with pytest.raises(SpecError, match="lacks sparc"):
-        TracedTextEncoder(other_spec(package, tmp_path / "sparc.pt2", cpu_capability="sparc"), CPU)
+        ExportedTextEncoder(other_spec(package, tmp_path / "sparc.pt2", cpu_capability="sparc"), CPU)
 
 
 def test_package_with_a_changed_byte_is_refused(package: Path, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_package_with_a_changed_byte_is_refused(package: Path, tmp_path: Path) -
 
     path = repack(package, tmp_path / "changed.pt2", {".wrapper.so": change})
     with pytest.raises(SpecError, match=r"changed\.pt2: SHA-256 .* changed after its export"):
-        TracedTextEncoder(path, CPU)
+        ExportedTextEncoder(path, CPU)
 
 
 def test_package_that_pytorch_cannot_load_is_refused(tmp_path: Path) -> None:
@@ -310,9 +310,9 @@ def test_package_needs_no_compiler_and_leaves_nothing(package: Path, tmp_path: P
     code = f"""
 import sys, torch
 from pathlib import Path
-from clipserve.encoder import TracedTextEncoder
+from clipserve.encoder import ExportedTextEncoder
 torch.set_num_threads(1)
-encoder = TracedTextEncoder(Path({str(package)!r}), torch.device("cpu"))
+encoder = ExportedTextEncoder(Path({str(package)!r}), torch.device("cpu"))
 tokens = encoder.tokenizer.pad([encoder.tokenizer.tokenize("a").ids] * 3)
 print(encoder.embed(*tokens).shape)
 """
@@ -472,7 +472,7 @@ def test_damaged_onnx(tmp_path: Path) -> None:
 
 
 def test_image_package_serves(exported_as: ExportedAs) -> None:
-    encoder = TracedImageEncoder(exported_as("image", "aoti", "fp32"), CPU)
+    encoder = ExportedImageEncoder(exported_as("image", "aoti", "fp32"), CPU)
     assert encoder.embed([np.zeros((3, 48, 48), np.uint8)] * 3).shape == (3, 32)
     with pytest.raises(SpecError, match=r"carries no tokenizer\.json"):
         read_extra_file(encoder.path, TOKENIZER_FILE)
