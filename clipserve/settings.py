@@ -8,7 +8,7 @@ from typing import Any
 
 from clipserve.errors import SpecError
 from clipserve.images import COLORS, FORMATS, Color, ImageLimits
-from clipserve.protocol import RequestLimits
+from clipserve.wire.rows import RequestLimits
 
 LEAST = {"draft_factor": 0}
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, choose_variant
-from clipserve.handler import Endpoint, SimilarityEndpoint, image_endpoint, text_endpoint
 from clipserve.memory import bound_free_memory, resident_bytes, trim_memory
 from clipserve.meter import Meter
-from clipserve.protocol import Reply, Row
+from clipserve.pipeline import Endpoint, SimilarityEndpoint, image_endpoint, text_endpoint
 from clipserve.settings import Settings
+from clipserve.wire.rows import Reply, Row
 
 logger = logging.getLogger(__name__)
 

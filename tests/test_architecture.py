@@ -61,7 +61,7 @@ def test_rooms_import_what_they_may(room: str) -> None:
 def test_the_core_needs_four_packages() -> None:
     import sys
 
-    for path in (ROOT / "clipserve").glob("*.py"):
+    for path in (ROOT / "clipserve").rglob("*.py"):
         foreign = imported(path) - set(sys.stdlib_module_names)
         allowed = CLIENT_PACKAGES if path.name == "client.py" else CORE_PACKAGES
         optional = OPTIONAL_PACKAGES.get(path.name, set())
@@ -70,7 +70,7 @@ def test_the_core_needs_four_packages() -> None:
 
 
 def test_the_core_reads_no_environment() -> None:
-    for path in (ROOT / "clipserve").glob("*.py"):
+    for path in (ROOT / "clipserve").rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         assert "os.environ" not in source, path.name
         assert "getenv" not in source, path.name

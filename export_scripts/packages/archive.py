@@ -160,10 +160,10 @@ def _check_published(path: Path, spec: EncoderSpec) -> None:
 
 def _build(name: str, specs: dict[Path, EncoderSpec], tuned: Tuned | None, work: Path) -> Path:
     stage = work / f"{name}-files"
-    package = stage / "clipserve"
-    package.mkdir(parents=True)
-    for source in sorted((ROOT / "clipserve").glob("*.py")):
-        shutil.copyfile(source, package / source.name)
+    for source in sorted((ROOT / "clipserve").rglob("*.py")):
+        copy = stage / source.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
     for path in specs:
         os.link(path, stage / path.name)
     config = work / f"{name}.yaml"

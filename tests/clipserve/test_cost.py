@@ -21,24 +21,19 @@ import pytest
 import torch
 from PIL import Image
 
-from clipserve import handler, worker
+from clipserve import embedders, pipeline, worker
 from clipserve.cost import Budget, PassCost
+from clipserve.embedders import ENTRY_BYTES, CachedTextEmbedder, TextEmbedder
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import SpecError
-from clipserve.handler import (
-    ENTRY_BYTES,
-    CachedTextEmbedder,
-    SimilarityEndpoint,
-    TextEmbedder,
-    image_endpoint,
-    text_endpoint,
-)
 from clipserve.images import PixelArray
 from clipserve.memory import resident_bytes
-from clipserve.protocol import JSON, Embedded, EmbeddingRequest, Reply, RequestLimits, Row
+from clipserve.pipeline import SimilarityEndpoint, image_endpoint, text_endpoint
 from clipserve.settings import Settings
 from clipserve.tokens import Tokenizer, Tokens
+from clipserve.wire.messages import Embedded, EmbeddingRequest
+from clipserve.wire.rows import JSON, Reply, RequestLimits, Row
 from clipserve.worker import Worker
 from serving.server import private_server
 
@@ -113,13 +108,13 @@ def test_pictures_are_decoded_as_long_as_there_is_time(
     endpoint = image_endpoint(image_encoder, Settings(max_batch=2))
     whole = vectors(endpoint.handle([json_row({"input": PICTURES})])[0])
     decoded: list[bytes] = []
-    decode = clock.slow(handler.decode_image, 3)
+    decode = clock.slow(embedders.decode_image, 3)
 
     def counted(data: bytes, *arguments: Any, **options: Any) -> Any:
         decoded.append(data)
         return decode(data, *arguments, **options)
 
-    monkeypatch.setattr(handler, "decode_image", counted)
+    monkeypatch.setattr(embedders, "decode_image", counted)
     reply = endpoint.handle([json_row({"input": PICTURES})])[0]
     # At 0, 3 and 6 seconds of 8.
     assert outcomes(reply) == ["ok"] * 3 + ["overloaded"] * 17
@@ -228,7 +223,7 @@ def test_neither_side_of_a_comparison_takes_all_the_time(
 ) -> None:
     """ATTACKS A6, A7: pictures without texts, or texts without pictures, would be of no use."""
     endpoint = SimilarityEndpoint(image_encoder, text_encoder, Settings())
-    monkeypatch.setattr(handler, "decode_image", clock.slow(handler.decode_image, 1))
+    monkeypatch.setattr(embedders, "decode_image", clock.slow(embedders.decode_image, 1))
     monkeypatch.setattr(text_encoder.tokenizer, "tokenize", clock.slow(text_encoder.tokenizer.tokenize, 1))
     monkeypatch.setattr(PassCost, "seconds", lambda self, units: 0.0)
     few, many = (
@@ -264,7 +259,7 @@ def test_items_that_take_long_and_are_wrong_are_no_reason_to_ask_again(
 ) -> None:
     """ATTACKS A6: pictures cut short; a 503 would have the client send all of them once more."""
     endpoint = image_endpoint(image_encoder, Settings())
-    monkeypatch.setattr(handler, "decode_image", clock.slow(handler.decode_image, 3))
+    monkeypatch.setattr(embedders, "decode_image", clock.slow(embedders.decode_image, 3))
     wrong = base64.b64encode(b"no picture").decode()
     reply = endpoint.handle([json_row({"input": [wrong] * 9})])[0]
     assert (reply.status, outcomes(reply)) == (415, ["unsupported_image_format"])
@@ -294,13 +289,13 @@ def test_requests_that_share_a_pass_get_on_alike(
     """ATTACKS A6: five pictures that take long, before two that do not, in one pass of 32."""
     endpoint = image_endpoint(image_encoder, Settings())
     slow = {base64.b64decode(p) for p in PICTURES[:5]}
-    decode = handler.decode_image
+    decode = embedders.decode_image
 
     def decode_slowly(data: bytes, *arguments: Any, **options: Any) -> Any:
         clock.now += 3 if data in slow else 0
         return decode(data, *arguments, **options)
 
-    monkeypatch.setattr(handler, "decode_image", decode_slowly)
+    monkeypatch.setattr(embedders, "decode_image", decode_slowly)
     replies = endpoint.handle([json_row({"input": PICTURES[:5]}), json_row({"input": PICTURES[10:15]})])
     assert [outcomes(reply).count("ok") for reply in replies] == [3, 2]
 
@@ -310,14 +305,14 @@ def test_rows_are_parsed_under_the_deadline_of_their_batch(
 ) -> None:
     """ATTACKS A3: bodies that take long to parse; the small ones of their neighbours go before them."""
     parsed: list[bytes] = []
-    parse = handler.parse_text_request
+    parse = pipeline.decode_texts
 
     def slow(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]:
         parsed.append(row.body)
         clock.now += 10 if len(row.body) > 100 else 0
         return parse(row, limits)
 
-    monkeypatch.setattr(handler, "parse_text_request", slow)
+    monkeypatch.setattr(pipeline, "decode_texts", slow)
     endpoint = text_endpoint(text_encoder, Settings())
     heavy, light = Row(b"[" * 200, JSON), json_row({"input": "a"})
     replies = endpoint.handle([heavy, heavy, light, heavy, heavy])
@@ -331,14 +326,14 @@ def test_a_row_that_cannot_even_be_parsed_fails_alone(
     text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """ATTACKS A3: whatever parsing raises, memory used up included, the neighbours are answered."""
-    parse = handler.parse_text_request
+    parse = pipeline.decode_texts
 
     def fail(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]:
         if b"secret" in row.body:
             raise MemoryError("secret")
         return parse(row, limits)
 
-    monkeypatch.setattr(handler, "parse_text_request", fail)
+    monkeypatch.setattr(pipeline, "decode_texts", fail)
     endpoint = text_endpoint(text_encoder, Settings())
     replies = endpoint.handle([json_row({"input": "a"}), json_row({"input": "secret"}), Row(b"b", "")])
     assert [reply.status for reply in replies] == [200, 500, 200]

@@ -26,26 +26,19 @@ import torch
 import yaml
 from PIL import Image
 
-from clipserve import handler
+from clipserve import embedders
 from clipserve.archive_files import SUMS_FILE, file_sha256
 from clipserve.cost import Budget
+from clipserve.embedders import ENTRY_BYTES, CachedTextEmbedder, ImageEmbedder, TextEmbedder
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import FloatArray, read_spec
 from clipserve.errors import RequestError, SpecError
-from clipserve.handler import (
-    ENTRY_BYTES,
-    CachedTextEmbedder,
-    Endpoint,
-    ImageEmbedder,
-    SimilarityEndpoint,
-    TextEmbedder,
-    image_endpoint,
-    text_endpoint,
-)
 from clipserve.images import ImageLimits, decode_image
-from clipserve.protocol import JSON, Embedded, Part, Reply, RequestLimits, Row
+from clipserve.pipeline import Endpoint, SimilarityEndpoint, image_endpoint, text_endpoint
 from clipserve.settings import Settings
 from clipserve.torchserve_adapter import Reporter, TorchServeHandler
+from clipserve.wire.messages import Embedded
+from clipserve.wire.rows import JSON, Part, Reply, RequestLimits, Row
 from handlers.clip_image import ClipImageHandler
 from handlers.clip_similarity import ClipSimilarityHandler
 from handlers.clip_text import ClipTextHandler
@@ -358,7 +351,7 @@ def test_pictures_are_decoded_during_the_forward_pass(
         return embed(pixels)
 
     endpoint = image_endpoint(image_encoder, Settings(max_batch=1))
-    monkeypatch.setattr(handler, "decode_image", decode)
+    monkeypatch.setattr(embedders, "decode_image", decode)
     monkeypatch.setattr(image_encoder, "embed", wait)
     items = [{"image": in_base64(PICTURES[i])} for i in (0, 1)]
     reply = endpoint.handle([json_row({"input": items})])[0]
@@ -374,7 +367,7 @@ def test_large_jpegs_are_decoded_at_a_reduced_size_where_that_is_set(
         sizes.append(decode_image(*arguments, **options).size)
         return decode_image(*arguments, **options)
 
-    monkeypatch.setattr(handler, "decode_image", spy)
+    monkeypatch.setattr(embedders, "decode_image", spy)
     photograph = Row((PHOTOGRAPHS / "retina.jpg").read_bytes(), "")
     reduced, whole = (
         vectors(image_endpoint(image_encoder, Settings(draft_factor=factor)).handle([photograph])[0])[0]

@@ -13,9 +13,9 @@ from transformers import CLIPImageProcessorPil
 
 from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import FloatArray
-from clipserve.handler import image_endpoint
-from clipserve.protocol import Row
+from clipserve.pipeline import image_endpoint
 from clipserve.settings import Settings
+from clipserve.wire.rows import Row
 from standins.twenty_files import FILES, assert_same_vectors, file, served_pixels, served_vector
 
 # Files that the original has other pixels of, and by how much at the most (levels of 255, on average): here

@@ -24,7 +24,7 @@ import numpy as np
 from clipserve.client import ENDPOINTS
 from clipserve.encoder_spec import SPEC_FILE, decode_vector, encode_vector, read_spec
 from clipserve.errors import RequestError, SpecError
-from clipserve.protocol import JSON, MAX_PARTS, OCTETS, Part, Row
+from clipserve.wire.rows import JSON, MAX_PARTS, OCTETS, Part, Row
 from clipserve.worker import BUILDERS
 from scale.serve.application import AppArguments, app, encoder_pair
 from scale.serve.multipart import multipart_parts
