@@ -27,8 +27,8 @@ from benchmarks.child import PeerError, say
 from benchmarks.peers import INFINITY_ENVIRONMENT
 from benchmarks.rounds import Rounds, archive_settings
 from benchmarks.workloads import SIZES, write_pictures
-from clipserve.client import ENDPOINTS
 from clipserve.encoder import cpu_has_native_bf16
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm
 from export_scripts.checkpoints import load_pair

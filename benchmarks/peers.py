@@ -22,8 +22,9 @@ import psutil
 from benchmarks.child import OFFLINE, PeerError
 from benchmarks.usage import family
 from benchmarks.workloads import SMALLEST, WORKLOADS, Workload, labels, sentences
-from clipserve.client import ENDPOINTS, KeyFile
+from clipserve.client import KeyFile
 from clipserve.encoder_spec import FloatArray, decode_vector
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ServerError
 from serving.local import free_ports
 from serving.server import Server, private_server

@@ -17,6 +17,7 @@ from clipserve.encoder_spec import (
     TOKENIZER_FILE,
     EncoderSpec,
     FloatArray,
+    Modality,
     artifact_sha256,
     decode_vector,
     read_extra_file,
@@ -257,6 +258,12 @@ class ExportedTextEncoder(_ExportedEncoder):
         """
         tokens = self.tokenizer.tokenize(self.spec.certificate.golden.input)
         self._check_golden(self.embed(*self.tokenizer.pad([tokens.ids]))[0])
+
+
+ENCODERS: dict[Modality, type[ExportedImageEncoder] | type[ExportedTextEncoder]] = {
+    "image": ExportedImageEncoder,
+    "text": ExportedTextEncoder,
+}
 
 
 def check_pair(image: EncoderSpec, text: EncoderSpec) -> None:

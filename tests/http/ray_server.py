@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from clipserve.client import ENDPOINTS, Client, KeyFile
+from clipserve.client import Client, KeyFile
+from clipserve.endpoints import ENDPOINTS
 from scale.serve.server_process import RunningServer, running_server
 
 
@@ -32,7 +33,7 @@ class RayServer:
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        return ENDPOINTS
+        return tuple(ENDPOINTS)
 
     @property
     def key_file(self) -> KeyFile:
