@@ -137,7 +137,8 @@ def run(
             # What tuning would choose on most machines, without its minutes.
             export_pair(str(clip), str(text), "cpu", "bf16" if cpu_has_native_bf16() else "fp32", store)
             cores = psutil.cpu_count() or 1
-            workers = {"clip_image": cores, "clip_text": cores, **workers}
+            alone = [name for name, endpoint in ENDPOINTS.items() if endpoint.gives_embeddings]
+            workers = {**dict.fromkeys(alone, cores), **workers}
         else:
             say("tuning precision, workers, threads and batches for this machine")
             store.mkdir(parents=True)
