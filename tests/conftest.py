@@ -18,7 +18,7 @@ import torch
 
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import Format, Modality, Precision
-from export_scripts.checkpoints import CheckpointPair, load_pair
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
 from export_scripts.publish import export_encoder
 from standins import checkpoints
 
