@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from clipserve.client import Client
+from clipserve.client import Client, Management
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError, ServerError, SpaceError
 from pictures.errors import SearchError
@@ -142,18 +142,18 @@ def index_folder(
             f"{printable(str(root))}: no pictures in this folder ({_passed_over(listing)}); the table "
             f"{printable(str(folder))} is left as it was"
         )
-    spec = client.specs("clip_image")[0]
+    spec = Management(client).specs("clip_image")[0]
     with sole_writer(folder, lambda: print("another indexer is writing to this table: waiting", flush=True)):
-        identity = spec["space_id"], spec["model_id"], spec["embedding_dim"]
+        identity = spec.space_id, spec.model_id, spec.embedding_dim
         table = open_or_create_table(folder, *identity)
-        if again and table.space_id != spec["space_id"]:
+        if again and table.space_id != spec.space_id:
             print(
                 f"{printable(str(folder))}: begun anew; {len(table)} pictures embedded by {table.model!r} in "
                 f"space {table.space_id[:12]} are dropped; those of other folders have to be indexed again",
                 flush=True,
             )
             table = replace_table(folder, *identity)
-        check_space(table, spec["space_id"])
+        check_space(table, spec.space_id)
         client.require_space(table.space_id)
         with contextlib.closing(Journal(folder, table.space_id)) as journal:
             if again:
@@ -293,7 +293,7 @@ class _Run:
 
     def _require_server(self) -> None:
         try:
-            self._client.wait_ready(READY_SECONDS, ("clip_image",))
+            Management(self._client).wait_ready(READY_SECONDS, ("clip_image",))
         except ServerError as error:
             raise ServerError(
                 f"{error}; what was embedded so far is kept, and the same command goes on from there"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,9 @@ ALLOWED = {
 }
 ROOMS = set(ALLOWED) | {"benchmarks", "tests"}
 
-# What a worker needs; the client is for callers and has two more.
+# What a worker needs; the client is for callers and has others.
 CORE_PACKAGES = {"clipserve", "torch", "numpy", "PIL", "tokenizers"}
-CLIENT_PACKAGES = CORE_PACKAGES | {"httpx", "tenacity"}
+CLIENT_PACKAGES = {"clipserve", "numpy", "httpx", "tenacity"}
 # What an extra brings is imported where it is used, or its lack would stop a worker.
 OPTIONAL_PACKAGES = {"images.py": {"pillow_heif"}}
 
@@ -59,14 +61,27 @@ def test_rooms_import_what_they_may(room: str) -> None:
 
 
 def test_the_core_needs_four_packages() -> None:
-    import sys
-
     for path in (ROOT / "clipserve").rglob("*.py"):
         foreign = imported(path) - set(sys.stdlib_module_names)
-        allowed = CLIENT_PACKAGES if path.name == "client.py" else CORE_PACKAGES
+        allowed = CLIENT_PACKAGES if path.parent.name == "client" else CORE_PACKAGES
         optional = OPTIONAL_PACKAGES.get(path.name, set())
         assert foreign <= allowed | optional, f"{path.name} imports {sorted(foreign - allowed)}"
         assert not imported_at_once(path) & optional, path.name
+
+
+def test_the_client_needs_three_packages() -> None:
+    """Itself and all that it imports, in an interpreter that finds nothing else."""
+    code = """
+import importlib.abc, sys
+class Worker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("torch", "PIL", "tokenizers"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Worker())
+import clipserve.client, clipserve.command, clipserve.arguments, clipserve.interrupt
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_core_reads_no_environment() -> None:

@@ -93,8 +93,9 @@ def test_many_killers_do_not_end_the_run_of_a_server_that_is_well(folder: Path) 
     assert len(server.sent) == before
 
 
-def test_a_dead_server_is_no_fault_of_the_pictures(folder: Path) -> None:
+def test_a_dead_server_is_no_fault_of_the_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ATTACKS A4: what fails because nobody is there is asked again by the next run."""
+    monkeypatch.setattr(indexer, "READY_SECONDS", 0.0)
     server = StandIn()
     server.is_down = True
     with pytest.raises(ServerError, match="what was embedded so far is kept, and the same command goes on"):
