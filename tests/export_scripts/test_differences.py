@@ -1,4 +1,4 @@
-"""README's table of what a vector here differs by from other code for the same checkpoint, row by row."""
+"""docs/parity.md's table of what a vector here differs by from other code for the same checkpoint, by row."""
 
 from __future__ import annotations
 
