@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pathspec
 
-from pictures.errors import SearchError
+from pictures.errors import PicturesError
 from pictures.paths import folded, printable
 
 DEFAULTS = (
@@ -56,7 +56,7 @@ class Exclusions:
         patterns: further ones. One that begins with `root` is meant below it.
 
     Raises:
-        SearchError: one is no pattern.
+        PicturesError: one is no pattern.
     """
 
     def __init__(self, root: bytes, patterns: Sequence[str] = ()):
@@ -71,7 +71,7 @@ class Exclusions:
                 # One by one, for the message to name it.
                 pathspec.GitIgnoreSpec.from_lines([line])
             except ValueError as error:
-                raise SearchError(
+                raise PicturesError(
                     f"EXCLUDE: {printable(pattern)!r} is no pattern; patterns are those of .gitignore, such "
                     "as 'Screenshots/' or '*.gif'"
                 ) from error

@@ -21,7 +21,7 @@ from lancedb.index import BTree, IvfRq
 from lancedb.query import LanceVectorQueryBuilder
 
 from clipserve.encoder_spec import FloatArray
-from pictures.errors import SearchError
+from pictures.errors import PicturesError
 from pictures.paths import below_condition, folded, printable, sql_text
 from pictures.rows import FOLDED_PATH, FileState, picture_batch, picture_schema
 
@@ -115,6 +115,25 @@ class PictureTable:
         """Length of the embeddings."""
         return int(self._table.schema.field("embedding").type.list_size)
 
+    def require_space(self, space_id: str, who: str, remedy: str) -> None:
+        """Refuses embeddings that cannot be compared with those of the table.
+
+        Args:
+            space_id: of the other embeddings.
+            who: makes them.
+            remedy: what to do about it.
+
+        Raises:
+            PicturesError: they are of another embedding space.
+        """
+        if space_id != self.space_id:
+            raise PicturesError(
+                f"{printable(str(self.folder))}: its pictures were embedded by {self.model!r} in space "
+                f"{self.space_id[:12]}, {who} embeds in space {space_id[:12]} (of another encoder pair, or "
+                "exported by a version that tells spaces apart by more), and the two cannot be compared; "
+                f"{remedy}"
+            )
+
     def _metadata(self, name: str) -> str:
         return str((self._table.schema.metadata or {})[name.encode()].decode())
 
@@ -158,7 +177,7 @@ class PictureTable:
         """Adds rows of new paths and replaces those of changed ones; each in one step, or not at all.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
         with _storage_errors(self.folder):
             if new:
@@ -174,7 +193,7 @@ class PictureTable:
             batches: of the table's schema, see `picture_batch`.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
         with _storage_errors(self.folder):
             self._table.add(pa.RecordBatchReader.from_batches(self.schema, batches))
@@ -186,7 +205,7 @@ class PictureTable:
             rows: of the table's schema, see `picture_batch`.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
         with _storage_errors(self.folder):
             self._replace(rows)
@@ -199,7 +218,7 @@ class PictureTable:
         """Removes the rows of paths.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
         with _storage_errors(self.folder):
             for condition in _conditions("path", paths):
@@ -209,7 +228,7 @@ class PictureTable:
         """Removes the rows of what lies in a folder, given in text form; says how many there were.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
         condition = below_condition(folder)
         with _storage_errors(self.folder):
@@ -222,7 +241,7 @@ class PictureTable:
         """Fills in what a table lacks that an older version wrote; the writer's lock is held.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
         with _storage_errors(self.folder):
             if not self.can_filter_paths:
@@ -245,7 +264,7 @@ class PictureTable:
         """Joins small fragments and brings the ANN index up to date; builds one if there are rows enough.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
         with _storage_errors(self.folder):
             # Joined first: an index that is there already would have to follow the rows to their new places.
@@ -406,10 +425,10 @@ def open_table(folder: Path) -> PictureTable:
     """Opens the table of a folder; what other processes add is seen at once.
 
     Raises:
-        SearchError: there is none, or it cannot be read.
+        PicturesError: there is none, or it cannot be read.
     """
     if not (folder / f"{NAME}.lance" / "_versions").is_dir():
-        raise SearchError(
+        raise PicturesError(
             f"{printable(str(folder))}: no pictures are indexed here; index some: make index IMAGES=folder"
         )
     with _storage_errors(folder, "read"):
@@ -420,7 +439,7 @@ def open_or_create_table(folder: Path, space_id: str, model: str, embedding_dim:
     """Opens the table of a folder, or makes an empty one for an embedding space; for a writer.
 
     Raises:
-        SearchError: the folder cannot be read or written.
+        PicturesError: the folder cannot be read or written.
     """
     if (folder / f"{NAME}.lance" / "_versions").is_dir():
         table = open_table(folder)
@@ -435,7 +454,7 @@ def replace_table(folder: Path, space_id: str, model: str, embedding_dim: int) -
     """Begins the table of a folder anew, empty, for another embedding space; in one step.
 
     Raises:
-        SearchError: the folder cannot be written.
+        PicturesError: the folder cannot be written.
     """
     schema = picture_schema(space_id, model, embedding_dim)
     with _storage_errors(folder):
@@ -453,7 +472,7 @@ def sole_writer(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         on_wait: called once if another writer has to be waited for.
 
     Raises:
-        SearchError: the folder cannot be written.
+        PicturesError: the folder cannot be written.
     """
     with _storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -480,7 +499,7 @@ def _storage_errors(folder: Path, doing: str = "written") -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         reason = printable(str(error).strip().split("\n")[0])[:300]
-        raise SearchError(
+        raise PicturesError(
             f"{printable(str(folder))}: the table cannot be {doing}: {reason}; what it held is as it was"
         ) from error
 

@@ -13,13 +13,14 @@ from clipserve.arguments import Parser, path, port, whole
 from clipserve.client import INFERENCE_URL, KEY_FILE, MANAGEMENT_URL, Client, KeyFile
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
-from pictures.errors import SearchError
 from pictures.paths import printable
 from pictures.table import open_table
 from search.duplicates import THRESHOLD, find_duplicates, summary, to_html, to_json
+from search.errors import SearchError
 from search.finder import Finder
-from search.indexer import forget_folder, index_folder, print_report
+from search.indexer import forget_folder, index_folder
 from search.output import print_json, print_plain, write_contact_sheet
+from search.report import print_report
 
 TABLE = Path(".search/pictures")
 LIMIT = 10

@@ -111,7 +111,7 @@ class Source:
 
         Raises:
             BulkError: the folder or file cannot be read.
-            SearchError: likewise.
+            PicturesError: likewise.
         """
         if self.kind == "files":
             yield from _list_files(self.root)

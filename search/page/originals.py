@@ -11,10 +11,10 @@ from PIL import Image
 
 from clipserve.errors import RequestError
 from clipserve.images import FORMATS, ImageLimits, decode_image
-from pictures.errors import SearchError
 from pictures.files import FoundFile, read_contents
 from pictures.paths import printable, text_to_path
 from pictures.table import PictureTable
+from search.errors import SearchError
 
 # What browsers show, by the name of the format; a picture of another is sent as a JPEG.
 SHOWN_FORMATS = {

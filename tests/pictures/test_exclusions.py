@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pictures.errors import SearchError
+from pictures.errors import PicturesError
 from pictures.exclusions import Exclusions
 from pictures.files import Listing, list_pictures
 from tests.search.conftest import picture
@@ -122,7 +122,7 @@ def test_what_matched_nothing_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", ["!", "a\\"])
 def test_no_pattern(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(SearchError, match=r"EXCLUDE: .* is no pattern; patterns are those of \.gitignore"):
+    with pytest.raises(PicturesError, match=r"EXCLUDE: .* is no pattern; patterns are those of \.gitignore"):
         list_pictures(tmp_path, [pattern])
 
 

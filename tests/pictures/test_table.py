@@ -12,7 +12,7 @@ import pytest
 
 from clipserve.encoder_spec import FloatArray
 from pictures import table as table_module
-from pictures.errors import SearchError
+from pictures.errors import PicturesError
 from pictures.paths import path_condition
 from pictures.rows import FOLDED_PATH, FileState
 from pictures.table import Hit, PictureTable, Row, open_or_create_table, open_table, sole_writer
@@ -98,7 +98,7 @@ def test_index_is_built_when_large_enough_and_kept_fresh(
 
 
 def test_no_table(tmp_path: Path) -> None:
-    with pytest.raises(SearchError, match="no pictures are indexed here; index some: make index"):
+    with pytest.raises(PicturesError, match="no pictures are indexed here; index some: make index"):
         open_table(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
@@ -107,7 +107,7 @@ def test_a_damaged_table_is_a_sentence(table: PictureTable) -> None:
     table.write(rows(embeddings(3)), [])
     for manifest in (table.folder / "pictures.lance" / "_versions").iterdir():
         manifest.write_bytes(b"damaged")
-    with pytest.raises(SearchError, match="the table cannot be read"):
+    with pytest.raises(PicturesError, match="the table cannot be read"):
         open_table(table.folder)
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from clipserve.encoder_spec import read_spec
+from pictures.errors import PicturesError
 from pictures.files import Contents
 from pictures.rows import picture_schema
 from pictures.table import PictureTable, open_or_create_table
@@ -288,7 +289,7 @@ def test_table_of_another_space_is_refused(images: list[Path], tmp_path: Path) -
     open_or_create_table(tmp_path / "other", "another space", "other", SPEC.embedding_dim)
     source = find_source(tmp_path / "images", None)
     with pytest.raises(
-        BulkError, match=r"in space another spac.*by a version that tells .* cannot be compared"
+        PicturesError, match=r"in space another spac.*by a version that tells .* cannot be compared"
     ):
         run_job(source, tmp_path / "other", ENCODER, Pool(1, 1, 0, 1, 8, 8))
 
