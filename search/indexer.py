@@ -25,15 +25,9 @@ from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ClipServeError, RequestError, ServerError
 from pictures.files import Contents, FoundFile, Listing, list_pictures, read_contents
 from pictures.paths import path_to_text, printable
-from pictures.rows import FileState
-from pictures.table import (
-    PictureTable,
-    Row,
-    open_or_create_table,
-    open_table,
-    replace_table,
-    sole_writer,
-)
+from pictures.rows import FileState, Row
+from pictures.storage import sole_writer
+from pictures.table import PictureTable, open_or_create_table, open_table, replace_table
 from pictures.thumbnails import make_thumbnail
 from search.errors import SearchError
 from search.journal import Journal

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from clipserve.encoder_spec import EncoderSpec, ImagePreprocessing, read_spec
 from pictures.paths import printable
 from pictures.rows import FileState
-from pictures.table import PictureTable, open_or_create_table, sole_writer
+from pictures.storage import sole_writer
+from pictures.table import PictureTable, open_or_create_table
 from scale.bulk.commit import commit
 from scale.bulk.encoding import Encoder
 from scale.bulk.error_table import ErrorTable

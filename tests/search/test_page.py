@@ -31,8 +31,8 @@ from clipserve.errors import ServerError
 from clipserve.images import ImageLimits
 from pictures.files import MAX_BYTES
 from pictures.paths import path_to_text
-from pictures.rows import FileState
-from pictures.table import PictureTable, Row, open_or_create_table
+from pictures.rows import FileState, Row
+from pictures.table import PictureTable, open_or_create_table
 from pictures.thumbnails import make_thumbnail
 from search.errors import SearchError
 from search.indexer import index_folder
