@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipserve.images import FORMATS, ImageLimits
+from clipserve.image_formats import FORMATS
+from clipserve.images import ImageLimits
 from pictures.errors import PicturesError
 from pictures.exclusions import MARKER, Exclusions
 from pictures.paths import path_to_text, printable
