@@ -38,10 +38,14 @@ DEFAULTS = (
     "Network Trash Folder/",
     "Temporary Items/",
     "**/*.photoslibrary/resources/",
-    "**/*.photolibrary/Thumbnails/",
-    "**/*.photolibrary/Previews/",
+    "**/*.*photolibrary/Thumbnails/",  # iPhoto's, and .migratedphotolibrary
+    "**/*.*photolibrary/Previews/",
+    "**/*.*aplibrary/Thumbnails/",  # Aperture's, and .migratedaplibrary
+    "**/*.*aplibrary/Previews/",
     # Lightroom's previews.
     "*.lrdata/",
+    # Nextcloud's, in its data folder.
+    "**/appdata_*/preview/",
 )
 
 # A folder that holds a file of this name says itself that it is not for galleries: Android's convention.
