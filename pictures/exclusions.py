@@ -52,6 +52,11 @@ DEFAULTS = (
 MARKER = b".nomedia"
 
 
+def read_patterns(text: str) -> list[str]:
+    """The patterns of one word of a command line, `PATTERN|PATTERN`."""
+    return [pattern.strip() for pattern in text.split("|") if pattern.strip()]
+
+
 class Exclusions:
     """The default patterns with those of a person after them; the last one that matches decides.
 

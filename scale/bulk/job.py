@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import sys
@@ -128,8 +127,7 @@ class _Run:
         self._table = table
         self._stages = stages
         self._errors = ErrorTable(table.folder)
-        identity = f"{source.kind} {source.root}".encode("utf-8", "surrogateescape")
-        self._job = table.folder / JOBS / hashlib.sha256(identity).hexdigest()[:16]
+        self._job = table.folder / JOBS / source.identity
 
     def bring_up_to_date(self) -> None:
         """Goes on with the job that was begun, if one was; then does what is missing after it."""
