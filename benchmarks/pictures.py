@@ -19,11 +19,12 @@ import skimage.data
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont
 
+from clipserve.colors import Color
 from clipserve.command import run_command
 from clipserve.encoder import ExportedImageEncoder, choose_variant
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError
-from clipserve.images import Color, ImageLimits, decode_image, preprocess
+from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.settings import Settings
 from reliability.costly import COSTLY
 from reliability.largest import LARGEST

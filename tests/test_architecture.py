@@ -49,7 +49,7 @@ ALLOWED["tests"] = {*ALLOWED, "tests"}
 CORE_PACKAGES = {"clipserve", "torch", "numpy", "PIL", "tokenizers"}
 CLIENT_PACKAGES = {"clipserve", "numpy", "httpx", "tenacity"}
 # What an extra brings is imported where it is used, or its lack would stop a worker.
-OPTIONAL_PACKAGES = {"images.py": {"pillow_heif"}}
+OPTIONAL_PACKAGES = {"image_formats.py": {"pillow_heif"}}
 
 
 def imported(path: Path) -> set[str]:
