@@ -20,11 +20,12 @@ import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont
 
 from clipserve.command import run_command
-from clipserve.encoder import TracedImageEncoder, choose_variant
+from clipserve.encoder import TracedImageEncoder
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError
 from clipserve.images import Color, ImageLimits, decode_image, preprocess
 from clipserve.settings import Settings
+from clipserve.store import Store
 from reliability.costly import COSTLY
 from reliability.largest import LARGEST
 
@@ -182,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
 
     def measure() -> None:
-        device = torch.device("cpu")
-        encoder = TracedImageEncoder(choose_variant(arguments.store, "image", device), device)
+        file = Store.read(arguments.store).model(None).best("image", "cpu")
+        encoder = TracedImageEncoder(file.path, torch.device("cpu"))
         measure_costs()
         measure_colors(encoder)
         measure_draft(encoder)

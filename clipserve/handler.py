@@ -20,7 +20,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from clipserve.cost import Budget, PassCost, overloaded
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, check_pair
+from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
 from clipserve.encoder_spec import EncoderSpec, FloatArray
 from clipserve.errors import RequestError, SpecError
 from clipserve.images import PixelArray, decode_image, preprocess
@@ -41,6 +41,7 @@ from clipserve.protocol import (
     similarity_reply,
 )
 from clipserve.settings import Settings
+from clipserve.store import check_pair
 from clipserve.tokens import PASS_TOKENS, Tokens, length_groups
 
 logger = logging.getLogger(__name__)
