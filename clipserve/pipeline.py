@@ -12,10 +12,11 @@ from typing import Generic, Protocol, TypeVar
 from clipserve.batching import embed_fairly, in_turns
 from clipserve.cost import Budget
 from clipserve.embedders import CachedTextEmbedder, Embedder, ImageEmbedder, LargestRequest, TextEmbedder
-from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, check_pair
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import EncoderSpec
 from clipserve.meter import Meter
 from clipserve.settings import Settings
+from clipserve.store import check_pair
 from clipserve.wire.messages import EmbeddingRequest, SimilarityRequest
 from clipserve.wire.native import (
     decode_images,

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ray
-import torch
 
 from clipserve.arguments import Parser, path, whole
-from clipserve.encoder import choose_variant
 from clipserve.encoder_spec import read_spec
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
@@ -51,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     encoder = parser.add_argument_group("the encoder, at the same path on every node")
     encoder.add_argument("--encoder", type=path, help="traced image encoder, .pt (the one in --store)")
     encoder.add_argument("--store", type=path, default=STORE, help=f"folder of encoders ({STORE})")
+    encoder.add_argument("--model", help="its id, where --store holds several")
     encoder.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="to choose in --store (cpu)"
     )
@@ -100,10 +99,8 @@ def _share(text: str) -> float:
 def _encoder(arguments: argparse.Namespace) -> Path:
     if arguments.encoder is not None:
         return Path(arguments.encoder).absolute()
-    store: Path = arguments.store
-    # Names the models where there are several.
-    Store.read(store).model(None, "--encoder FILE.pt")
-    return choose_variant(store, "image", torch.device(arguments.device)).absolute()
+    encoders = Store.read(arguments.store).model(arguments.model)
+    return encoders.best("image", arguments.device).path.absolute()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
