@@ -19,12 +19,14 @@ import skimage.data
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont
 
+from clipserve.colors import Color
 from clipserve.command import run_command
-from clipserve.encoder import ExportedImageEncoder, choose_variant
+from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError
-from clipserve.images import Color, ImageLimits, decode_image, preprocess
+from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.settings import Settings
+from clipserve.store import Store
 from reliability.costly import COSTLY
 from reliability.largest import LARGEST
 
@@ -182,8 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
 
     def measure() -> None:
-        device = torch.device("cpu")
-        encoder = ExportedImageEncoder(choose_variant(arguments.store, "image", device), device)
+        file = Store.read(arguments.store).model(None).best("image", "cpu")
+        encoder = ExportedImageEncoder(file.path, torch.device("cpu"))
         measure_costs()
         measure_colors(encoder)
         measure_draft(encoder)

@@ -13,11 +13,12 @@ from typing import Any
 from clipserve.batching import attempt, embed_fairly, in_turns
 from clipserve.cost import Budget, overloaded
 from clipserve.embedders import CachedTextEmbedder, Embedder, ImageEmbedder, LargestRequest, TextEmbedder
-from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, check_pair
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.endpoints import Endpoint
 from clipserve.errors import RequestError
 from clipserve.meter import Meter
 from clipserve.settings import Settings
+from clipserve.store import check_pair
 from clipserve.wire.messages import Request, Result
 from clipserve.wire.rows import Reply, Row
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from clipserve.encoder import ENCODERS, choose_variant
+from clipserve.encoder import ENCODERS
 from clipserve.endpoints import ENDPOINTS
 from clipserve.memory import bound_free_memory, resident_bytes, trim_memory
 from clipserve.meter import Meter
 from clipserve.pipeline import Pipeline
 from clipserve.settings import Settings
+from clipserve.store import Store
 from clipserve.wire.rows import Reply, Row
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,9 @@ class Worker:
         settings, lowered = settings.within(response_seconds)
         torch.set_num_threads(settings.threads)
         endpoint = ENDPOINTS[name]
-        files = {m: choose_variant(folder, m, device, model) for m in endpoint.modalities}
-        encoders = [ENCODERS[modality](path, device) for modality, path in files.items()]
+        found = Store.read(folder).model(model)
+        files = {modality: found.best(modality, device.type) for modality in endpoint.modalities}
+        encoders = [ENCODERS[modality](file.path, device) for modality, file in files.items()]
         self._pipeline = Pipeline(endpoint, encoders, settings)
         self._batches = 0
         self._idle_bytes = resident_bytes()

@@ -34,7 +34,7 @@ from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image, preprocess
-from export_scripts.checkpoints import (
+from export_scripts.checkpoints.sentence_transformers import (
     DEMO_IMAGE,
     CheckpointPair,
     hub_folder,

@@ -18,7 +18,7 @@ import torch
 
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import Format, Modality, Precision
-from export_scripts.checkpoints import CheckpointPair, load_pair
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
 from export_scripts.publish import export_encoder
 from standins import checkpoints
 
@@ -113,7 +113,7 @@ def exported_as(
         if (name, format, precision) not in made:
             pair = load_pair(str(clip_folder), str(texts[name]))
             modality: Modality = "image" if name == "image" else "text"
-            spec = export_encoder(pair, modality, "cpu", precision, folder / name, format=format)
+            spec = export_encoder(pair, modality, "cpu", precision, folder / name, file_format=format)
             made[name, format, precision] = folder / name / spec.file_name
         return made[name, format, precision]
 

@@ -3,7 +3,7 @@
 ```
 POST /predictions/clip_image | clip_text | clip_similarity       as TorchServe, see clipserve.wire.native
 GET  /ping                                                       is every endpoint answering?
-GET  /models/NAME, /models/NAME?customized=true                  workers, encoder specs (management token)
+GET  /models/NAME                                                workers, encoder specs (management token)
 POST /v1/embeddings, GET /v1/models, GET /v1/models/ID           as OpenAI
 ```
 
@@ -29,6 +29,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
+from clipserve.endpoint_status import READY, EndpointStatus, Worker
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import RequestError
 from clipserve.meter import TIMING_HEADER
@@ -151,26 +152,16 @@ class Ingress:
 
     @app.get("/models/{endpoint}")
     async def describe(self, endpoint: str, request: Request) -> Response:
-        """The workers of an endpoint, as TorchServe's management address lists them."""
+        """The workers of an endpoint, and the specs of its encoders."""
         self._check_token(request, "management")
         self._check_name(endpoint)
-        settings = self._settings[endpoint]
         found = await self._describe(endpoint)
-        model: dict[str, Any] = {
-            "modelName": endpoint,
-            "minWorkers": settings.min_replicas,
-            "maxWorkers": settings.max_replicas,
-            "batchSize": settings.batch_size,
-            "maxBatchDelay": round(1000 * settings.batch_wait_seconds),
-            "responseTimeout": settings.response_seconds,
-            "workers": [
-                {"id": str(number), "status": "READY", "pid": worker["pid"]}
-                for number, worker in enumerate(found)
-            ],
-        }
-        if found and request.query_params.get("customized") == "true":
-            model["customizedMetadata"] = {"encoders": found[0]["encoders"]}
-        return _response(Reply.json(200, [model]))
+        status = EndpointStatus(
+            [Worker(worker["pid"], READY) for worker in found],
+            self._settings[endpoint].min_replicas,
+            found[0]["encoders"] if found else (),
+        )
+        return _response(Reply.json(200, status.to_json()))
 
     @app.post("/v1/embeddings")
     async def openai_embeddings(self, request: Request) -> Response:

@@ -18,7 +18,7 @@ from clipserve.encoder_spec import SPEC_FILE, artifact_sha256, read_extra_file, 
 from clipserve.errors import SpecError
 from clipserve.operators import check_records
 from export_scripts import verify
-from export_scripts.formats import TorchScript
+from export_scripts.formats.torchscript import TorchScript
 
 CPU = torch.device("cpu")
 LOADERS = [load_for_inference, load_torchscript]

@@ -26,6 +26,7 @@ from transformers.image_utils import PILImageResampling
 from transformers.models.auto import image_processing_auto
 
 from clipserve import encoder as encoder_module
+from clipserve import hardware
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_torchscript
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
@@ -40,11 +41,13 @@ from clipserve.encoder_spec import (
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image, preprocess
 from export_scripts import publish
-from export_scripts.checkpoints import CheckpointPair, load_pair
-from export_scripts.encoders import ACTIVATIONS, Mlp
-from export_scripts.formats import device_constants
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.encoders.clip import ACTIVATIONS, Mlp
+from export_scripts.formats.torchscript import device_constants
+from export_scripts.parity import subjects
 from export_scripts.parity.inputs import photograph_like
-from export_scripts.publish import check_device, export_encoder, recheck
+from export_scripts.parity.proof import recheck
+from export_scripts.publish import Made, check_device, export_encoder
 from standins import checkpoints
 
 CPU = torch.device("cpu")
@@ -436,7 +439,7 @@ def test_certificate_begins_with_the_bytes_that_are_sent(
     """CASES 10 and 8: what a server does with a file is compared with the original as well."""
     names = [case.name for case in read_spec(store / "clip-image-cpu-fp32.pt").certificate.cases]
     assert worst in names
-    monkeypatch.setattr(publish, "decode_image", decode)
+    monkeypatch.setattr(subjects, "decode_image", decode)
     with pytest.raises(ParityError, match=re.escape(f"(worst: {worst})")):
         export_encoder(pair, "image", "cpu", "fp32", tmp_path)
 
@@ -554,7 +557,7 @@ class FirstTokensOnly(Around):
     """Right for every input up to the length of the trace."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        n = publish.TRACE_LENGTH
+        n = subjects.TRACE_LENGTH
         return self.inner(input_ids[:, :n], attention_mask[:, :n])  # type: ignore[no-any-return]
 
 
@@ -699,12 +702,12 @@ def test_auto_takes_the_fastest(
 ) -> None:
     timed = []
 
-    def stopwatch(path: Path, *rest: object) -> float:
-        timed.append(read_spec(path).precision)
+    def stopwatch(export: object, made: Made, subject: object) -> float:
+        timed.append(read_spec(made.path).precision)
         return seconds[timed[-1]]
 
-    monkeypatch.setattr(publish, "cpu_has_native_bf16", lambda: native)
-    monkeypatch.setattr(publish, "_seconds", stopwatch)
+    monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: native)
+    monkeypatch.setattr(publish._Export, "_seconds", stopwatch)
     spec = export_encoder(pair, "text", "cpu", None, tmp_path)
     assert (spec.precision, timed) == (expected, made)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{spec.stem}.json", f"{spec.stem}.pt"]
@@ -713,8 +716,10 @@ def test_auto_takes_the_fastest(
 def test_auto_takes_no_precision_beyond_its_bound(
     pair: CheckpointPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "cpu_has_native_bf16", lambda: True)
-    monkeypatch.setattr(publish, "_seconds", lambda path, *rest: 0.0 if "bf16" in path.name else 9.0)
+    monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: True)
+    monkeypatch.setattr(
+        publish._Export, "_seconds", lambda export, made, subject: 0.0 if "bf16" in made.path.name else 9.0
+    )
     monkeypatch.setitem(PARITY_BOUNDS, "bf16", ParityBound(None, 1.1))
     assert export_encoder(pair, "text", "cpu", None, tmp_path).precision == "fp32"
     # Float32 has nothing to fall back to.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from clipserve.client import Client, KeyFile
+from clipserve.client import Client, KeyFile, Management
 from clipserve.endpoints import ENDPOINTS
 from scale.serve.server_process import RunningServer, running_server
 
@@ -52,7 +52,7 @@ class RayServer:
 
     def wait_ready(self, timeout: float) -> None:
         with self.client() as client:
-            client.wait_ready(timeout)
+            Management(client).wait_ready(timeout)
 
 
 @contextlib.contextmanager
