@@ -45,7 +45,7 @@ from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.settings import Settings
 from clipserve.tokens import Tokenizer
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, ImageCheckpoint, TextCheckpoint
+from export_scripts.checkpoints.pair import CheckpointPair, ImageCheckpoint, TextCheckpoint
 from export_scripts.formats import FORMATS, EncoderFormat, Inputs
 from export_scripts.formats import Run as Module
 from export_scripts.packages.folders import publish_files

@@ -13,7 +13,8 @@ import transformers
 from clipserve.command import run_command
 from clipserve.encoder_spec import SPEC_FILE, TOKENIZER_FILE, EncoderSpec
 from clipserve.errors import ExportError, ParityError, SpecError
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.checkpoints.loading import load_pair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.export import DJL, STORE
 from export_scripts.formats import encoder_files, format_of, read_any_spec
 from export_scripts.packages.djl import djl_encoders

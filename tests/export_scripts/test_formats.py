@@ -35,7 +35,7 @@ from clipserve.encoder_spec import (
 from clipserve.errors import ExportError, ParityError, SpecError
 from clipserve.tokens import Tokenizer
 from export_scripts import formats
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS, encoder_files, format_of, read_any_spec
 from export_scripts.packages.archive import build_archives
 from export_scripts.publish import check_device, export_encoder, recheck
