@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModel
 
 from clipserve.errors import ExportError
 from clipserve.images import ImageLimits, preprocess
 from export_scripts.checkpoints.loading import load_image_checkpoint, load_pair, load_text_checkpoint
+from export_scripts.encoders.bert import BERT_LIKES
 from standins import checkpoints as writing
 from tests.export_scripts.checkpoints.edits import (
     Change,
@@ -203,14 +205,32 @@ def test_clip_with_another_length(change: Change, context_length: int, clip_fold
 @pytest.mark.parametrize(("length", "context_length"), [(140, 138), (138, 138), (512, 138), (20, 20)])
 def test_xlm_roberta_student(length: int, context_length: int, tmp_path: Path) -> None:
     """CASES 31: of 140 positions RoBERTa uses 138, as of 514 it uses 512."""
-    folder = writing.write_student(tmp_path / "student", roberta=True, length=length)
+    folder = writing.write_student(tmp_path / "student", "xlm-roberta", length=length)
     assert agrees(folder).preprocessing.context_length == context_length
 
 
 @pytest.mark.parametrize(("length", "context_length"), [(512, 140), (60, 60)])
 def test_bert_student(length: int, context_length: int, tmp_path: Path) -> None:
-    folder = writing.write_student(tmp_path / "student", roberta=False, length=length)
+    folder = writing.write_student(tmp_path / "student", "bert", length=length)
     assert agrees(folder).preprocessing.context_length == context_length
+
+
+@pytest.mark.parametrize("kind", writing.STUDENTS)
+def test_every_student(kind: str, tmp_path: Path) -> None:
+    agrees(writing.write_student(tmp_path / "student", kind))
+
+
+def test_every_bert_like_has_a_stand_in() -> None:
+    models = {AutoModel._model_mapping[type(s.config(writing.TINY_TEXT))] for s in writing.STUDENTS.values()}
+    assert models == {*BERT_LIKES}
+
+
+def test_truncated_pictures_are_refused(clip_folder: Path, vary: Vary) -> None:
+    """As texts are: vectors of another length."""
+    message = image_refusal(
+        vary(clip_folder, write("config_sentence_transformers.json", '{"truncate_dim": 16}'))
+    )
+    assert "truncate_dim 16 is not supported" in message
 
 
 def with_normalize(folder: Path) -> None:
@@ -220,10 +240,10 @@ def with_normalize(folder: Path) -> None:
     path.write_text(json.dumps([*modules, {**last, "type": "sentence_transformers.models.Normalize"}]))
 
 
-@pytest.mark.parametrize("roberta", [True, False], ids=["xlm-roberta", "bert"])
-def test_final_normalize(roberta: bool, tmp_path: Path, vary: Vary) -> None:
+@pytest.mark.parametrize("kind", writing.STUDENTS)
+def test_final_normalize(kind: str, tmp_path: Path, vary: Vary) -> None:
     """CASES 27: whether an export normalises is the export's to say; the rest is the same encoder."""
-    plain = writing.write_student(tmp_path / "plain" / "student", roberta=roberta)
+    plain = writing.write_student(tmp_path / "plain" / "student", kind)
     normalized = agrees(vary(plain, with_normalize))
     assert normalized.checkpoint_sha256 == agrees(plain).checkpoint_sha256
 
@@ -256,6 +276,10 @@ def test_final_normalize_of_a_clip(clip_folder: Path, vary: Vary) -> None:
             ),
             ["default prompt 'query: '", "not supported", "default_prompt_name"],
         ),
+        (
+            write("config_sentence_transformers.json", '{"truncate_dim": 16}'),
+            ["truncate_dim 16", "not supported", "null in config_sentence_transformers.json"],
+        ),
         (edit_json("config.json", position_embedding_type="relative_key"), ["'relative_key'", "'absolute'"]),
         (edit_json("config.json", activation="gelu_new"), ["activation 'gelu_new'", "gelu, quick_gelu"]),
         (
@@ -267,7 +291,8 @@ def test_final_normalize_of_a_clip(clip_folder: Path, vary: Vary) -> None:
             ["pooling 'mean_sqrt_len_tokens'"],
         ),
     ],
-    ids=["truncation", "split", "no room", "residual", "tokens", "prompt", "relative", "gelu_new", "sqrt"],
+    ids=["truncation", "split", "no room", "residual", "tokens", "prompt", "truncated", "relative",
+         "gelu_new", "sqrt"],
 )  # fmt: skip
 def test_text_settings_that_would_be_silently_wrong(
     change: Change, words: list[str], multilingual_folder: Path, vary: Vary
@@ -285,8 +310,10 @@ def test_text_settings_that_would_be_silently_wrong(
         write("config_sentence_transformers.json", '{"prompts": {"query": "query: "}}'),
         edit_json("1_Pooling/config.json", include_prompt=False),
         edit_json("2_Dense/config.json", activation_function="torch.nn.Identity"),
+        # 128 tokens are no multiple of it.
+        edit_json("config.json", chunk_size_feed_forward=7),
     ],
-    ids=["lower case", "prompts without default", "include_prompt", "identity"],
+    ids=["lower case", "prompts without default", "include_prompt", "identity", "chunks"],
 )
 def test_text_settings_that_are_as_in_the_original(
     change: Change, multilingual_folder: Path, vary: Vary

@@ -12,6 +12,7 @@ from sentencepiece import SentencePieceProcessor
 from clipserve.tokens import Tokenizer
 from export_scripts.checkpoints import text
 from standins import checkpoints as writing
+from standins import tokenizers
 from tests.export_scripts.checkpoints.edits import (
     Change,
     Vary,
@@ -45,7 +46,7 @@ def only_sentencepiece(content: bytes) -> Change:
 
 @pytest.fixture(scope="session")
 def sentencepiece_model() -> bytes:
-    return writing.sentencepiece_model()
+    return tokenizers.sentencepiece_model()
 
 
 @pytest.mark.parametrize("student", [True, False], ids=["student", "m-clip"])
@@ -55,13 +56,13 @@ def test_sentencepiece_model_alone(
     """CASES 28: SentencePiece's own ids, moved by the one place that XLM-R's special tokens take."""
     original = SentencePieceProcessor(model_proto=sentencepiece_model)
     source = (
-        writing.write_student(tmp_path / "source" / "student", roberta=True)
+        writing.write_student(tmp_path / "source" / "student", "xlm-roberta")
         if student
         else m_clip_xlm_roberta_folder
     )
     text = agrees(vary(source, only_sentencepiece(sentencepiece_model)))
     tokenizer = Tokenizer(text.tokenizer, text.preprocessing)
-    for sentence in writing.corpus()[::7]:
+    for sentence in tokenizers.corpus()[::7]:
         pieces = original.encode(sentence)
         expected = (0, *(3 if piece == 0 else piece + 1 for piece in pieces), 2)
         assert tokenizer.tokenize(sentence).ids == expected, sentence
