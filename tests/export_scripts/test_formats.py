@@ -37,7 +37,7 @@ from clipserve.errors import ExportError, ParityError, SpecError
 from clipserve.hardware import cpu_capability
 from clipserve.store import EncoderFile, Store
 from clipserve.tokens import Tokenizer
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS, aoti, onnx
 from export_scripts.formats.base import EncoderFormat
 from export_scripts.packages.archive import build_archives

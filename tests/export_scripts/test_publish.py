@@ -41,8 +41,9 @@ from clipserve.encoder_spec import (
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image, preprocess
 from export_scripts import publish
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
-from export_scripts.encoders.clip import ACTIVATIONS, Mlp
+from export_scripts.checkpoints.loading import load_pair
+from export_scripts.checkpoints.pair import CheckpointPair
+from export_scripts.encoders.layers import ACTIVATIONS, Mlp
 from export_scripts.formats.torchscript import device_constants
 from export_scripts.parity import subjects
 from export_scripts.parity.inputs import photograph_like
