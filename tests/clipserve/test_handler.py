@@ -31,7 +31,7 @@ from clipserve.archive_files import SUMS_FILE, file_sha256
 from clipserve.cost import Budget
 from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
 from clipserve.encoder_spec import FloatArray, read_spec
-from clipserve.errors import RequestError, SpecError
+from clipserve.errors import RequestError, SettingsError, SpecError
 from clipserve.handler import (
     ENTRY_BYTES,
     CachedTextEmbedder,
@@ -660,7 +660,7 @@ def test_settings() -> None:
 
 @pytest.mark.parametrize("key", ["thread", "", "images", "requests", "maxBatch"])
 def test_unknown_settings(key: str) -> None:
-    with pytest.raises(SpecError, match=f"{key!r} is unknown; allowed are threads, "):
+    with pytest.raises(SettingsError, match=f"{key!r} is unknown; allowed are threads, "):
         Settings.from_mapping({key: 1})
 
 
@@ -669,24 +669,24 @@ def test_unknown_settings(key: str) -> None:
 )
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8", None, True, [1]], ids=str)
 def test_settings_that_are_no_number(key: str, value: Any) -> None:
-    with pytest.raises(SpecError, match=f"{key}: .*whole number >= 1"):
+    with pytest.raises(SettingsError, match=f"{key}: .*whole number >= 1"):
         Settings.from_mapping({key: value})
 
 
 def test_a_draft_factor_below_0() -> None:
-    with pytest.raises(SpecError, match="draft_factor: -1, should be a whole number >= 0"):
+    with pytest.raises(SettingsError, match="draft_factor: -1, should be a whole number >= 0"):
         Settings.from_mapping({"draft_factor": -1})
 
 
 @pytest.mark.parametrize("value", ["sRGB", "", None, 1, ["srgb"]], ids=str)
 def test_colors_that_are_no_choice(value: Any) -> None:
-    with pytest.raises(SpecError, match=r"color: .*one of srgb, ignore"):
+    with pytest.raises(SettingsError, match=r"color: .*one of srgb, ignore"):
         Settings.from_mapping({"color": value})
 
 
 @pytest.mark.parametrize("value", ["JPEG", [], None, ["JPG"], [5], 5], ids=str)
 def test_formats_that_are_no_list_of_formats(value: Any) -> None:
-    with pytest.raises(SpecError, match="formats"):
+    with pytest.raises(SettingsError, match="formats"):
         Settings.from_mapping({"formats": value})
 
 
@@ -1124,18 +1124,20 @@ def test_torchserve_settings_reach_the_worker(start: Start) -> None:
 
 
 def test_torchserve_wrong_settings(start: Start) -> None:
-    with pytest.raises(SpecError, match="'max_batches' is unknown"):
+    with pytest.raises(SettingsError, match="'max_batches' is unknown"):
         start(ClipTextHandler, model_yaml_config={"handler": {"max_batches": 8}})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 def test_torchserve_gives_a_gpu_that_pytorch_does_not_see(start: Start) -> None:
-    with pytest.raises(SpecError, match=r"GPU 0, but this PyTorch sees no CUDA device; set deviceType: cpu"):
+    with pytest.raises(
+        SettingsError, match=r"GPU 0, but this PyTorch sees no CUDA device; set deviceType: cpu"
+    ):
         start(ClipTextHandler, gpu_id=0)
 
 
 def test_torchserve_gives_no_gpu_where_the_archive_wants_one(start: Start) -> None:
-    with pytest.raises(SpecError, match=r"deviceType: gpu .* gave this worker no GPU"):
+    with pytest.raises(SettingsError, match=r"deviceType: gpu .* gave this worker no GPU"):
         start(ClipTextHandler, model_yaml_config={"deviceType": "gpu"})
 
 
