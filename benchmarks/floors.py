@@ -16,7 +16,7 @@ import torch
 from benchmarks.child import Job, Result, answer_jobs
 from benchmarks.in_process import in_turns, timed
 from benchmarks.workloads import SIZES, SMALLEST, TEXTS_AT_ONCE, sentences
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
 from clipserve.store import Store
 
@@ -48,8 +48,8 @@ class Floors:
     ):
         torch.set_num_threads(1)
         image, text = Store.read(store).model(None).pair(CPU.type)
-        self._image = TracedImageEncoder(image.path, CPU)
-        self._text = TracedTextEncoder(text.path, CPU)
+        self._image = ExportedImageEncoder(image.path, CPU)
+        self._text = ExportedTextEncoder(text.path, CPU)
         self._files = {key: [path.read_bytes() for path in paths] for key, paths in pictures.items()}
         self._pixels = [self._decode(data) for data in self._files[SMALLEST]]
         self._sentences = sentences()

@@ -91,7 +91,7 @@ def load_aoti(path: Path) -> Callable[..., torch.Tensor]:
     return module
 
 
-class _TracedEncoder:
+class _ExportedEncoder:
     """What image and text encoders share: verified loading, and running without gradients."""
 
     def __init__(self, path: Path, device: torch.device):
@@ -131,12 +131,12 @@ class _TracedEncoder:
             )
 
 
-class TracedImageEncoder(_TracedEncoder):
-    """A traced image encoder that has reproduced its golden embedding.
+class ExportedImageEncoder(_ExportedEncoder):
+    """An exported image encoder that has reproduced its golden embedding.
 
     Args:
         path: the encoder file.
-        device: where to run; must be the device it was traced for.
+        device: where to run; must be the device it was exported for.
 
     Raises:
         SpecError: wrong modality, device, hash or golden embedding.
@@ -177,12 +177,12 @@ class TracedImageEncoder(_TracedEncoder):
         self._check_golden(self.embed([pixels])[0])
 
 
-class TracedTextEncoder(_TracedEncoder):
-    """A traced text encoder, with its tokenizer, that has reproduced its golden embedding.
+class ExportedTextEncoder(_ExportedEncoder):
+    """An exported text encoder, with its tokenizer, that has reproduced its golden embedding.
 
     Args:
         path: the encoder file.
-        device: where to run; must be the device it was traced for.
+        device: where to run; must be the device it was exported for.
 
     Raises:
         SpecError: wrong modality, device, hash, tokenizer or golden embedding.

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import Format, Modality, Precision
-from export_scripts.checkpoints import CheckpointPair, load_pair
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
 from export_scripts.publish import export_encoder
 from standins import checkpoints
 
@@ -131,10 +131,10 @@ def text_path(store: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def image_encoder(image_path: Path) -> TracedImageEncoder:
-    return TracedImageEncoder(image_path, CPU)
+def image_encoder(image_path: Path) -> ExportedImageEncoder:
+    return ExportedImageEncoder(image_path, CPU)
 
 
 @pytest.fixture(scope="session")
-def text_encoder(text_path: Path) -> TracedTextEncoder:
-    return TracedTextEncoder(text_path, CPU)
+def text_encoder(text_path: Path) -> ExportedTextEncoder:
+    return ExportedTextEncoder(text_path, CPU)

@@ -137,10 +137,10 @@ def _select(store: Path, model_id: str | None, precision: str | None) -> Store:
 
 def _build(name: str, encoders: Sequence[EncoderFile], tuned: Tuned | None, work: Path) -> Path:
     stage = work / f"{name}-files"
-    package = stage / "clipserve"
-    package.mkdir(parents=True)
-    for source in sorted((ROOT / "clipserve").glob("*.py")):
-        shutil.copyfile(source, package / source.name)
+    for source in sorted((ROOT / "clipserve").rglob("*.py")):
+        copy = stage / source.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
     for file in encoders:
         link_or_copy(file.path, stage / file.path.name)
     config = work / f"{name}.yaml"

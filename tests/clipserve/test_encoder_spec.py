@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, load_torchscript
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_torchscript
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     SPEC_FILE,
@@ -34,7 +34,7 @@ from clipserve.encoder_spec import (
 from clipserve.errors import SpecError
 
 CPU = torch.device("cpu")
-ENCODERS = {"image": TracedImageEncoder, "text": TracedTextEncoder}
+ENCODERS = {"image": ExportedImageEncoder, "text": ExportedTextEncoder}
 MODALITIES = pytest.mark.parametrize("modality", ENCODERS)
 
 Paths = dict[str, Path]
@@ -281,7 +281,7 @@ def test_torchscript_that_is_not_ours(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"carries no spec\.json, so it was not written by clipserve"):
         read_spec(path)
     with pytest.raises(SpecError, match=r"carries no spec\.json"):
-        TracedTextEncoder(path, CPU)
+        ExportedTextEncoder(path, CPU)
 
 
 @MODALITIES
@@ -387,7 +387,7 @@ def test_code_that_was_changed_is_refused(image_path: Path, tmp_path: Path) -> N
             target.writestr(info, content)
     assert changed_files
     with pytest.raises(SpecError, match="changed since its export"):
-        TracedImageEncoder(path, CPU)
+        ExportedImageEncoder(path, CPU)
 
 
 def test_file_that_was_added_is_refused(image_path: Path, tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_file_that_was_added_is_refused(image_path: Path, tmp_path: Path) -> Non
         folder = archive.namelist()[0].partition("/")[0]
         archive.writestr(f"{folder}/code/more.py", "x = 1")
     with pytest.raises(SpecError, match="changed since its export"):
-        TracedImageEncoder(path, CPU)
+        ExportedImageEncoder(path, CPU)
 
 
 def test_other_tokenizer_is_refused(text_path: Path, tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_other_tokenizer_is_refused(text_path: Path, tmp_path: Path) -> None:
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     path = resaved(text_path, tmp_path / "x.pt", tokenizer=json.dumps(definition))
     with pytest.raises(SpecError, match="tokenizer: SHA-256 "):
-        TracedTextEncoder(path, CPU)
+        ExportedTextEncoder(path, CPU)
 
 
 def test_missing_tokenizer_is_refused(text_path: Path, tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ def test_missing_tokenizer_is_refused(text_path: Path, tmp_path: Path) -> None:
     module = load_torchscript(text_path, CPU)
     torch.jit.save(module, path, _extra_files={SPEC_FILE: read_extra_file(text_path, SPEC_FILE).decode()})
     with pytest.raises(SpecError, match=r"carries no tokenizer\.json"):
-        TracedTextEncoder(path, CPU)
+        ExportedTextEncoder(path, CPU)
 
 
 @MODALITIES
@@ -467,7 +467,7 @@ def test_golden_picture_that_is_none_is_refused(golden_input: str, image_path: P
         image_path, tmp_path / "x.pt", certificate=dataclasses.replace(spec.certificate, golden=golden)
     )
     with pytest.raises(SpecError, match="golden"):
-        TracedImageEncoder(path, CPU)
+        ExportedImageEncoder(path, CPU)
 
 
 def test_spec_inside_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
@@ -480,9 +480,9 @@ def test_spec_inside_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 def test_encoder_of_the_other_modality_is_refused(paths: Paths) -> None:
     with pytest.raises(SpecError, match="a text encoder, should be an image encoder"):
-        TracedImageEncoder(paths["text"], CPU)
+        ExportedImageEncoder(paths["text"], CPU)
     with pytest.raises(SpecError, match="an image encoder, should be a text encoder"):
-        TracedTextEncoder(paths["image"], CPU)
+        ExportedTextEncoder(paths["image"], CPU)
 
 
 @MODALITIES

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import SUFFIXES, EncoderSpec, FloatArray, Modality, Precision
 from clipserve.images import ImageLimits, preprocess
 from clipserve.store import EncoderFile
-from export_scripts.checkpoints import CheckpointPair
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.formats.base import EncoderFormat
 from export_scripts.parity.inputs import photograph_like
@@ -41,11 +41,11 @@ def unit(embeddings: FloatArray) -> FloatArray:
     return normalized
 
 
-def embed_texts(encoder: TracedTextEncoder, texts: list[str]) -> FloatArray:
+def embed_texts(encoder: ExportedTextEncoder, texts: list[str]) -> FloatArray:
     return encoder.embed(*encoder.tokenizer.pad([encoder.tokenizer.tokenize(text).ids for text in texts]))
 
 
-def embed_pictures(encoder: TracedImageEncoder) -> FloatArray:
+def embed_pictures(encoder: ExportedImageEncoder) -> FloatArray:
     return encoder.embed([preprocess(p, encoder.preprocessing, ImageLimits()) for p in PICTURES])
 
 

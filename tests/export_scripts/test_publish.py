@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clipserve import hardware
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, load_torchscript
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_torchscript
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     Modality,
@@ -21,7 +21,7 @@ from clipserve.encoder_spec import (
 )
 from clipserve.errors import ExportError, ParityError
 from export_scripts import publish
-from export_scripts.checkpoints import CheckpointPair, load_pair
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
 from export_scripts.formats.torchscript import device_constants
 from export_scripts.publish import Made, check_device, export_encoder
 from tests.export_scripts.exports import (
@@ -76,9 +76,12 @@ def test_unnormalized_export(modality: Modality, pair: CheckpointPair, tmp_path:
     assert spec.normalized is False
     path = tmp_path / f"{spec.stem}.pt"
     if modality == "image":
-        found, expected = embed_pictures(TracedImageEncoder(path, CPU)), pair.image.reference(PICTURES)
+        found, expected = embed_pictures(ExportedImageEncoder(path, CPU)), pair.image.reference(PICTURES)
     else:
-        found, expected = embed_texts(TracedTextEncoder(path, CPU), TEXTS), pair.text.reference_encode(TEXTS)
+        found, expected = (
+            embed_texts(ExportedTextEncoder(path, CPU), TEXTS),
+            pair.text.reference_encode(TEXTS),
+        )
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(np.linalg.norm(found, axis=1) - 1).max() > 0.01
 
@@ -194,10 +197,10 @@ def test_cuda_export(
     assert device_constants(module) == []
     assert {p.device.type for p in module.parameters()} == {"cuda"}
     if modality == "image":
-        found = embed_pictures(TracedImageEncoder(path, device))
+        found = embed_pictures(ExportedImageEncoder(path, device))
         expected = unit(pair.image.reference(PICTURES))
     else:
-        found = embed_texts(TracedTextEncoder(path, device), TEXTS)
+        found = embed_texts(ExportedTextEncoder(path, device), TEXTS)
         expected = unit(pair.text.reference_encode(TEXTS))
     if spec.precision == "fp32":
         assert np.abs(found - expected).max() <= 1e-5

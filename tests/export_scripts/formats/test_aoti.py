@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import SPEC_FILE, TOKENIZER_FILE, read_extra_file, read_spec
 from clipserve.errors import ExportError, SpecError
-from export_scripts.checkpoints import CheckpointPair
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair
 from export_scripts.formats import FORMATS, aoti
 from export_scripts.publish import check_device
 from tests.conftest import ExportedAs
@@ -61,7 +61,7 @@ def other_spec(path: Path, target: Path, **fields: Any) -> Path:
 
 
 def test_package_is_loaded_under_another_name(package: Path, pair: CheckpointPair) -> None:
-    encoder = TracedTextEncoder(package, CPU)
+    encoder = ExportedTextEncoder(package, CPU)
     tokens = encoder.tokenizer.pad([encoder.tokenizer.tokenize(text).ids for text in ("", "a b c", "két")])
     expected = pair.text.reference_encode(["", "a b c", "két"])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -71,12 +71,12 @@ def test_package_is_loaded_under_another_name(package: Path, pair: CheckpointPai
 def test_package_for_another_cpu_is_refused(package: Path, tmp_path: Path) -> None:
     path = other_spec(package, tmp_path / "other.pt2", cpu_capability="x86_64 avx2 avx10_9")
     with pytest.raises(SpecError) as caught:
-        TracedTextEncoder(path, CPU)
+        ExportedTextEncoder(path, CPU)
     message = str(caught.value)
     assert "compiled for a CPU with x86_64 avx2 avx10_9, this one (" in message
     assert "lacks avx10_9; run 'make export FORMAT=aoti' on this machine, or 'make export'" in message
     with pytest.raises(SpecError, match="lacks sparc"):
-        TracedTextEncoder(other_spec(package, tmp_path / "sparc.pt2", cpu_capability="sparc"), CPU)
+        ExportedTextEncoder(other_spec(package, tmp_path / "sparc.pt2", cpu_capability="sparc"), CPU)
 
 
 def test_package_with_a_changed_byte_is_refused(package: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_package_with_a_changed_byte_is_refused(package: Path, tmp_path: Path) -
 
     path = repack(package, tmp_path / "changed.pt2", {".wrapper.so": change})
     with pytest.raises(SpecError, match=r"changed\.pt2: changed since its export: SHA-256 .*"):
-        TracedTextEncoder(path, CPU)
+        ExportedTextEncoder(path, CPU)
 
 
 def test_package_that_pytorch_cannot_load_is_refused(tmp_path: Path) -> None:
@@ -105,9 +105,9 @@ def test_package_needs_no_compiler_and_leaves_nothing(package: Path, tmp_path: P
     code = f"""
 import sys, torch
 from pathlib import Path
-from clipserve.encoder import TracedTextEncoder
+from clipserve.encoder import ExportedTextEncoder
 torch.set_num_threads(1)
-encoder = TracedTextEncoder(Path({str(package)!r}), torch.device("cpu"))
+encoder = ExportedTextEncoder(Path({str(package)!r}), torch.device("cpu"))
 tokens = encoder.tokenizer.pad([encoder.tokenizer.tokenize("a").ids] * 3)
 print(encoder.embed(*tokens).shape)
 """
@@ -148,7 +148,7 @@ def test_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_image_package_serves(exported_as: ExportedAs) -> None:
-    encoder = TracedImageEncoder(exported_as("image", "aoti", "fp32"), CPU)
+    encoder = ExportedImageEncoder(exported_as("image", "aoti", "fp32"), CPU)
     assert encoder.embed([np.zeros((3, 48, 48), np.uint8)] * 3).shape == (3, 32)
     with pytest.raises(SpecError, match=r"carries no tokenizer\.json"):
         read_extra_file(encoder.path, TOKENIZER_FILE)

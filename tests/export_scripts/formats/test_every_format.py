@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clipserve import encoder as encoder_module
-from clipserve.encoder import TracedImageEncoder
+from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     TOKENIZER_FILE,
@@ -27,7 +27,7 @@ from clipserve.errors import ExportError, ParityError, SpecError
 from clipserve.hardware import cpu_capability
 from clipserve.store import Store
 from clipserve.tokens import Tokenizer
-from export_scripts.checkpoints import CheckpointPair
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.parity.proof import recheck
 from export_scripts.publish import check_device, export_encoder
@@ -167,7 +167,7 @@ def test_other_pixels_are_refused(
 @pytest.mark.parametrize("format", ["torchscript", "aoti"])
 def test_a_worker_embeds_no_other_pixels(format: Format, pixels: Tensor, exported_as: ExportedAs) -> None:
     """CASES 16, for files that do not refuse them: compiled packages, and those from before."""
-    encoder = TracedImageEncoder(exported_as("image", format, "fp32"), CPU)
+    encoder = ExportedImageEncoder(exported_as("image", format, "fp32"), CPU)
     with pytest.raises(ValueError, match=WANTED_PIXELS):
         encoder.embed(list(pixels.numpy()))
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from clipserve import encoder as encoder_module
-from clipserve.encoder import TracedTextEncoder
+from clipserve.encoder import ExportedTextEncoder
 from clipserve.encoder_spec import PARITY_BOUNDS, Modality, ParityBound, Precision
 from clipserve.errors import ParityError
-from export_scripts.checkpoints import CheckpointPair
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair
 from export_scripts.parity import subjects
 from export_scripts.publish import export_encoder
 from tests.export_scripts.exports import CPU, empty, rebuilt
@@ -143,4 +143,4 @@ def test_failed_export_leaves_the_published_encoder_alone(pair: CheckpointPair, 
     with pytest.raises(ParityError):
         export_encoder(rebuilt(pair, "text", nudged), "text", "cpu", "fp32", tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert TracedTextEncoder(tmp_path / f"{good.stem}.pt", CPU).spec == good
+    assert ExportedTextEncoder(tmp_path / f"{good.stem}.pt", CPU).spec == good

@@ -22,12 +22,12 @@ from transformers.activations import ACT2FN
 from transformers.image_utils import PILImageResampling
 from transformers.models.auto import image_processing_auto
 
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, load_torchscript
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_torchscript
 from clipserve.encoder_spec import PARITY_BOUNDS, Modality, Precision, decode_vector, read_spec
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image
-from export_scripts.checkpoints import CheckpointPair, load_pair
-from export_scripts.encoders import ACTIVATIONS, Mlp
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.encoders.clip import ACTIVATIONS, Mlp
 from export_scripts.parity import subjects
 from export_scripts.parity.proof import recheck
 from export_scripts.publish import export_encoder
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.n
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @TEXT_LAYOUTS
 def test_text_parity(layout: str, precision: Precision, pairs: Pairs, exported: Exported) -> None:
-    encoder = TracedTextEncoder(exported(layout, "text", precision), CPU)
+    encoder = ExportedTextEncoder(exported(layout, "text", precision), CPU)
     spec = encoder.spec
     assert (spec.precision, spec.device, spec.normalized, spec.embedding_dim) == (precision, "cpu", True, 32)
     original = pairs[layout].text.reference_encode(TEXTS)
@@ -63,7 +63,7 @@ def test_text_parity(layout: str, precision: Precision, pairs: Pairs, exported: 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_image_parity(precision: Precision, pair: CheckpointPair, exported: Exported) -> None:
-    found = embed_pictures(TracedImageEncoder(exported("clip", "image", precision), CPU))
+    found = embed_pictures(ExportedImageEncoder(exported("clip", "image", precision), CPU))
     assert found.dtype == np.float32
     expected = unit(pair.image.reference(PICTURES))
     if precision == "fp32":
@@ -124,9 +124,9 @@ def test_no_size_is_assumed(shape: checkpoints.ClipShape, tmp_path: Path) -> Non
     assert image.image.crop_height == shape.image_size
     assert text.text is not None
     assert text.text.context_length == shape.context_length
-    pictures = embed_pictures(TracedImageEncoder(tmp_path / "store" / f"{image.stem}.pt", CPU))
+    pictures = embed_pictures(ExportedImageEncoder(tmp_path / "store" / f"{image.stem}.pt", CPU))
     np.testing.assert_allclose(pictures, unit(pair.image.reference(PICTURES)), atol=1e-5)
-    texts = embed_texts(TracedTextEncoder(tmp_path / "store" / f"{text.stem}.pt", CPU), TEXTS)
+    texts = embed_texts(ExportedTextEncoder(tmp_path / "store" / f"{text.stem}.pt", CPU), TEXTS)
     np.testing.assert_allclose(texts, unit(pair.text.reference_encode(TEXTS)), atol=1e-5)
 
 
@@ -143,7 +143,7 @@ def test_clip_text_is_pooled_at_the_end_token(eos: int, clip_folder: Path, tmp_p
     (folder / "0_CLIPModel" / "config.json").write_text(json.dumps(config))
     pair = load_pair(str(folder))
     spec = export_encoder(pair, "text", "cpu", "fp32", tmp_path / "store")
-    found = embed_texts(TracedTextEncoder(tmp_path / "store" / f"{spec.stem}.pt", CPU), TEXTS)
+    found = embed_texts(ExportedTextEncoder(tmp_path / "store" / f"{spec.stem}.pt", CPU), TEXTS)
     np.testing.assert_allclose(found, unit(pair.text.reference_encode(TEXTS)), atol=1e-5)
     expected = unit(load_pair(str(clip_folder)).text.reference_encode(TEXTS))
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -158,7 +158,7 @@ def test_dynamic_batch_and_length(layout: str, pairs: Pairs, exported: Exported)
     longest = pair.text.preprocessing.context_length
     pad = pair.text.preprocessing.pad_token_id
     rng = np.random.default_rng(0)
-    encoder = TracedTextEncoder(path, CPU)
+    encoder = ExportedTextEncoder(path, CPU)
     first, last = encoder.tokenizer.tokenize("").ids
     for count, length in ((1, 2), (1, 3), (1, longest), (5, 31), (33, 6), (2, longest - 1)):
         ids = torch.full((count, length), pad)
@@ -172,7 +172,7 @@ def test_dynamic_batch_and_length(layout: str, pairs: Pairs, exported: Exported)
         np.testing.assert_allclose(found, unit(pair.text.reference(ids, mask)), atol=1e-5)
 
 
-def test_dynamic_picture_batch(image_encoder: TracedImageEncoder, pair: CheckpointPair) -> None:
+def test_dynamic_picture_batch(image_encoder: ExportedImageEncoder, pair: CheckpointPair) -> None:
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (17, 3, 48, 48), dtype=np.uint8)
     whole = image_encoder.embed(list(noise))
@@ -181,7 +181,7 @@ def test_dynamic_picture_batch(image_encoder: TracedImageEncoder, pair: Checkpoi
     np.testing.assert_allclose(whole, alone, atol=1e-5)
 
 
-def test_extreme_pixels(image_encoder: TracedImageEncoder, pair: CheckpointPair) -> None:
+def test_extreme_pixels(image_encoder: ExportedImageEncoder, pair: CheckpointPair) -> None:
     """Rescaling and mean/std are inside the graph: black and white are their ends."""
     flat = [np.full((3, 48, 48), value, dtype=np.uint8) for value in (0, 128, 255)]
     expected = pair.image.reference([Image.fromarray(p.transpose(1, 2, 0)) for p in flat])

@@ -24,8 +24,8 @@ import numpy as np
 from clipserve.client import ENDPOINTS
 from clipserve.encoder_spec import SPEC_FILE, decode_vector, encode_vector, read_spec
 from clipserve.errors import RequestError, SettingsError, SpecError
-from clipserve.protocol import JSON, MAX_PARTS, OCTETS, Part, Row
 from clipserve.store import Store
+from clipserve.wire.rows import JSON, MAX_PARTS, OCTETS, Part, Row
 from clipserve.worker import BUILDERS
 from scale.serve.application import AppArguments, app
 from scale.serve.multipart import multipart_parts

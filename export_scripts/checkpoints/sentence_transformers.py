@@ -44,7 +44,7 @@ from transformers.utils.import_utils import is_protobuf_available, is_sentencepi
 from clipserve.encoder_spec import FloatArray, ImagePreprocessing, TextPreprocessing, sha256
 from clipserve.errors import ExportError
 from clipserve.tokens import Tokenizer, largest_token_id
-from export_scripts.encoders import (
+from export_scripts.encoders.clip import (
     Architecture,
     ClipTextArchitecture,
     ClipTextEncoder,
@@ -67,8 +67,8 @@ from export_scripts.identity import (
 )
 
 DEMO = "demo"
-DEMO_IMAGE = Path(__file__).parents[1] / "demo" / "checkpoint" / "clip"
-DEMO_TEXT = Path(__file__).parents[1] / "demo" / "checkpoint" / "multilingual"
+DEMO_IMAGE = Path(__file__).parents[2] / "demo" / "checkpoint" / "clip"
+DEMO_TEXT = Path(__file__).parents[2] / "demo" / "checkpoint" / "multilingual"
 
 # On the hub, of the names without a slash.
 DEFAULT_OWNER = "sentence-transformers/"
