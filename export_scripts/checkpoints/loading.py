@@ -67,8 +67,13 @@ def load_pair(model: str, text_model: str | None = None) -> CheckpointPair:
             f"{model} gives {image.embedding_dim}-d embeddings and {text.name} {text.embedding_dim}-d "
             "ones: they are no pair; name a TEXT_MODEL trained for this image encoder"
         )
+    return CheckpointPair(model_id_of(model), image, text)
+
+
+def model_id_of(model: str) -> str:
+    """`EncoderSpec.model_id` of a pair whose image checkpoint is given so."""
     # Letters, digits, dots and dashes: it becomes part of file names.
-    return CheckpointPair(re.sub(r"[^\w.-]+", "-", image.name), image, text)
+    return re.sub(r"[^\w.-]+", "-", spec_name(short_name(model)))
 
 
 def load_image_checkpoint(folder: Path, name: str) -> ImageCheckpoint:
