@@ -24,7 +24,7 @@ import transformers
 
 from benchmarks import ratios, report
 from benchmarks.child import PeerError, say
-from benchmarks.peers import INFINITY_ENVIRONMENT
+from benchmarks.infinity import INFINITY_ENVIRONMENT
 from benchmarks.rounds import Rounds, archive_settings
 from benchmarks.workloads import SIZES, write_pictures
 from clipserve.endpoints import ENDPOINTS
