@@ -26,8 +26,9 @@ from torch import Tensor
 from benchmarks import figures, ratios
 from clipserve.encoder_spec import EncoderSpec, Format, Modality, Precision
 from clipserve.errors import ClipServeError
-from export_scripts.checkpoints import CheckpointPair, load_pair
-from export_scripts.formats import FORMATS, Run
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.formats import FORMATS
+from export_scripts.formats.base import Module
 from export_scripts.publish import export_encoder
 from standins.checkpoints import (
     DISTILBERT_MULTILINGUAL,
@@ -77,10 +78,10 @@ def inputs(spec: EncoderSpec, batch: int) -> tuple[Tensor, ...]:
 def measure(pair: CheckpointPair, modality: Modality, store: Path, rounds: int) -> list[Measured]:
     """Exports one encoder in every variant and times them in turns."""
     measured: list[Measured] = []
-    runs: list[Run] = []
+    runs: list[Module] = []
     for format, precision in VARIANTS:
         start = time.perf_counter()
-        spec = export_encoder(pair, modality, "cpu", precision, store, format=format)
+        spec = export_encoder(pair, modality, "cpu", precision, store, file_format=format)
         seconds = time.perf_counter() - start
         path = store / spec.file_name
         measured.append(Measured(spec, seconds, path.stat().st_size / 1e6))

@@ -22,7 +22,7 @@ import psutil
 from benchmarks.child import OFFLINE, PeerError
 from benchmarks.usage import family
 from benchmarks.workloads import SMALLEST, WORKLOADS, Workload, labels, sentences
-from clipserve.client import ENDPOINTS, KeyFile
+from clipserve.client import ENDPOINTS, KeyFile, Management
 from clipserve.encoder_spec import FloatArray, decode_vector
 from clipserve.errors import ServerError
 from serving.local import free_ports
@@ -237,8 +237,9 @@ class TorchServePeer(_Ours):
         """See `HttpPeer`."""
         assert self._server is not None
         with self._server.client() as client:
+            management = Management(client)
             return {
-                endpoint: [psutil.Process(int(worker["pid"])) for worker in client.workers(endpoint)]
+                endpoint: [psutil.Process(worker.pid) for worker in management.workers(endpoint)]
                 for endpoint in ENDPOINTS
             }
 

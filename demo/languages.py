@@ -23,7 +23,7 @@ from tqdm import tqdm
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ClipServeError
-from clipserve.protocol import cosine_similarity
+from clipserve.similarity import cosine_similarity
 from demo.captions import VOCABULARY_DIR, Vocabulary, load_vocabularies
 from demo.scenes import draw
 from demo.world import COUNTS, SETTINGS, THINGS, Scene, all_scenes

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 
+from clipserve.client import Management
 from clipserve.errors import ServerError
 from reliability.attacks import Attack
 from reliability.fuzz import RSS_BOUND
@@ -42,7 +43,8 @@ def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float, pause
     """
     with server.client() as client:
         questions = learn_questions(client, server.endpoints)
-        workers = {e: psutil.Process(int(client.workers(e)[0]["pid"])) for e in server.endpoints}
+        management = Management(client)
+        workers = {e: psutil.Process(management.workers(e)[0].pid) for e in server.endpoints}
     complaints: list[str] = []
     with MemoryWatch(server, frontend=True) as watch, httpx.Client(timeout=120, trust_env=False) as http:
         frontend = server.processes()[0]

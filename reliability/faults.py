@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
+from clipserve.client import Management
 from clipserve.errors import ServerError
 from reliability.questions import Question
 from serving.server import Server, private_server
@@ -226,7 +227,7 @@ FAULTS = {
 def _worker(server: Server) -> psutil.Process:
     """A worker of the first endpoint; the management address knows which process that is."""
     with server.client() as client:
-        return psutil.Process(int(client.workers(server.endpoints[0])[0]["pid"]))
+        return psutil.Process(Management(client).workers(server.endpoints[0])[0].pid)
 
 
 def _connect(server: Server) -> socket.socket:

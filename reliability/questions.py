@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipserve.client import Client
+from clipserve.client import Client, Management
 from clipserve.encoder_spec import decode_vector
 from clipserve.errors import ServerError
 
@@ -85,14 +85,14 @@ def sentence(seed: int) -> str:
 def learn_questions(client: Client, endpoints: Sequence[str], count: int = 6) -> list[Question]:
     """Asks a quiet server `count` different questions of each endpoint, one at a time.
 
-    `Client.check_ready` has proven it on its golden inputs before; these are more, and in more shapes.
+    `Management.check_ready` has proven it on its golden inputs before; these are more, and in more shapes.
 
     Raises:
         ServerError: two different questions have so close an answer that a mix-up would go unseen.
     """
     questions = []
     for endpoint in endpoints:
-        tolerance = max(TOLERANCE[str(spec["precision"])] for spec in client.specs(endpoint))
+        tolerance = max(TOLERANCE[spec.precision] for spec in Management(client).specs(endpoint))
         learned = []
         for seed in range(count):
             body, content_type = _request(endpoint, seed)

@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 import psutil
 
+from clipserve.client import Management
 from reliability.load import AnyServer
 
 MEGABYTE = 1_000_000
@@ -27,10 +28,11 @@ class MemoryWatch:
     def __init__(self, server: AnyServer, seconds: float = 0.25, *, frontend: bool = False):
         self._seconds = seconds
         with server.client() as client:
+            management = Management(client)
             self._workers = {
-                endpoint: psutil.Process(int(worker["pid"]))
+                endpoint: psutil.Process(worker.pid)
                 for endpoint in server.endpoints
-                for worker in client.workers(endpoint)[:1]
+                for worker in management.workers(endpoint)[:1]
             }
         if frontend:
             self._workers["frontend"] = server.processes()[0]

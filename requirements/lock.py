@@ -19,8 +19,8 @@ LEFT_OUT = ("torch", "torchvision", "timm", "openvino-telemetry")
 TORCH_NEEDS = "filelock\ntyping-extensions\nsympy\nnetworkx\njinja2\nfsspec\nsetuptools<82\n"
 
 # Environment -> lock file -> extras of pyproject.toml; each builds on those before it in its environment. The
-# search room has one of its own, for search needs no torch. So has the scale room: Ray is large, and nobody
-# needs it on one machine.
+# search room has one of its own, for search needs no torch: what else a worker needs it has, since it reads
+# pictures with a worker's code. So has the scale room: Ray is large, and nobody needs it on one machine.
 ENVIRONMENTS: dict[str, dict[str, tuple[str, ...]]] = {
     ".venv": {
         "run": ("client", "export", "serve", "demo"),
@@ -29,7 +29,7 @@ ENVIRONMENTS: dict[str, dict[str, tuple[str, ...]]] = {
         "bench": ("bench",),
     },
     ".venv-search": {
-        "search": ("client", "search"),
+        "search": ("client", "worker", "search"),
         "search-dev": ("search-dev",),
     },
     ".venv-scale": {

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from clipserve.encoder_spec import FloatArray
-from pictures.rows import FileState
-from pictures.table import ANN_ROWS, RECALL_AT, PictureTable, Row, open_or_create_table
+from pictures.ann import ANN_ROWS
+from pictures.rows import FileState, Row
+from pictures.table import RECALL_AT, PictureTable, open_or_create_table
 
 # A list; `make figures` writes it into docs/search.md.
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "search.json"

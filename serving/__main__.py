@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clipserve.client import Management
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm
 from serving.example import EXAMPLE_IMAGE, EXAMPLE_TEXTS, PICTURES, curl_lines, run_example
@@ -61,7 +62,7 @@ def ready(arguments: argparse.Namespace) -> None:
     """Checks that the project's server answers its golden inputs."""
     server = server_in(arguments.folder)
     with telling("asking every worker"), server.client() as client:
-        client.check_ready(server.endpoints)
+        Management(client).check_ready(server.endpoints)
     print("ready: every worker answers, and every golden input has its certified embedding")
 
 

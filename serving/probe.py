@@ -14,6 +14,7 @@ import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from clipserve.client import Management
 from clipserve.errors import ClipServeError
 from serving.server import Server
 
@@ -53,7 +54,7 @@ class Readiness:
             return "TorchServe is not running"
         try:
             with self._server.client(timeout=PATIENCE_SECONDS) as client:
-                client.check_ready(self._server.endpoints)
+                Management(client).check_ready(self._server.endpoints)
         except ClipServeError as error:
             return str(error)
         return None

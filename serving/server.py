@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from clipserve.client import Client, KeyFile
+from clipserve.client import Client, KeyFile, Management
 from clipserve.errors import ServerError
 from serving.java import java_home
 from serving.local import CONFIG, ROOT, check_port_free, free_ports, private_folder, read_properties
@@ -115,7 +115,7 @@ class Server:
         return None if process is None else process.pid
 
     def start(self) -> None:
-        """Starts TorchServe in the background; `Client.wait_ready` says when it serves.
+        """Starts TorchServe in the background; `wait_ready` says when it serves.
 
         Raises:
             ServerError: no archive, no Java, a port taken, already running, or it ended at once.
@@ -153,11 +153,12 @@ class Server:
         """
         deadline = time.monotonic() + timeout
         with self.client() as client:
+            management = Management(client)
             while True:
                 if self.running_pid() is None:
                     raise ServerError(f"TorchServe has ended; {self.logs / 'ts_log.log'} says why")
                 try:
-                    client.check_ready(self.endpoints)
+                    management.check_ready(self.endpoints)
                 except ServerError as error:
                     self._give_up_on_crash_loop()
                     if time.monotonic() > deadline:
@@ -255,6 +256,8 @@ def environment(temporary: Path) -> dict[str, str]:
         variables["JAVA_HOME"] = str(home)
     # TorchServe's Java side reads TEMP, its Python side TMPDIR.
     variables["TEMP"] = variables["TMPDIR"] = str(temporary)
+    # glibc keeps free memory in an arena a core and more; Java's network buffers come from there.
+    variables.setdefault("MALLOC_ARENA_MAX", "2")
     return variables
 
 

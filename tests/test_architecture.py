@@ -45,11 +45,11 @@ ALLOWED: dict[str, set[str]] = {
 }  # fmt: skip
 ALLOWED["tests"] = {*ALLOWED, "tests"}
 
-# What a worker needs; the client is for callers and has two more.
+# What a worker needs; the client is for callers and has others.
 CORE_PACKAGES = {"clipserve", "torch", "numpy", "PIL", "tokenizers"}
-CLIENT_PACKAGES = CORE_PACKAGES | {"httpx", "tenacity"}
+CLIENT_PACKAGES = {"clipserve", "numpy", "httpx", "tenacity"}
 # What an extra brings is imported where it is used, or its lack would stop a worker.
-OPTIONAL_PACKAGES = {"images.py": {"pillow_heif"}}
+OPTIONAL_PACKAGES = {"image_formats.py": {"pillow_heif"}}
 
 
 def imported(path: Path) -> set[str]:
@@ -99,6 +99,21 @@ def test_the_core_needs_four_packages() -> None:
         optional = OPTIONAL_PACKAGES.get(path.name, set())
         assert foreign <= allowed | optional, f"{path.name} imports {sorted(foreign - allowed)}"
         assert not imported_at_once(path) & optional, path.name
+
+
+def test_the_client_needs_three_packages() -> None:
+    """Itself and all that it imports, in an interpreter that finds nothing else."""
+    code = """
+import importlib.abc, sys
+class Worker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("torch", "PIL", "tokenizers"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Worker())
+import clipserve.client, clipserve.command, clipserve.arguments, clipserve.interrupt
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_core_reads_no_environment() -> None:

@@ -1,9 +1,9 @@
 """The HTTP side of the Ray Serve application: TorchServe's paths and bodies, and OpenAI's.
 
 ```
-POST /predictions/clip_image | clip_text | clip_similarity       as TorchServe, see clipserve.protocol
+POST /predictions/clip_image | clip_text | clip_similarity       as TorchServe, see clipserve.wire.native
 GET  /ping                                                       is every endpoint answering?
-GET  /models/NAME, /models/NAME?customized=true                  workers, encoder specs (management token)
+GET  /models/NAME                                                workers, encoder specs (management token)
 POST /v1/embeddings, GET /v1/models, GET /v1/models/ID           as OpenAI
 ```
 
@@ -29,10 +29,12 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
+from clipserve.endpoint_status import READY, EndpointStatus, Worker
 from clipserve.errors import RequestError
 from clipserve.meter import TIMING_HEADER
-from clipserve.openai_protocol import model_reply, models_reply, openai_error, openai_reply, text_row
-from clipserve.protocol import MULTIPART, Reply, Row, check_head, dump_json, error_reply, media_type
+from clipserve.wire.native import encode_error
+from clipserve.wire.openai import model_reply, models_reply, openai_error, openai_reply, text_row
+from clipserve.wire.rows import MULTIPART, Reply, Row, check_head, media_type
 from scale.serve.answer import Answer
 from scale.serve.multipart import multipart_parts
 from scale.serve.settings import EndpointSettings, ServerSettings
@@ -87,8 +89,8 @@ async def _refuse(request: Request, error: RequestError) -> Response:
     if isinstance(error, TokenError):
         # As TorchServe says it, with its status: clients know by this that they should look for a new token.
         refusal = {"code": 400, "type": "InvalidKeyException", "message": error.message}
-        return _response(Reply(400, dump_json(refusal)))
-    return _response(error_reply(error))
+        return _response(Reply.json(400, refusal))
+    return _response(encode_error(error))
 
 
 @app.exception_handler(HTTPException)
@@ -145,31 +147,21 @@ class Ingress:
         self._check_token(request, "inference")
         for endpoint in self._endpoints:
             if not await self._describe(endpoint):
-                return _response(Reply(503, dump_json({"status": "Unhealthy", "endpoint": endpoint})))
-        return _response(Reply(200, dump_json({"status": "Healthy"})))
+                return _response(Reply.json(503, {"status": "Unhealthy", "endpoint": endpoint}))
+        return _response(Reply.json(200, {"status": "Healthy"}))
 
     @app.get("/models/{endpoint}")
     async def describe(self, endpoint: str, request: Request) -> Response:
-        """The workers of an endpoint, as TorchServe's management address lists them."""
+        """The workers of an endpoint, and the specs of its encoders."""
         self._check_token(request, "management")
         self._check_name(endpoint)
-        settings = self._settings[endpoint]
         found = await self._describe(endpoint)
-        model: dict[str, Any] = {
-            "modelName": endpoint,
-            "minWorkers": settings.min_replicas,
-            "maxWorkers": settings.max_replicas,
-            "batchSize": settings.batch_size,
-            "maxBatchDelay": round(1000 * settings.batch_wait_seconds),
-            "responseTimeout": settings.response_seconds,
-            "workers": [
-                {"id": str(number), "status": "READY", "pid": worker["pid"]}
-                for number, worker in enumerate(found)
-            ],
-        }
-        if found and request.query_params.get("customized") == "true":
-            model["customizedMetadata"] = {"encoders": found[0]["encoders"]}
-        return _response(Reply(200, dump_json([model])))
+        status = EndpointStatus(
+            [Worker(worker["pid"], READY) for worker in found],
+            self._settings[endpoint].min_replicas,
+            found[0]["encoders"] if found else (),
+        )
+        return _response(Reply.json(200, status.to_json()))
 
     @app.post("/v1/embeddings")
     async def openai_embeddings(self, request: Request) -> Response:

@@ -6,20 +6,30 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-import clipserve.client
-from clipserve.client import RETRIES_AT_LEAST, RETRY_WITHIN_SECONDS, Client, KeyFile, MissingKeyFileError
-from clipserve.encoder_spec import encode_vector
+from clipserve.client import Client, KeyFile, Management, MissingKeyFileError, calls, connection
+from clipserve.client.connection import RETRIES_AT_LEAST, RETRY_WITHIN_SECONDS
+from clipserve.encoder_spec import (
+    SCHEMA_VERSION,
+    EncoderSpec,
+    Golden,
+    ParityBound,
+    ParityCertificate,
+    TextPreprocessing,
+    encode_vector,
+)
+from clipserve.endpoint_status import EndpointStatus, Worker
 from clipserve.errors import RequestError, ServerError
-from clipserve.settings import Settings
 
 Answer = tuple[int, bytes]
 
@@ -84,6 +94,12 @@ def embeddings(path: str, body: bytes) -> Answer:
     ]
     usage = {"prompt_tokens": 1, "truncated": 0, "unknown_tokens": 0}
     return 200, json.dumps({"space_id": "s", "data": data, "usage": usage}).encode()
+
+
+def answered(request: httpx.Request) -> httpx.Response:
+    """As `embeddings`, without a network."""
+    status, content = embeddings(request.url.path, request.content)
+    return httpx.Response(status, content=content)
 
 
 @pytest.fixture
@@ -166,9 +182,9 @@ def test_outside_of_the_servers_folder(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     # The client's own name for it: threads of other tests sleep as well.
     waited = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: pytest.fail("waited"))
-    monkeypatch.setattr("clipserve.client.time", waited)
+    monkeypatch.setattr("clipserve.client.management.time", waited)
     with standing_in(lambda path, body: (404, b"")) as (url, _), Client(url, url) as client:
-        for ask in (client.wait_ready, lambda: client.embed_texts("two dogs")):
+        for ask in (Management(client).wait_ready, lambda: client.embed_texts("two dogs")):
             with pytest.raises(MissingKeyFileError) as caught:
                 ask()
             message = str(caught.value)
@@ -193,7 +209,7 @@ def test_a_token_that_is_refused(tokens: str | None, words: str) -> None:
         for ask in (
             lambda: client.embed_texts("a"),
             lambda: client.similarity([b""], "a"),
-            client.wait_ready,
+            Management(client).wait_ready,
         ):
             with pytest.raises(ServerError, match=rf"{words}.*Client\(tokens=Path\(") as caught:
                 ask()
@@ -227,9 +243,11 @@ def test_a_server_that_starts_is_waited_for(tmp_path: Path, monkeypatch: pytest.
     def write(seconds: float) -> None:
         path.write_text(json.dumps({"management": {"key": "m"}}))
 
-    monkeypatch.setattr("clipserve.client.time", SimpleNamespace(monotonic=time.monotonic, sleep=write))
+    monkeypatch.setattr(
+        "clipserve.client.management.time", SimpleNamespace(monotonic=time.monotonic, sleep=write)
+    )
     with Client(url, url, path) as client, pytest.raises(ServerError, match="cannot be reached"):
-        client.wait_ready(0.5)
+        Management(client).wait_ready(0.5)
     assert path.is_file()
 
 
@@ -242,6 +260,142 @@ def test_a_path_is_a_key_file(tmp_path: Path) -> None:
             with Client(url, url, tokens) as client:
                 client.embed_texts("two dogs")
     assert asked.text.count("Bearer from-the-file") == 2
+
+
+def test_threads_renew_a_token_once(tmp_path: Path) -> None:
+    """All find it expired at once; one asks for a new one, and the others take that."""
+    together = threading.Barrier(8)
+    tokens = {"inference": {"key": "stale"}, "API": {"key": "the-api-key"}}
+    key_file = tmp_path / "key_file.json"
+    key_file.write_text(json.dumps(tokens))
+    refusal = json.dumps({"code": 400, "type": "InvalidKeyException"}).encode()
+
+    def server(request: httpx.Request) -> httpx.Response:
+        if request.headers["Authorization"] == "Bearer stale":
+            together.wait(30)
+            return httpx.Response(400, content=refusal)
+        return answered(request)
+
+    def renewals(path: str, body: bytes) -> Answer:
+        key_file.write_text(json.dumps(tokens | {"inference": {"key": "fresh"}}))
+        return 200, b"{}"
+
+    with (
+        standing_in(renewals) as (url, asked),
+        httpx.Client(transport=httpx.MockTransport(server)) as http,
+        Client("http://clip.example", url, key_file, http=http) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        shapes = [
+            future.result().shape for future in [pool.submit(client.embed_texts, "a") for _ in range(8)]
+        ]
+    assert shapes == [(1, 3)] * 8
+    assert len(asked.heads) == 1
+    assert "Bearer the-api-key" in asked.text
+
+
+# ---- connections of the caller's
+
+
+def test_connections_of_the_callers() -> None:
+    """Its headers are sent, `tokens=None` leaves authorization to it, and it is closed by who made it."""
+    seen: list[httpx.Request] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return answered(request)
+
+    with httpx.Client(
+        transport=httpx.MockTransport(server), headers={"X-Gateway": "ours"}, auth=("user", "word")
+    ) as http:
+        for tokens, scheme in ((None, "Basic "), ("a-token", "Bearer a-token")):
+            with Client("https://clip.example/clip/", tokens=tokens, http=http) as client:
+                assert client.embed_texts("two dogs").shape == (1, 3)
+            assert not http.is_closed
+            assert seen[-1].headers["Authorization"].startswith(scheme)
+            assert seen[-1].headers["X-Gateway"] == "ours"
+            assert str(seen[-1].url) == "https://clip.example/clip/predictions/clip_text"
+    with Client() as client:
+        pass
+    with pytest.raises(RuntimeError, match="closed"):
+        client.embed_texts("two dogs")
+
+
+# ---- what a server says of itself
+
+
+def spec(**changes: Any) -> EncoderSpec:
+    vector = encode_vector(np.full(3, 1, np.float32))
+    given: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "format": "torchscript",
+        "cpu_capability": None,
+        "model_id": "m",
+        "checkpoint": "c",
+        "modality": "text",
+        "embedding_dim": 3,
+        "normalized": True,
+        "device": "cpu",
+        "precision": "fp32",
+        "image": None,
+        "logit_scale": 100.0,
+        "versions": {},
+        "text": TextPreprocessing(77, 1000, 0, "t"),
+        **dict.fromkeys(("checkpoint_sha256", "artifact_sha256", "space_id"), "s"),
+        "certificate": ParityCertificate(ParityBound(1e-5, None), 0.0, 1.0, (), Golden("1", vector)),
+    }
+    return EncoderSpec(**given | changes)
+
+
+def without_nulls(value: Any) -> Any:
+    """As TorchServe passes JSON on."""
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def as_torchserve(status: EndpointStatus, told: Any = None) -> Any:
+    workers = [{"id": "9000", "status": w.status, "pid": w.pid, "gpu": False} for w in status.workers]
+    metadata = {"encoders": without_nulls([*status.encoders])} if told is None else told
+    model = {"modelName": "clip_text", "minWorkers": status.min_workers, "workers": workers}
+    return [model | {"customizedMetadata": metadata}]
+
+
+STATUS = EndpointStatus([Worker(7, "READY"), Worker(-1, "LOADING")], 2, [json.loads(spec().to_json())])
+
+
+@pytest.mark.parametrize("answer", [STATUS.to_json(), as_torchserve(STATUS)], ids=["ours", "TorchServe"])
+def test_what_a_server_says_of_itself(answer: Any) -> None:
+    """The same, whichever server says it."""
+    server = httpx.MockTransport(lambda request: httpx.Response(200, json=answer))
+    with httpx.Client(transport=server) as http, Client(tokens=None, http=http) as client:
+        management = Management(client)
+        assert management.workers("clip_text") == STATUS.workers
+        assert management.specs("clip_text") == [spec()]
+        with pytest.raises(ServerError, match=r"1 of 2 workers are ready \(READY, LOADING\)"):
+            management.check_ready(["clip_text"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({}, "does not say what runs"),
+        ([], "does not say what runs"),
+        ("a sentence", "does not say what runs"),
+        (as_torchserve(STATUS, "its worker is busy"), "does not say what it serves"),
+        (EndpointStatus([], 1, [{"schema_version": 1}]).to_json(), "clip_text: schema_version 1, this"),
+    ],
+)
+def test_what_says_nothing(answer: Any, words: str) -> None:
+    server = httpx.MockTransport(lambda request: httpx.Response(200, json=answer))
+    with (
+        httpx.Client(transport=server) as http,
+        Client(tokens=None, http=http) as client,
+        pytest.raises(ServerError, match=words),
+    ):
+        Management(client).specs("clip_text")
 
 
 # ---- bodies that are too large
@@ -273,7 +427,7 @@ def test_a_picture_beyond_what_the_server_reads(answer: bytes) -> None:
 
 def test_which_picture_was_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """CASES 34: the index is the caller's, not the request's."""
-    monkeypatch.setattr(clipserve.client, "BYTES_PER_REQUEST", 10)
+    monkeypatch.setattr(calls, "BYTES_PER_REQUEST", 10)
 
     def answer(path: str, body: bytes) -> Answer:
         return (413, b"") if len(body) > 200 else embeddings(path, body)
@@ -308,9 +462,9 @@ def test_what_took_the_servers_whole_time_is_not_asked_again(
     monkeypatch: pytest.MonkeyPatch, status: int, slow: bool
 ) -> None:
     """ATTACKS A: the worker that died of it is followed by one that would, too."""
-    monkeypatch.setattr(clipserve.client, "RETRIES_SECONDS", 0.0)
+    monkeypatch.setattr(connection, "RETRIES_SECONDS", 0.0)
     # Whatever an attempt takes, it is more, or less, than this.
-    monkeypatch.setattr(clipserve.client, "RETRY_WITHIN_SECONDS", -1.0 if slow else 1e9)
+    monkeypatch.setattr(connection, "RETRY_WITHIN_SECONDS", -1.0 if slow else 1e9)
     failure = json.dumps({"code": status, "message": "Worker died."}).encode()
     with (
         standing_in(lambda path, body: (status, failure)) as (url, asked),
@@ -324,7 +478,8 @@ def test_what_took_the_servers_whole_time_is_not_asked_again(
 
 def test_retries_end_below_the_servers_deadlines() -> None:
     """A failure is taken for the end of one of them by the time that it took."""
-    assert Settings().max_seconds > RETRY_WITHIN_SECONDS
+    settings = pytest.importorskip("clipserve.settings", reason="a worker's packages are not here")
+    assert settings.Settings().max_seconds > RETRY_WITHIN_SECONDS
 
 
 def in_part(most: int) -> Callable[[str, bytes], Answer]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from clipserve.client import ENDPOINTS, Client, KeyFile
+from clipserve.client import ENDPOINTS, Client, KeyFile, Management
 from scale.serve.server_process import RunningServer, running_server
 
 
@@ -51,7 +51,7 @@ class RayServer:
 
     def wait_ready(self, timeout: float) -> None:
         with self.client() as client:
-            client.wait_ready(timeout)
+            Management(client).wait_ready(timeout)
 
 
 @contextlib.contextmanager

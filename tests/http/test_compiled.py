@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clipserve.client import Management
 from clipserve.encoder_spec import description_path
-from export_scripts.checkpoints import CheckpointPair
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair
 from export_scripts.packages.archive import build_archives
 from serving.server import Server, private_server
 from tests.conftest import ExportedAs
@@ -67,9 +68,9 @@ def unit(embeddings: np.ndarray) -> np.ndarray:
 def test_compiled_encoders_answer_as_their_originals(compiled: Server, pair: CheckpointPair) -> None:
     with compiled.client() as client:
         for endpoint in ("clip_image", "clip_text", "clip_similarity"):
-            specs = client.specs(endpoint)
-            assert {spec["format"] for spec in specs} == {"aoti"}
-            assert all("x86_64" in spec["cpu_capability"] for spec in specs)
+            specs = Management(client).specs(endpoint)
+            assert {spec.format for spec in specs} == {"aoti"}
+            assert all("x86_64" in str(spec.cpu_capability) for spec in specs)
         expected = unit(pair.text.reference_encode(TEXTS))
         np.testing.assert_allclose(client.embed_texts(TEXTS), expected, atol=1e-5)
         for count in (1, 3):

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from clipserve.endpoint_status import READY, EndpointStatus
 from serving.local import CONFIG, read_properties
 from serving.server import Server
 from tests.http.api import JSON, AnyServer, Api, picture
@@ -146,7 +147,8 @@ def test_no_model_is_registered_at_run_time(
 )
 def test_models_cannot_be_removed_nor_workflows_added(api: Api, method: str, path: str) -> None:
     assert 400 <= api.manage(method, path).status_code < 500
-    assert api.manage("GET", "/models/clip_text").json()[0]["workers"][0]["status"] == "READY"
+    status = EndpointStatus.from_json(api.manage("GET", "/models/clip_text").json(), "clip_text")
+    assert status.workers[0].status == READY
 
 
 # ---- addresses and paths
@@ -333,7 +335,7 @@ def test_what_it_writes_is_for_its_owner_only(server: Server) -> None:
         status = Path(f"/proc/{process.pid}/status").read_text()
         assert "\nUmask:\t0077\n" in status
     assert server.temporary.stat().st_mode & 0o777 == 0o700
-    assert list(server.temporary.rglob("clipserve/handler.py"))
+    assert list(server.temporary.rglob("clipserve/worker.py"))
     for path in server.logs.iterdir():
         assert path.stat().st_mode & 0o077 == 0, path
 

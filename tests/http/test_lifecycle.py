@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-import clipserve.client
+from clipserve.client import connection
 from clipserve.encoder_spec import read_spec
 from clipserve.errors import ClipServeError, ServerError
 from export_scripts.packages.archive import Tuned, build_archives, write_tuned
@@ -200,7 +200,7 @@ def test_requests_in_flight_at_a_stop_are_answered_or_told(
     archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`stop` under load: each request has its right answer or a clear failure, and no process stays."""
-    monkeypatch.setattr(clipserve.client, "RETRIES_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "RETRIES_SECONDS", 2.0)
     server = private_server(archives, tmp_path, overrides=TEXT_ONLY)
     server.start()
     server.wait_ready(READY_SECONDS)

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from clipserve.client import Management
 from clipserve.encoder_spec import FloatArray
 from scale.ray_files import token_file
 from scale.serve.server_process import SCALE_PYTHON
@@ -90,7 +91,7 @@ def test_a_request_whose_replica_dies_is_told_to_come_back(server: AnyServer, ap
     if response.status_code != 200:
         assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
     with server.client() as client:
-        client.wait_ready(120)
+        Management(client).wait_ready(120)
 
 
 # ---- doors

@@ -9,14 +9,15 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from clipserve.client import Client, KeyFile
-from clipserve.encoder_spec import encode_vector
+from clipserve.client import Client, KeyFile, Management
+from clipserve.encoder_spec import EncoderSpec, decode_vector, encode_vector
 from clipserve.errors import ServerError
 from serving.probe import Readiness, probe_server
 from serving.server import Server, private_server
@@ -88,18 +89,18 @@ def test_wrong_archives_are_never_ready_and_say_why(refused: Server) -> None:
 
 
 def test_ready(client: Client) -> None:
-    client.check_ready()
+    Management(client).check_ready()
 
 
 def test_a_killed_worker_is_replaced(server: AnyServer, client: Client) -> None:
-    before = client.workers("clip_image")[0]["pid"]
+    before = Management(client).workers("clip_image")[0].pid
     (process,) = [p for p in server.processes() if p.pid == before]
     process.kill()
     process.wait(30)
     # The client's retries are all that its callers need.
     assert client.embed_images([picture(1)]).shape == (1, 32)
     server.wait_ready(READY_SECONDS)
-    assert client.workers("clip_image")[0]["pid"] != before
+    assert Management(client).workers("clip_image")[0].pid != before
 
 
 @pytest.fixture
@@ -148,21 +149,18 @@ def test_probe_of_a_server_that_does_not_run(archives: Path, tmp_path: Path) -> 
     assert not readiness.alive()
 
 
-def test_not_ready_with_another_golden_vector(server: AnyServer, client: Client) -> None:
+def test_not_ready_with_another_golden_vector(client: Client) -> None:
     """The client compares by itself: a worker that serves other weights than it certifies is found out."""
 
-    class Doubtful(Client):
-        def specs(self, endpoint: str) -> list[dict[str, object]]:
-            specs = super().specs(endpoint)
-            golden = specs[0]["certificate"]["golden"]
-            vector = np.frombuffer(base64.b64decode(golden["embedding"]), "<f4")
-            golden["embedding"] = encode_vector(np.roll(vector, 1))
-            return specs
+    class Doubtful(Management):
+        def specs(self, endpoint: str) -> list[EncoderSpec]:
+            [spec] = super().specs(endpoint)
+            golden = spec.certificate.golden
+            other = replace(golden, embedding=encode_vector(np.roll(decode_vector(golden.embedding), 1)))
+            return [replace(spec, certificate=replace(spec.certificate, golden=other))]
 
-    properties = server.properties
-    doubtful = Doubtful(properties["inference_address"], properties["management_address"], server.key_file)
-    with doubtful, pytest.raises(ServerError, match="clip_text: the golden input's embedding has cosine"):
-        doubtful.check_ready(["clip_text"])
+    with pytest.raises(ServerError, match="clip_text: the golden input's embedding has cosine"):
+        Doubtful(client).check_ready(["clip_text"])
 
 
 # ---- tokens

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from clipserve.errors import RequestError, ServerError
-from pictures.errors import SearchError
+from pictures.errors import PicturesError
 from pictures.table import open_or_create_table, open_table
 from search import indexer
-from search.indexer import NOT_INDEXED, Report, index_folder, print_report
+from search.indexer import index_folder
+from search.report import NOT_INDEXED, Report, print_report
 from tests.search.conftest import picture
 from tests.search.stand_in import DIM, StandIn
 
@@ -93,8 +94,9 @@ def test_many_killers_do_not_end_the_run_of_a_server_that_is_well(folder: Path) 
     assert len(server.sent) == before
 
 
-def test_a_dead_server_is_no_fault_of_the_pictures(folder: Path) -> None:
+def test_a_dead_server_is_no_fault_of_the_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ATTACKS A4: what fails because nobody is there is asked again by the next run."""
+    monkeypatch.setattr(indexer, "READY_SECONDS", 0.0)
     server = StandIn()
     server.is_down = True
     with pytest.raises(ServerError, match="what was embedded so far is kept, and the same command goes on"):
@@ -192,7 +194,7 @@ def test_a_table_of_another_identity_is_embedded_anew_only_on_demand(
     run(StandIn("old" * 5), folder)
     new = StandIn("new" * 5)
     with pytest.raises(
-        SearchError, match=r"embedded by 'model' in space oldold.*embeds in space newnew.*AGAIN=1"
+        PicturesError, match=r"embedded by 'model' in space oldold.*embeds in space newnew.*AGAIN=1"
     ):
         run(new, folder)
     assert (len(new.sent), open_table(tmp_path / "table").space_id) == (0, "old" * 5)

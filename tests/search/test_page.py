@@ -26,15 +26,15 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from starlette.datastructures import QueryParams
 
-from clipserve.client import Client
+from clipserve.client import Client, Management
 from clipserve.errors import ServerError
 from clipserve.images import ImageLimits
-from pictures.errors import SearchError
 from pictures.files import MAX_BYTES
 from pictures.paths import path_to_text
-from pictures.rows import FileState
-from pictures.table import PictureTable, Row, open_or_create_table
+from pictures.rows import FileState, Row
+from pictures.table import PictureTable, open_or_create_table
 from pictures.thumbnails import make_thumbnail
+from search.errors import SearchError
 from search.indexer import index_folder
 from search.page.application import HEADERS
 from search.page.originals import NotServedError, read_original
@@ -703,7 +703,7 @@ def test_retries_are_a_choice(
     dead: Dead, monkeypatch: pytest.MonkeyPatch, retries: bool, at_least: int, at_most: int
 ) -> None:
     """CASES 56: counted in connections, not in seconds."""
-    monkeypatch.setattr("clipserve.client.RETRIES_SECONDS", 0.5)
+    monkeypatch.setattr("clipserve.client.connection.RETRIES_SECONDS", 0.5)
     with (
         Client(dead.url, dead.url, "token", retries=retries) as client,
         pytest.raises(ServerError, match="cannot be reached"),
@@ -892,9 +892,9 @@ def many(server: Addresses, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A page with more pictures than it sends at once; only their thumbnails exist."""
     folder = tmp_path_factory.mktemp("many").resolve()
     with server.client() as client:
-        spec = client.specs("clip_image")[0]
-    dimension = spec["embedding_dim"]
-    table = open_or_create_table(folder / "table", spec["space_id"], spec["model_id"], dimension)
+        spec = Management(client).specs("clip_image")[0]
+    dimension = spec.embedding_dim
+    table = open_or_create_table(folder / "table", spec.space_id, spec.model_id, dimension)
     random = np.random.default_rng(1)
     sizes = [(96, 64), (64, 96), (90, 90), (200, 40), (120, 90)]
     small = [

@@ -34,7 +34,7 @@ import numpy as np
 import openai
 import psutil
 
-from clipserve.client import Client, KeyFile
+from clipserve.client import Client, KeyFile, Management
 from clipserve.encoder_spec import read_spec
 from scale.serve.server_process import READY
 from serving.local import CONFIG, ROOT, free_ports
@@ -275,7 +275,7 @@ def test_a_stuck_worker_is_replaced_and_its_caller_told(
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
         _, alive = psutil.wait_procs([stuck], timeout=120)
         assert alive == []
-        client.wait_ready(120)
+        Management(client).wait_ready(120)
         assert client.embed_images([PICTURE]).shape[0] == 1
     finally:
         if stuck.is_running():
