@@ -22,8 +22,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from clipserve.command import run_command
 from clipserve.encoder_spec import EncoderSpec, Format, Modality, Precision
-from clipserve.errors import ClipServeError
 from export_scripts.checkpoints import CheckpointPair, load_pair
 from export_scripts.formats import FORMATS, Run
 from export_scripts.publish import export_encoder
@@ -129,7 +129,7 @@ def _median_and_spread(values: list[float]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.formats", description=__doc__)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--tiny", action="store_true", help="tiny checkpoints, and the table printed only")
@@ -137,33 +137,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    clip_shape, text_shape = (TINY_CLIP, TINY_TEXT) if arguments.tiny else (VIT_B_32, DISTILBERT_MULTILINGUAL)
+    return run_command("formats", lambda: _compare(arguments.rounds, arguments.tiny))
+
+
+def _compare(rounds: int, tiny: bool) -> None:
+    clip_shape, text_shape = (TINY_CLIP, TINY_TEXT) if tiny else (VIT_B_32, DISTILBERT_MULTILINGUAL)
     loads = [os.getloadavg()[0]]
     measured: list[Measured] = []
-    try:
-        with tempfile.TemporaryDirectory(prefix="clipserve-formats-") as name:
-            work = Path(name)
-            clip = write_clip(work / "clip-ViT-B-32", clip_shape)
-            pair = load_pair(str(clip), str(write_multilingual(work / "multilingual", text_shape)))
-            modalities: tuple[Modality, ...] = ("image", "text")
-            for modality in modalities:
-                measured += measure(pair, modality, work / "store", arguments.rounds)
-                loads.append(os.getloadavg()[0])
-                print(table(measured), flush=True)
-    except ClipServeError as error:
-        print(f"formats: {error}", file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory(prefix="clipserve-formats-") as name:
+        work = Path(name)
+        clip = write_clip(work / "clip-ViT-B-32", clip_shape)
+        pair = load_pair(str(clip), str(write_multilingual(work / "multilingual", text_shape)))
+        modalities: tuple[Modality, ...] = ("image", "text")
+        for modality in modalities:
+            measured += measure(pair, modality, work / "store", rounds)
+            loads.append(os.getloadavg()[0])
+            print(table(measured), flush=True)
     said = (
-        f"{table(measured)}\nMedian (least–most) of {arguments.rounds} rounds, CPU time of one thread; texts "
+        f"{table(measured)}\nMedian (least–most) of {rounds} rounds, CPU time of one thread; texts "
         f"of {TOKENS} tokens; load average {', '.join(f'{load:.1f}' for load in loads)} before, between and "
         f"after, on {os.cpu_count()} cores; PyTorch {torch.__version__}.\n"
     )
     print(said)
-    if not arguments.tiny:
+    if not tiny:
         page = PAGE.read_text(encoding="utf-8")
         before, _, rest = page.partition(BEGIN)
         PAGE.write_text(before + BEGIN + said + END + rest.partition(END)[2], encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

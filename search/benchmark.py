@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipserve.command import run_command
 from clipserve.encoder_spec import FloatArray
 from pictures.rows import FileState
 from pictures.table import ANN_ROWS, RECALL_AT, PictureTable, Row, open_or_create_table
@@ -111,14 +112,16 @@ def _megabytes(folder: Path) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; prints a JSON object."""
+    """Command line; prints a JSON object, see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m search.benchmark", description=__doc__)
     parser.add_argument("--rows", type=int, default=ANN_ROWS)
     parser.add_argument("--kind", choices=list(KINDS), default="clustered")
     parser.add_argument("--folder", type=Path, default=Path(".bench/search"))
     arguments = parser.parse_args(argv)
-    print(json.dumps(measure(arguments.folder, arguments.rows, arguments.kind), indent=2))
-    return 0
+    return run_command(
+        "search benchmark",
+        lambda: print(json.dumps(measure(arguments.folder, arguments.rows, arguments.kind), indent=2)),
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pictures.rows import FOLDED_PATH, FileState
 from pictures.table import Hit, PictureTable, Row, open_or_create_table, open_table, sole_writer
 from search.journal import NAME as JOURNAL
 from search.journal import Journal
-from search.server_process import ROOT
+from serving.local import ROOT
 
 DIM = 32
 

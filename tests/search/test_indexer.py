@@ -24,7 +24,7 @@ from pictures.paths import path_to_text
 from pictures.table import open_or_create_table, open_table
 from search import indexer
 from search.indexer import Report, index_folder
-from search.server_process import ROOT
+from serving.local import ROOT
 from tests.search.conftest import picture
 
 pytestmark = pytest.mark.server

@@ -39,7 +39,8 @@ from search.indexer import index_folder
 from search.page.application import HEADERS
 from search.page.originals import NotServedError, read_original
 from search.page.searcher import PAGE, Query
-from search.server_process import ROOT, Addresses
+from serving.local import ROOT
+from serving.running import RunningServer
 from tests.search.conftest import picture
 
 CHROMIUM = shutil.which("chromium")
@@ -132,7 +133,7 @@ def served(server_url: str, key_file: str, table: Path, folder: Path) -> Iterato
 
 
 @pytest.fixture(scope="session")
-def page(server: Addresses, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def page(server: RunningServer, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     table = tmp_path_factory.mktemp("table")
     with server.client() as client:
         index_folder(client, pictures, table)
@@ -714,7 +715,7 @@ def test_retries_are_a_choice(
 
 @pytest.mark.server
 def test_server_that_is_down(
-    browser: Browser, server: Addresses, tmp_path: Path, pictures: Path, dead: Dead
+    browser: Browser, server: RunningServer, tmp_path: Path, pictures: Path, dead: Dead
 ) -> None:
     """CASES 56: said after one attempt; what needs no server is still there, and one may try again."""
     table = tmp_path / "table"
@@ -747,7 +748,7 @@ def test_server_that_is_down(
 
 
 @pytest.mark.server
-def test_no_table_yet(browser: Browser, server: Addresses, tmp_path: Path) -> None:
+def test_no_table_yet(browser: Browser, server: RunningServer, tmp_path: Path) -> None:
     with (
         served(server.url, server.key_file, tmp_path / "nothing", tmp_path) as page,
         opened(browser, page.url, problems=True) as tab,
@@ -859,7 +860,7 @@ def test_a_dropped_picture_goes_through_the_cores_limits(page: Served, kind: str
 
 @pytest.mark.server
 def test_sigterm_leaves_nothing_behind(
-    server: Addresses, page: Served, pictures: Path, tmp_path: Path
+    server: RunningServer, page: Served, pictures: Path, tmp_path: Path
 ) -> None:
     """ATTACKS C5: nothing is written to disk while the page runs, nothing is left when it was ended."""
     before = sorted(tmp_path.rglob("*"))
@@ -888,7 +889,7 @@ def test_sigterm_leaves_nothing_behind(
 
 
 @pytest.fixture(scope="session")
-def many(server: Addresses, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def many(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A page with more pictures than it sends at once; only their thumbnails exist."""
     folder = tmp_path_factory.mktemp("many").resolve()
     with server.client() as client:
