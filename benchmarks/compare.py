@@ -29,9 +29,9 @@ from benchmarks.rounds import Rounds, archive_settings
 from benchmarks.workloads import SIZES, write_pictures
 from clipserve.client import ENDPOINTS
 from clipserve.command import run_command
-from clipserve.encoder import cpu_has_native_bf16
+from clipserve.hardware import cpu_has_native_bf16
 from clipserve.interrupt import interrupt_on_sigterm
-from export_scripts.checkpoints import load_pair
+from export_scripts.checkpoints.sentence_transformers import load_pair
 from export_scripts.export import export_pair
 from export_scripts.packages.archive import build_archives
 from export_scripts.tune import tune

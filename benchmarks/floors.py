@@ -16,8 +16,9 @@ import torch
 from benchmarks.child import Job, Result, answer_jobs
 from benchmarks.in_process import in_turns, timed
 from benchmarks.workloads import SIZES, SMALLEST, TEXTS_AT_ONCE, sentences
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
+from clipserve.store import Store
 
 BATCH = 8
 
@@ -46,8 +47,9 @@ class Floors:
         threads: int,
     ):
         torch.set_num_threads(1)
-        self._image = TracedImageEncoder(choose_variant(store, "image", CPU), CPU)
-        self._text = TracedTextEncoder(choose_variant(store, "text", CPU), CPU)
+        image, text = Store.read(store).model(None).pair(CPU.type)
+        self._image = ExportedImageEncoder(image.path, CPU)
+        self._text = ExportedTextEncoder(text.path, CPU)
         self._files = {key: [path.read_bytes() for path in paths] for key, paths in pictures.items()}
         self._pixels = [self._decode(data) for data in self._files[SMALLEST]]
         self._sentences = sentences()

@@ -2,7 +2,8 @@
 
 Full-size checkpoints (ViT-B/32 and the multilingual DistilBERT's shape) with seeded random weights, one
 thread. What is timed is the CPU time of a call, in turns over all files, so that other work on the machine
-weighs on all alike and waiting for a core does not count. Writes its table into docs/formats.md.
+weighs on all alike and waiting for a core does not count. Writes `results/formats.json`, and from it the
+table of docs/formats.md.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import torch
 import transformers
 from torch import Tensor
 
+from benchmarks import figures, ratios
 from clipserve.command import run_command
 from clipserve.encoder_spec import EncoderSpec, Format, Modality, Precision
-from export_scripts.checkpoints import CheckpointPair, load_pair
-from export_scripts.formats import FORMATS, Run
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.formats import FORMATS
+from export_scripts.formats.base import Module
 from export_scripts.publish import export_encoder
 from standins.checkpoints import (
     DISTILBERT_MULTILINGUAL,
@@ -35,9 +38,6 @@ from standins.checkpoints import (
     write_clip,
     write_multilingual,
 )
-
-PAGE = Path(__file__).parents[1] / "docs" / "formats.md"
-BEGIN, END = "<!-- written by benchmarks/formats.py -->\n", "<!-- end -->\n"
 
 VARIANTS: tuple[tuple[Format, Precision], ...] = (
     ("torchscript", "fp32"),
@@ -78,10 +78,10 @@ def inputs(spec: EncoderSpec, batch: int) -> tuple[Tensor, ...]:
 def measure(pair: CheckpointPair, modality: Modality, store: Path, rounds: int) -> list[Measured]:
     """Exports one encoder in every variant and times them in turns."""
     measured: list[Measured] = []
-    runs: list[Run] = []
+    runs: list[Module] = []
     for format, precision in VARIANTS:
         start = time.perf_counter()
-        spec = export_encoder(pair, modality, "cpu", precision, store, format=format)
+        spec = export_encoder(pair, modality, "cpu", precision, store, file_format=format)
         seconds = time.perf_counter() - start
         path = store / spec.file_name
         measured.append(Measured(spec, seconds, path.stat().st_size / 1e6))
@@ -102,30 +102,31 @@ def measure(pair: CheckpointPair, modality: Modality, store: Path, rounds: int) 
     return measured
 
 
-def table(measured: Sequence[Measured]) -> str:
-    """Markdown: a row for each file."""
-    columns = ["encoder", "format", "precision", "MB", "max-abs", "min cosine", "export, s"]
-    columns += [f"batch {batch}, ms" for batch in BATCHES]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for entry in measured:
-        spec, certificate = entry.spec, entry.spec.certificate
-        times = [_median_and_spread(entry.milliseconds[batch]) for batch in BATCHES]
-        cells = [
-            spec.modality,
-            f"`{spec.format}`",
-            spec.precision,
-            f"{entry.megabytes:.0f}",
-            f"{certificate.max_abs_diff:.1e}",
-            f"{certificate.min_cosine:.6f}",
-            f"{entry.export_seconds:.0f}",
-            *times,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _median_and_spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+def collect(measured: Sequence[Measured], rounds: int, loads: Sequence[float]) -> ratios.Results:
+    """What `results/formats.json` holds."""
+    return {
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "rounds": rounds,
+        "tokens": TOKENS,
+        "load_averages": list(loads),
+        "files": [
+            {
+                "modality": entry.spec.modality,
+                "format": entry.spec.format,
+                "precision": entry.spec.precision,
+                "megabytes": entry.megabytes,
+                "max_abs_diff": entry.spec.certificate.max_abs_diff,
+                "min_cosine": entry.spec.certificate.min_cosine,
+                "export_s": entry.export_seconds,
+                "cpu_ms": {
+                    str(batch): {"median": statistics.median(times), "least": min(times), "most": max(times)}
+                    for batch, times in entry.milliseconds.items()
+                },
+            }
+            for entry in measured
+        ],
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,17 +153,11 @@ def _compare(rounds: int, tiny: bool) -> None:
         for modality in modalities:
             measured += measure(pair, modality, work / "store", rounds)
             loads.append(os.getloadavg()[0])
-            print(table(measured), flush=True)
-    said = (
-        f"{table(measured)}\nMedian (least–most) of {rounds} rounds, CPU time of one thread; texts "
-        f"of {TOKENS} tokens; load average {', '.join(f'{load:.1f}' for load in loads)} before, between and "
-        f"after, on {os.cpu_count()} cores; PyTorch {torch.__version__}.\n"
-    )
-    print(said)
+    results = collect(measured, rounds, loads)
+    print(figures.formats_text(results))
     if not tiny:
-        page = PAGE.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        PAGE.write_text(before + BEGIN + said + END + rest.partition(END)[2], encoding="utf-8")
+        ratios.write(results, figures.FORMATS)
+        figures.write_pages()
 
 
 if __name__ == "__main__":

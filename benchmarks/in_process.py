@@ -22,9 +22,9 @@ from PIL import Image
 from benchmarks.child import Job, Result, answer_jobs
 from benchmarks.usage import resident_megabytes
 from benchmarks.workloads import SMALLEST, TEXTS_AT_ONCE, sentences
-from clipserve.encoder import cpu_has_native_bf16
+from clipserve.hardware import cpu_has_native_bf16
 from clipserve.images import ImageLimits, decode_image, preprocess
-from export_scripts.checkpoints import load_pair
+from export_scripts.checkpoints.sentence_transformers import load_pair
 
 AT_ONCE = 32  # pictures or texts of a batch
 LEAST_RUNS = 3

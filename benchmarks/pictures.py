@@ -19,12 +19,14 @@ import skimage.data
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont
 
+from clipserve.colors import Color
 from clipserve.command import run_command
-from clipserve.encoder import TracedImageEncoder, choose_variant
+from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError
-from clipserve.images import Color, ImageLimits, decode_image, preprocess
+from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.settings import Settings
+from clipserve.store import Store
 from reliability.costly import COSTLY
 from reliability.largest import LARGEST
 
@@ -87,7 +89,7 @@ def jpeg(image: Image.Image, **options: object) -> bytes:
     return stream.getvalue()
 
 
-def vector(encoder: TracedImageEncoder, data: bytes, factor: int = 0, color: Color = "srgb") -> FloatArray:
+def vector(encoder: ExportedImageEncoder, data: bytes, factor: int = 0, color: Color = "srgb") -> FloatArray:
     """The embedding of a file."""
     edge = encoder.preprocessing.shortest_edge
     image = decode_image(data, LIMITS, shortest_edge=edge, draft_factor=factor, color=color)
@@ -95,7 +97,7 @@ def vector(encoder: TracedImageEncoder, data: bytes, factor: int = 0, color: Col
     return embedding
 
 
-def measure_draft(encoder: TracedImageEncoder) -> None:
+def measure_draft(encoder: ExportedImageEncoder) -> None:
     """Least cosine to the whole decode, by kind of picture and factor, where reducing begins."""
     for factor in FACTORS:
         side = 2 * factor * encoder.preprocessing.shortest_edge
@@ -111,7 +113,7 @@ def measure_draft(encoder: TracedImageEncoder) -> None:
         print(f"12 megapixels, draft_factor {factor}: {1000 * seconds:.0f} ms")
 
 
-def measure_colors(encoder: TracedImageEncoder) -> None:
+def measure_colors(encoder: ExportedImageEncoder) -> None:
     """What ignoring Adobe RGB costs: cosine to the managed picture."""
     with Image.open(Path(skimage.data.__file__).parent / ADOBE_RGB) as image:
         profile = image.info["icc_profile"]
@@ -182,8 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
 
     def measure() -> None:
-        device = torch.device("cpu")
-        encoder = TracedImageEncoder(choose_variant(arguments.store, "image", device), device)
+        file = Store.read(arguments.store).model(None).best("image", "cpu")
+        encoder = ExportedImageEncoder(file.path, torch.device("cpu"))
         measure_costs()
         measure_colors(encoder)
         measure_draft(encoder)

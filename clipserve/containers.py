@@ -9,22 +9,10 @@ says what is wrong.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-# Of an Exif segment, Pillow copies all Exif bytes before it: so many copied bytes count as one structure.
-COPIED = 65_536
-
-JPEG_FILL = re.compile(rb"\xff*")
-# In a scan, a byte of 255 is followed by a zero, or is part of a restart marker.
-JPEG_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-JPEG_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-JPEG_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-JPEG_ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})  # markers without a length
-JPEG_COEFFICIENTS = 64  # of a block of 8 x 8 samples, 2 bytes each
+from typing import Literal
 
 # TIFF: tag numbers, and bytes of each value type.
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_COMPRESSION, TIFF_SAMPLES = 256, 257, 258, 259, 277
@@ -76,136 +64,70 @@ class Container:
 Walker = Callable[[bytes, int], Container]
 
 
-def walk_jpeg(data: bytes, most: int) -> Container:
-    """Walks over the segments and scans of a JPEG up to its end marker; a byte of padding counts as one."""
-    found = Container(called="segments, bytes of padding between them or resources within")
-    frame = _JpegFrame()
-    position, exif_bytes = 2, 0
-    while found.structures <= most:
-        marker_at = data.find(b"\xff", position)
-        if marker_at < 0:
-            break
-        filled = JPEG_FILL.match(data, marker_at)
-        end = filled.end() if filled else marker_at + 1
-        # What is no marker is skipped byte by byte.
-        found.structures += (marker_at - position) + (end - marker_at)
-        if end >= len(data):
-            break
-        marker = data[end]
-        position = end + 1
-        if marker == 0xD9 and found.scans:
-            found.decoder_bytes = frame.coefficient_bytes()
-            return found
-        if marker in JPEG_ALONE:
-            continue
-        if position + 2 > len(data):
-            break
-        length = max(2, int.from_bytes(data[position : position + 2], "big"))
-        segment = data[position + 2 : position + length]
-        position += length
-        if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
-            found.structures += exif_bytes // COPIED
-            exif_bytes += len(segment)
-        elif marker == 0xED:
-            found.structures += segment.count(b"8BIM")  # resources of Photoshop's
-        elif marker == 0xDD and len(segment) >= 2:
-            frame.restart_interval = int.from_bytes(segment[:2], "big")
-        elif marker in JPEG_FRAMES and len(segment) >= 6:
-            frame.begin(segment, marker in JPEG_PROGRESSIVE)
-            found.widen(frame.width, frame.height)
-        elif marker == 0xDA:
-            found.scans += 1
-            after = JPEG_AFTER_SCAN.search(data, position)
-            scan_end = after.start() if after else len(data)
-            frame.scan(segment, data, position, scan_end, last=after is None)
-            position = scan_end
-    found.decoder_bytes = frame.coefficient_bytes()
-    found.ended = not (found.scans and frame.whole())
-    return found
+def walk_header(size: str, place: int) -> Walker:
+    """A walker of formats without structures, whose header alone says how large the picture is.
+
+    Args:
+        size: width and height, as `struct` has them: `>II`.
+        place: of the width, in bytes from the file's first.
+    """
+
+    def walk(data: bytes, most: int) -> Container:
+        found = Container()
+        if len(data) >= place + struct.calcsize(size):
+            found.widen(*struct.unpack_from(size, data, place))
+        return found
+
+    return walk
 
 
-class _JpegFrame:
-    """The frame of a JPEG, and which of its coefficients the scans so far have brought."""
+def _chunks(
+    data: bytes,
+    position: int,
+    found: Container,
+    most: int,
+    order: Literal["big", "little"],
+    *,
+    kind_at: int,
+    tail: int,
+    even: bool,
+) -> Iterator[tuple[bytes, int, int]]:
+    """Chunks of four bytes of kind, four of length, and a content: kind, place and length of each content.
 
-    def __init__(self) -> None:
-        self.width = self.height = self.restart_interval = 0
-        self._components: dict[int, tuple[int, int]] = {}
-        self._missing_bits: dict[int, list[int]] = {}
-        self._in_passes = False
-        self._all_restarts = True
-
-    def begin(self, segment: bytes, progressive: bool) -> None:
-        self.height, self.width, count = struct.unpack_from(">HHB", segment, 1)
-        parts = [segment[start : start + 3] for start in range(6, 6 + 3 * count, 3)]
-        self._components = {p[0]: (p[1] >> 4, p[1] & 15) for p in parts if len(p) == 3}
-        self._missing_bits = {number: [1] * JPEG_COEFFICIENTS for number in self._components}
-        self._in_passes = progressive
-
-    def scan(self, segment: bytes, data: bytes, start: int, end: int, *, last: bool) -> None:
-        count = segment[0] if segment else 0
-        if len(segment) < 4 + 2 * count:
-            return
-        numbers = [segment[1 + 2 * i] for i in range(count)]
-        first, final, bits = segment[1 + 2 * count : 4 + 2 * count]
-        for number in numbers:
-            if number in self._missing_bits:
-                until = min(final, JPEG_COEFFICIENTS - 1) + 1
-                self._missing_bits[number][first:until] = [bits & 15] * (until - first)
-        self._in_passes = self._in_passes or count < len(self._components)
-        if last and self.restart_interval:
-            restarts = sum(1 for _ in JPEG_RESTART.finditer(data, start, end))
-            self._all_restarts = restarts >= -(-self._units(numbers) // self.restart_interval) - 1
-
-    def whole(self) -> bool:
-        """Whether every coefficient has been in a scan, and every restart interval of the last one begun."""
-        return self._all_restarts and not any(map(any, self._missing_bits.values()))
-
-    def coefficient_bytes(self) -> int:
-        """What a decoder holds where scans bring a part of each block at a time, whatever size it makes."""
-        if not self._in_passes:
-            return 0
-        return sum(2 * JPEG_COEFFICIENTS * self._blocks(number) for number in self._components)
-
-    def _blocks(self, number: int) -> int:
-        across, down = self._components[number]
-        widest, tallest = self._most_samples()
-        return -(-self.width * across // (8 * widest)) * -(-self.height * down // (8 * tallest))
-
-    def _units(self, numbers: list[int]) -> int:
-        """What restart intervals count: blocks of one component, or groups of blocks of several."""
-        if len(numbers) == 1 and numbers[0] in self._components:
-            return self._blocks(numbers[0])
-        widest, tallest = self._most_samples()
-        return -(-self.width // (8 * widest)) * -(-self.height // (8 * tallest))
-
-    def _most_samples(self) -> tuple[int, int]:
-        sampling = self._components.values()
-        return max((a for a, _ in sampling), default=1) or 1, max((d for _, d in sampling), default=1) or 1
+    Args:
+        data: the file.
+        position: of the first chunk.
+        found: where they are counted.
+        most: that many are gone over.
+        order: of a length's bytes.
+        kind_at: 0 or 4, where the kind stands; the length stands at the other.
+        tail: bytes behind a content, of a checksum.
+        even: whether a content is filled up to an even length.
+    """
+    while found.structures <= most and position + 8 <= len(data):
+        found.structures += 1
+        length_at = position + 4 - kind_at
+        length = int.from_bytes(data[length_at : length_at + 4], order)
+        yield data[position + kind_at : position + kind_at + 4], position + 8, length
+        position += 8 + length + tail + (length % 2 if even else 0)
 
 
 def walk_png(data: bytes, most: int) -> Container:
     """Walks over the chunks of a PNG."""
     found = Container(called="chunks")
-    position = 8
-    while found.structures <= most and position + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        found.structures += 1
-        if kind == b"IHDR" and length >= 8 and position + 16 <= len(data):
-            found.widen(*struct.unpack_from(">II", data, position + 8))
+    for kind, start, length in _chunks(data, 8, found, most, "big", kind_at=4, tail=4, even=False):
+        if kind == b"IHDR" and length >= 8 and start + 8 <= len(data):
+            found.widen(*struct.unpack_from(">II", data, start))
         elif kind == b"IEND":
             break
-        position += 12 + length
     return found
 
 
 def walk_webp(data: bytes, most: int) -> Container:
     """Walks over the chunks of a WebP, one for each frame of an animation."""
     found = Container(called="chunks")
-    position = 12
-    while found.structures <= most and position + 8 <= len(data):
-        kind, length = struct.unpack_from("<4sI", data, position)
-        found.structures += 1
-        head = data[position + 8 : position + 18]
+    for kind, start, _ in _chunks(data, 12, found, most, "little", kind_at=0, tail=0, even=True):
+        head = data[start : start + 10]
         if kind == b"VP8X" and len(head) == 10:
             size = int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1
             found.widen(*size)
@@ -214,7 +136,6 @@ def walk_webp(data: bytes, most: int) -> Container:
         elif kind == b"VP8L" and len(head) == 10:
             bits = int.from_bytes(head[1:5], "little")
             found.widen((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
-        position += 8 + length + length % 2
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import platform
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +12,7 @@ import torch
 
 from clipserve.encoder_spec import (
     GOLDEN_MIN_COSINE,
-    SUFFIXES,
     TOKENIZER_FILE,
-    EncoderSpec,
     FloatArray,
     artifact_sha256,
     decode_vector,
@@ -23,10 +20,11 @@ from clipserve.encoder_spec import (
     read_spec,
 )
 from clipserve.errors import RequestError, SpecError
+from clipserve.hardware import check_cpu
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
 from clipserve.operators import check_operators, check_records
 from clipserve.prepack import prepack_linear_layers
-from clipserve.store import Store
+from clipserve.store import check_unchanged
 from clipserve.tokens import TokenArray, Tokenizer
 
 # The golden picture is made by clipserve itself and tiny; no caller's limits apply to it.
@@ -93,47 +91,7 @@ def load_aoti(path: Path) -> Callable[..., torch.Tensor]:
     return module
 
 
-# What AOTInductor chooses its code by, and oneDNN the layout of packed weights; names of
-# `torch.cpu.get_capabilities`.
-INSTRUCTION_SETS = (
-    "avx2",
-    "fma3",
-    "avx512_f",
-    "avx512_bw",
-    "avx512_dq",
-    "avx512_vl",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_tile",
-    "amx_int8",
-    "amx_bf16",
-    "amx_fp16",
-)
-
-
-def cpu_capability() -> str:
-    """This CPU's architecture and instruction sets, such as `x86_64 avx2 fma3 avx512_f avx512_bf16`."""
-    has = torch.cpu.get_capabilities()
-    return " ".join([platform.machine(), *(name for name in INSTRUCTION_SETS if has.get(name))])
-
-
-def check_cpu(path: Path, spec: EncoderSpec) -> None:
-    """Checks that this CPU has what the machine code in an encoder file uses.
-
-    Raises:
-        SpecError: it lacks something.
-    """
-    here = cpu_capability().split()
-    lacking = [name for name in (spec.cpu_capability or "").split() if name not in here]
-    if lacking:
-        raise SpecError(
-            f"{path}: compiled for a CPU with {spec.cpu_capability}, this one ({' '.join(here)}) lacks "
-            f"{', '.join(lacking)}; run 'make export FORMAT=aoti' on this machine, or 'make export', whose "
-            "files run on any CPU"
-        )
-
-
-class _TracedEncoder:
+class _ExportedEncoder:
     """What image and text encoders share: verified loading, and running without gradients."""
 
     def __init__(self, path: Path, device: torch.device):
@@ -146,13 +104,7 @@ class _TracedEncoder:
                 f"run 'make export DEVICE={device.type}'"
             )
         check_cpu(path, self.spec)
-        found = artifact_sha256(path)
-        if found != self.spec.artifact_sha256:
-            raise SpecError(
-                f"{path}: SHA-256 {found[:12]}… of code and weights, the spec says "
-                f"{self.spec.artifact_sha256[:12]}…: the file was changed after its export; "
-                "run 'make export' again"
-            )
+        check_unchanged(path, self.spec, artifact_sha256(path))
         self._module = load_aoti(path) if self.spec.format == "aoti" else load_for_inference(path, device)
 
     def _run(self, *inputs: torch.Tensor) -> FloatArray:
@@ -179,12 +131,12 @@ class _TracedEncoder:
             )
 
 
-class TracedImageEncoder(_TracedEncoder):
-    """A traced image encoder that has reproduced its golden embedding.
+class ExportedImageEncoder(_ExportedEncoder):
+    """An exported image encoder that has reproduced its golden embedding.
 
     Args:
         path: the encoder file.
-        device: where to run; must be the device it was traced for.
+        device: where to run; must be the device it was exported for.
 
     Raises:
         SpecError: wrong modality, device, hash or golden embedding.
@@ -225,12 +177,12 @@ class TracedImageEncoder(_TracedEncoder):
         self._check_golden(self.embed([pixels])[0])
 
 
-class TracedTextEncoder(_TracedEncoder):
-    """A traced text encoder, with its tokenizer, that has reproduced its golden embedding.
+class ExportedTextEncoder(_ExportedEncoder):
+    """An exported text encoder, with its tokenizer, that has reproduced its golden embedding.
 
     Args:
         path: the encoder file.
-        device: where to run; must be the device it was traced for.
+        device: where to run; must be the device it was exported for.
 
     Raises:
         SpecError: wrong modality, device, hash, tokenizer or golden embedding.
@@ -257,60 +209,3 @@ class TracedTextEncoder(_TracedEncoder):
         """
         tokens = self.tokenizer.tokenize(self.spec.certificate.golden.input)
         self._check_golden(self.embed(*self.tokenizer.pad([tokens.ids]))[0])
-
-
-def check_pair(image: EncoderSpec, text: EncoderSpec) -> None:
-    """Checks that two encoders share one embedding space.
-
-    Raises:
-        SpecError: they do not.
-    """
-    if (image.space_id, image.embedding_dim) != (text.space_id, text.embedding_dim):
-        raise SpecError(
-            f"{image.stem} (space {image.space_id}, {image.embedding_dim}-d) and {text.stem} "
-            f"(space {text.space_id}, {text.embedding_dim}-d) are not of one embedding space; "
-            "export both in one 'make export'"
-        )
-
-
-def cpu_has_native_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); emulated bf16 is slow."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def choose_variant(folder: Path, modality: str, device: torch.device, model: str | None = None) -> Path:
-    """The encoder file in `folder` that a worker on `device` should run.
-
-    Half precision goes first where the hardware multiplies it natively, then a package compiled for this CPU.
-
-    Args:
-        model: its id; None where the folder holds one model only.
-
-    Raises:
-        SpecError: none for this modality and device, or for another CPU only; or several models.
-    """
-    specs = Store.read(folder).model(model).encoders
-    native = {"fp16", "fp32"} if device.type == "cuda" or not cpu_has_native_bf16() else {"bf16"}
-    fitting: list[tuple[bool, bool, bool, Path]] = []
-    refusal: SpecError | None = None
-    for path, spec in specs.items():
-        if spec.modality != modality or spec.device != device.type:
-            continue
-        try:
-            check_cpu(path, spec)
-        except SpecError as error:
-            refusal = error
-            continue
-        fitting.append((spec.precision not in native, spec.precision != "fp16", spec.format != "aoti", path))
-    if fitting:
-        return min(fitting)[3]
-    if refusal is not None:
-        raise refusal
-    found = ", ".join(sorted(path.name for path in specs)) or "no encoder at all"
-    unserved = ", ".join(sorted(path.name for path in folder.glob(f"*{SUFFIXES['onnx']}")))
-    raise SpecError(
-        f"no {modality} encoder for {device.type} here, only {found}"
-        f"{f' (and {unserved}, which are for ONNX Runtime and not served)' if unserved else ''}; run "
-        f"'make export DEVICE={device.type}' and 'make archive', or set deviceType to the other "
-        "device in the archive's YAML"
-    )

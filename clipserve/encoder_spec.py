@@ -12,17 +12,17 @@ import dataclasses
 import hashlib
 import json
 import math
-import types
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from clipserve.errors import SpecError
+from clipserve.strict_json import build
 
 SCHEMA_VERSION = 3
 
@@ -46,6 +46,28 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Varying:
+    """A size that differs from batch to batch, from 1 to `most`; None where there is no bound."""
+
+    name: str
+    most: int | None
+
+
+@dataclass(frozen=True)
+class EncoderInput:
+    """One tensor that an encoder takes.
+
+    Attributes:
+        name: of the graph's argument.
+        row: its shape without the first dimension, which is the batch.
+    """
+
+    name: str
+    dtype: Literal["uint8", "int64"]
+    row: tuple[int | Varying, ...]
+
+
+@dataclass(frozen=True)
 class ImagePreprocessing:
     """How pixels are made from a picture; rescaling and mean/std are inside the graph.
 
@@ -62,6 +84,20 @@ class ImagePreprocessing:
     resample: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def inputs(self) -> tuple[EncoderInput, ...]:
+        """What the encoder takes, in this order."""
+        return (EncoderInput("pixel_values", "uint8", (3, self.crop_height, self.crop_width)),)
+
+    def rules(self) -> Iterator[tuple[str, bool]]:
+        """Each field whose type says too little, and whether its value makes sense."""
+        yield "resample", self.resample in RESAMPLES
+        yield "shortest_edge", self.shortest_edge > 0
+        yield "crop_height", 0 < self.crop_height <= self.shortest_edge
+        yield "crop_width", 0 < self.crop_width <= self.shortest_edge
+        yield "mean", len(self.mean) == 3
+        yield "std", len(self.std) == 3 and all(s > 0 for s in self.std)
 
     @property
     def wanted_pixels(self) -> str:
@@ -87,6 +123,18 @@ class TextPreprocessing:
     vocabulary_size: int
     pad_token_id: int
     tokenizer_sha256: str
+
+    @property
+    def inputs(self) -> tuple[EncoderInput, ...]:
+        """What the encoder takes, in this order."""
+        row = (Varying("length", self.context_length),)
+        return EncoderInput("input_ids", "int64", row), EncoderInput("attention_mask", "int64", row)
+
+    def rules(self) -> Iterator[tuple[str, bool]]:
+        """Each field whose type says too little, and whether its value makes sense."""
+        yield "context_length", self.context_length > 2
+        yield "vocabulary_size", self.vocabulary_size > 0
+        yield "pad_token_id", 0 <= self.pad_token_id < self.vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -202,6 +250,16 @@ class EncoderSpec:
     certificate: ParityCertificate
 
     @property
+    def preprocessing(self) -> ImagePreprocessing | TextPreprocessing:
+        """The section of its modality."""
+        return cast("ImagePreprocessing | TextPreprocessing", getattr(self, self.modality))
+
+    @property
+    def extra_files(self) -> tuple[str, ...]:
+        """Names of the texts that its file carries."""
+        return (SPEC_FILE,) if self.text is None else (SPEC_FILE, TOKENIZER_FILE)
+
+    @property
     def stem(self) -> str:
         """File name without ending, such as `clip-ViT-B-32-image-cpu-bf16`."""
         return encoder_stem(self.model_id, self.modality, self.device, self.precision)
@@ -236,10 +294,9 @@ class EncoderSpec:
                 f"{source}: schema_version {version!r}, this clipserve reads {SCHEMA_VERSION}; "
                 "run 'make export' again"
             )
-        spec = _build(cls, data, source)
-        wanted = "image" if spec.modality == "image" else "text"
-        if getattr(spec, wanted) is None:
-            raise SpecError(f"{source}: modality {spec.modality!r} without its {wanted!r} section")
+        spec = build(cls, data, source)
+        if getattr(spec, spec.modality) is None:
+            raise SpecError(f"{source}: modality {spec.modality!r} without its {spec.modality!r} section")
         for name, holds in spec._rules():
             if not holds:
                 raise SpecError(f"{source}: {name} has a value that no encoder has; run 'make export' again")
@@ -250,17 +307,9 @@ class EncoderSpec:
         yield "cpu_capability", (self.cpu_capability is not None) == (self.format == "aoti")
         yield "embedding_dim", self.embedding_dim > 0
         yield "logit_scale", math.isfinite(self.logit_scale) and self.logit_scale > 0
-        if self.image is not None:
-            yield "resample", self.image.resample in RESAMPLES
-            yield "shortest_edge", self.image.shortest_edge > 0
-            yield "crop_height", 0 < self.image.crop_height <= self.image.shortest_edge
-            yield "crop_width", 0 < self.image.crop_width <= self.image.shortest_edge
-            yield "mean", len(self.image.mean) == 3
-            yield "std", len(self.image.std) == 3 and all(s > 0 for s in self.image.std)
-        if self.text is not None:
-            yield "context_length", self.text.context_length > 2
-            yield "vocabulary_size", self.text.vocabulary_size > 0
-            yield "pad_token_id", 0 <= self.text.pad_token_id < self.text.vocabulary_size
+        for section in (self.image, self.text):
+            if section is not None:
+                yield from section.rules()
 
 
 def encode_vector(vector: FloatArray) -> str:
@@ -334,61 +383,17 @@ def read_extra_file(path: Path, name: str) -> bytes:
         raise SpecError(f"{path}: not a readable encoder ({error}); run 'make export'") from error
 
 
-def read_spec(path: Path) -> EncoderSpec:
-    """The spec inside the `.pt` or `.pt2` file `path`.
+def read_spec(path: Path, extra_file: Callable[[Path, str], bytes] = read_extra_file) -> EncoderSpec:
+    """The spec inside an encoder file.
+
+    Args:
+        extra_file: what reads a record of this format by its name.
 
     Raises:
         SpecError: the file is missing, damaged or of another version.
     """
     try:
-        text = read_extra_file(path, SPEC_FILE).decode("utf-8")
+        text = extra_file(path, SPEC_FILE).decode("utf-8")
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: its spec is not UTF-8; run 'make export' again") from error
     return EncoderSpec.from_json(text, str(path))
-
-
-T = TypeVar("T")
-
-
-def _build(cls: type[T], data: Any, where: str) -> T:
-    """Makes a dataclass from parsed JSON, checking names and types all the way down."""
-    if not isinstance(data, dict):
-        raise SpecError(f"{where}: {type(data).__name__}, should be an object")
-    hints = get_type_hints(cls)
-    unknown, missing = set(data) - set(hints), set(hints) - set(data)
-    if unknown or missing:
-        raise SpecError(
-            f"{where}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}; "
-            "run 'make export' again"
-        )
-    return cls(**{key: _value(hint, data[key], f"{where}: {key}") for key, hint in hints.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (types.UnionType, Union):
-        if value is None:
-            return None
-        return _value(next(a for a in args if a is not type(None)), value, where)
-    if origin is Literal:
-        if value not in args:
-            raise SpecError(f"{where}: {value!r}, allowed are {', '.join(map(repr, args))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise SpecError(f"{where}: {value!r}, should be a list")
-        return tuple(_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise SpecError(f"{where}: {value!r}, should be an object")
-        return {k: _value(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)  # type: ignore[arg-type]  # narrowed to an instance or a type
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise SpecError(f"{where}: a number of {len(str(value))} digits") from error
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise SpecError(f"{where}: {value!r}, should be {hint.__name__}")
-    return value

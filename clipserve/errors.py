@@ -4,7 +4,7 @@
 ClipServeError
 ├── SpecError        an encoder file or its spec is missing, stale, tampered with or of another version
 ├── ExportError      an export cannot be made as asked
-│   └── ParityError  a traced encoder differs from its original by more than its bound
+│   └── ParityError  an exported encoder differs from its original by more than its bound
 ├── RequestError     one caller's input is wrong: has a code, an HTTP status and, in a list, an index
 └── ServerError      the server cannot be reached, refuses, or answers what it should not
     └── SpaceError   the server answers in another embedding space than was asked for
@@ -29,7 +29,7 @@ class ExportError(ClipServeError):
 
 
 class ParityError(ExportError):
-    """A traced encoder differs from its original by more than its declared bound."""
+    """An exported encoder differs from its original by more than its declared bound."""
 
 
 class RequestError(ClipServeError):

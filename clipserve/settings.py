@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from clipserve.colors import COLORS, Color
 from clipserve.errors import SpecError
-from clipserve.images import COLORS, FORMATS, Color, ImageLimits
-from clipserve.protocol import RequestLimits
+from clipserve.image_formats import FORMATS
+from clipserve.images import ImageLimits
+from clipserve.wire.rows import RequestLimits
 
 LEAST = {"draft_factor": 0}
 

@@ -25,8 +25,8 @@ import torch
 from clipserve.archive_files import verify_archive_files
 from clipserve.errors import SpecError
 from clipserve.meter import TIMING_HEADER, server_timing, stage_metric
-from clipserve.protocol import FORM, JSON, MULTIPART, Part, Row, media_type
 from clipserve.settings import Settings
+from clipserve.wire.rows import FORM, JSON, MULTIPART, Part, Row, media_type
 from clipserve.worker import Worker
 
 logger = logging.getLogger(__name__)

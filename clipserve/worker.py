@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant
-from clipserve.handler import Endpoint, SimilarityEndpoint, image_endpoint, text_endpoint
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.memory import bound_free_memory, resident_bytes, trim_memory
 from clipserve.meter import Meter
-from clipserve.protocol import Reply, Row
+from clipserve.pipeline import Endpoint, SimilarityEndpoint, image_endpoint, text_endpoint
 from clipserve.settings import Settings
+from clipserve.store import Store
+from clipserve.wire.rows import Reply, Row
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +33,18 @@ class WorkerResources:
 
     def __init__(self, folder: Path, device: torch.device, settings: Settings, model: str | None):
         self.settings = settings
-        self._folder = folder
+        self._encoders = Store.read(folder).model(model)
         self._device = device
-        self._model = model
 
-    def image_encoder(self) -> TracedImageEncoder:
+    def image_encoder(self) -> ExportedImageEncoder:
         """The folder's image encoder for this worker's device."""
-        path = choose_variant(self._folder, "image", self._device, self._model)
-        return TracedImageEncoder(path, self._device)
+        file = self._encoders.best("image", self._device.type)
+        return ExportedImageEncoder(file.path, self._device)
 
-    def text_encoder(self) -> TracedTextEncoder:
+    def text_encoder(self) -> ExportedTextEncoder:
         """The folder's text encoder for this worker's device."""
-        path = choose_variant(self._folder, "text", self._device, self._model)
-        return TracedTextEncoder(path, self._device)
+        file = self._encoders.best("text", self._device.type)
+        return ExportedTextEncoder(file.path, self._device)
 
 
 def _image(resources: WorkerResources) -> Endpoint:

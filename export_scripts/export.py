@@ -12,17 +12,17 @@ from pathlib import Path
 import transformers
 
 from clipserve.command import run_command
-from clipserve.encoder_spec import SUFFIXES, Device, EncoderSpec, Format, Modality, Precision
-from export_scripts.checkpoints import load_pair
+from clipserve.encoder_spec import PARITY_BOUNDS, SUFFIXES, Device, EncoderSpec, Format, Modality, Precision
+from export_scripts.checkpoints.sentence_transformers import load_pair
+from export_scripts.formats import FORMATS
 from export_scripts.packages.djl import write_djl
-from export_scripts.publish import check_device, export_encoders
+from export_scripts.publish import TIMED_BATCH, Made, check_device, export_encoders
 
 STORE = Path(__file__).parents[1] / "model_store"
+DEFAULT_MODEL = "clip-ViT-B-32"
 
 # A DJL folder is made of a TorchScript file.
 DJL = "djl"
-
-DOING: dict[Format, str] = {"torchscript": "tracing", "aoti": "compiling", "onnx": "exporting"}
 
 
 def export_pair(
@@ -32,7 +32,7 @@ def export_pair(
     precision: Precision | None,
     store: Path,
     *,
-    format: Format = "torchscript",
+    file_format: Format = "torchscript",
     normalized: bool = True,
 ) -> list[EncoderSpec]:
     """Exports the image and the text encoder of a pair; see `load_pair` and `export_encoders`.
@@ -41,7 +41,7 @@ def export_pair(
         ExportError: cannot be made as asked; what was published before stays.
     """
     # Before minutes of loading are spent.
-    check_device(device, precision, format)
+    check_device(device, precision, file_format)
     print(f"[1/3] loading {model}{f' with {text_model}' if text_model else ''}", flush=True)
     pair = load_pair(model, text_model)
     # Names that were chosen by default are told as well.
@@ -51,16 +51,20 @@ def export_pair(
     modalities: tuple[Modality, ...] = ("image", "text")
     start = time.monotonic()
 
-    def tell(modality: Modality, work: Path, spec: EncoderSpec | None) -> None:
+    def tell(modality: Modality, made: Made | None) -> None:
         nonlocal start
-        if spec is None:
+        if made is None:
             start = time.monotonic()
             step = 2 + modalities.index(modality)
-            print(f"[{step}/3] {modality} encoder: {DOING[format]}, reloading, comparing", flush=True)
+            doing = FORMATS[file_format].doing
+            print(f"[{step}/3] {modality} encoder: {doing}, reloading, comparing", flush=True)
             return
-        certificate = spec.certificate
+        certificate = made.spec.certificate
+        if made.seconds:
+            timed = ", ".join(f"{name} {1000 * spent:.1f} ms" for name, spent in made.seconds.items())
+            print(f"      a batch of {TIMED_BATCH}: {timed}; {made.spec.precision} is kept", flush=True)
         print(
-            f"      {spec.file_name}  {(work / spec.file_name).stat().st_size / 1e6:.1f} MB  "
+            f"      {made.path.name}  {made.path.stat().st_size / 1e6:.1f} MB  "
             f"max-abs {certificate.max_abs_diff:.2g}, min cosine {certificate.min_cosine:.6f} over "
             f"{len(certificate.cases)} cases (bound {certificate.bound})  "
             f"{time.monotonic() - start:.1f} s",
@@ -68,17 +72,17 @@ def export_pair(
         )
 
     return export_encoders(
-        pair, modalities, device, precision, store, format=format, normalized=normalized, tell=tell
+        pair, modalities, device, precision, store, file_format=file_format, normalized=normalized, tell=tell
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m export_scripts.export", description=__doc__)
-    parser.add_argument("--model", default="clip-ViT-B-32", help="'demo', a hub name or a folder")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="'demo', a hub name or a folder")
     parser.add_argument("--text-model", help="hub name or folder of the text encoder")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--precision", default="auto", choices=["auto", *PARITY_BOUNDS])
     parser.add_argument("--format", default="torchscript", choices=[*SUFFIXES, DJL])
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--no-normalize", action="store_true", help="leave L2 normalising to the caller")
@@ -96,7 +100,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.device,
         None if arguments.precision == "auto" else arguments.precision,
         arguments.store,
-        format="torchscript" if arguments.format == DJL else arguments.format,
+        file_format="torchscript" if arguments.format == DJL else arguments.format,
         normalized=not arguments.no_normalize,
     )
     if arguments.format == DJL:

@@ -30,11 +30,11 @@ import transformers
 from safetensors.torch import save_file
 
 from clipserve.command import run_command
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image, preprocess
-from export_scripts.checkpoints import (
+from export_scripts.checkpoints.sentence_transformers import (
     DEMO_IMAGE,
     CheckpointPair,
     hub_folder,
@@ -174,7 +174,7 @@ def _two_dogs(picture: Path | None) -> FloatArray:
     texts = _texts(pair, list(DOGS_TEXTS))
     with tempfile.TemporaryDirectory() as folder:
         spec = export_encoder(pair, "image", "cpu", "fp32", Path(folder))
-        encoder = TracedImageEncoder(Path(folder) / spec.file_name, CPU)
+        encoder = ExportedImageEncoder(Path(folder) / spec.file_name, CPU)
         pixels = preprocess(decode_image(data, ImageLimits()), encoder.preprocessing, ImageLimits())
         cosines: FloatArray = texts @ encoder.embed([pixels])[0]
     return cosines
@@ -192,7 +192,7 @@ def _texts(pair: CheckpointPair, texts: list[str]) -> FloatArray:
     """Embeddings `[N, D]` of length 1, from the exported file."""
     with tempfile.TemporaryDirectory() as folder:
         spec = export_encoder(pair, "text", "cpu", "fp32", Path(folder))
-        encoder = TracedTextEncoder(Path(folder) / spec.file_name, CPU)
+        encoder = ExportedTextEncoder(Path(folder) / spec.file_name, CPU)
         rows = [encoder.tokenizer.tokenize(text).ids for text in texts]
         return encoder.embed(*encoder.tokenizer.pad(rows))
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from clipserve.command import run_command
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import read_spec
 
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -34,16 +34,16 @@ def loaded(path: Path) -> Callable[[int], object]:
     """An encoder that has proved itself, as a function that embeds a batch of so many items.
 
     Raises:
-        SpecError: see `TracedImageEncoder` and `TracedTextEncoder`.
+        SpecError: see `ExportedImageEncoder` and `ExportedTextEncoder`.
     """
     spec = read_spec(path)
     device = torch.device(spec.device)
     if spec.image is not None:
-        images = TracedImageEncoder(path, device)
+        images = ExportedImageEncoder(path, device)
         shape = (3, spec.image.crop_height, spec.image.crop_width)
         pixels = list(np.random.default_rng(0).integers(0, 256, (max(BATCHES), *shape), dtype=np.uint8))
         return lambda batch: images.embed(pixels[:batch])
-    texts = TracedTextEncoder(path, device)
+    texts = ExportedTextEncoder(path, device)
     golden = texts.tokenizer.tokenize(spec.certificate.golden.input).ids
     ids, mask = texts.tokenizer.pad([np.resize(golden, TEXT_TOKENS).tolist()] * max(BATCHES))
     return lambda batch: texts.embed(ids[:batch], mask[:batch])

@@ -23,14 +23,14 @@ import transformers
 from tqdm import tqdm
 
 from clipserve.command import run_command
-from clipserve.encoder import check_cpu, cpu_capability
-from clipserve.encoder_spec import Device, EncoderSpec, Modality, Precision, read_spec
-from clipserve.errors import ExportError, ParityError, SpecError
-from clipserve.store import Store
-from export_scripts.checkpoints import CheckpointPair, load_pair
-from export_scripts.export import STORE
+from clipserve.encoder_spec import Device, Modality, Precision, read_spec
+from clipserve.errors import ExportError, ParityError
+from clipserve.hardware import cpu_capability, native_precisions
+from clipserve.store import EncoderFile, Store
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.export import DEFAULT_MODEL, STORE
 from export_scripts.packages.archive import ARCHIVES, ROOT, TUNED_FILE, Tuned, build_archives, write_tuned
-from export_scripts.publish import check_device, export_encoder, native_precisions
+from export_scripts.publish import check_device, export_encoder
 from export_scripts.timing import TEXT_TOKENS
 
 SECONDS = 0.5  # of one measurement
@@ -93,7 +93,7 @@ def export_candidates(pair: CheckpointPair, device: Device, store: Path) -> list
     modalities: tuple[Modality, ...] = ("image", "text")
     for modality in modalities:
         for precision in native_precisions(device):
-            if any(spec.precision == precision for spec in _of_pair(pair, modality, device, store).values()):
+            if any(file.spec.precision == precision for file in _of_pair(pair, modality, device, store)):
                 continue
             print(f"exporting the {modality} encoder in {precision}", flush=True)
             try:
@@ -102,21 +102,13 @@ def export_candidates(pair: CheckpointPair, device: Device, store: Path) -> list
                 if precision == "fp32":
                     raise
                 print(f"left out: {error}", flush=True)
-    return [path for modality in modalities for path in _of_pair(pair, modality, device, store)]
+    return [file.path for modality in modalities for file in _of_pair(pair, modality, device, store)]
 
 
-def _of_pair(
-    pair: CheckpointPair, modality: Modality, device: Device, store: Path
-) -> dict[Path, EncoderSpec]:
-    found = {}
-    for path, spec in Store.read(store).encoders.items():
-        if (spec.space_id, spec.modality, spec.device) == (pair.space_id, modality, device):
-            try:
-                check_cpu(path, spec)
-            except SpecError:
-                continue
-            found[path] = spec
-    return found
+def _of_pair(pair: CheckpointPair, modality: Modality, device: Device, store: Path) -> list[EncoderFile]:
+    wanted = (pair.space_id, modality, device)
+    fitting = Store.read(store).where(lambda spec: (spec.space_id, spec.modality, spec.device) == wanted)
+    return [file for file in fitting.encoders if file.runs_here()]
 
 
 def layouts(device: Device, megabytes: float) -> list[tuple[int, int]]:
@@ -266,7 +258,7 @@ def _loss(timing: Timing) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m export_scripts.tune", description=__doc__)
-    parser.add_argument("--model", default="clip-ViT-B-32", help="'demo', a hub name or a folder")
+    parser.add_argument("--model", help=f"'demo', a hub name or a folder ({DEFAULT_MODEL})")
     parser.add_argument("--text-model", help="hub name or folder of the text encoder")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--store", type=Path, default=STORE)
@@ -276,7 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers.logging.disable_progress_bar()
 
     def work() -> None:
-        pair = load_pair(arguments.model, arguments.text_model)
+        if arguments.model is None:
+            Store.read(arguments.store).model(None)
+        pair = load_pair(arguments.model or DEFAULT_MODEL, arguments.text_model)
         arguments.store.mkdir(parents=True, exist_ok=True)
         tuned = tune(pair, arguments.device, arguments.store, arguments.seconds)
         for name, settings in tuned.items():

@@ -11,47 +11,54 @@ from pathlib import Path
 import transformers
 
 from clipserve.command import run_command
-from clipserve.encoder_spec import SPEC_FILE, TOKENIZER_FILE, EncoderSpec
+from clipserve.encoder_spec import EncoderSpec
 from clipserve.errors import ExportError, ParityError, SpecError
-from export_scripts.checkpoints import CheckpointPair, load_pair
+from clipserve.store import EncoderFile, Store
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair, model_id_of
 from export_scripts.export import DJL, STORE
-from export_scripts.formats import encoder_files, format_of, read_any_spec
+from export_scripts.formats import FORMATS
 from export_scripts.packages.djl import djl_encoders
-from export_scripts.publish import recheck
+from export_scripts.parity.proof import recheck
 
 
 def verify_store(store: Path, model: str | None, text_model: str | None) -> None:
-    """Compares every encoder in `store` with its checkpoint and prints a table.
+    """Compares every encoder of a model in `store` with its checkpoint and prints a table.
 
     Args:
-        model, text_model: where the checkpoints are; None takes the names in the specs.
+        model, text_model: where the checkpoints are; None takes the names in the specs. Where the store holds
+            several models, `model` says which is meant.
 
     Raises:
         ClipServeError: the store is empty, a file is not what its spec says, or beyond its bound.
     """
-    in_folders = djl_encoders(store)
-    specs = {path: read_any_spec(path) for path in [*encoder_files(store), *in_folders]}
-    if not specs:
+    in_folders = [EncoderFile.read(path, FORMATS["torchscript"]) for path in djl_encoders(store)]
+    found = Store(store, (*Store.read(store, FORMATS).encoders, *in_folders))
+    if not found.encoders:
         raise ExportError(f"{store} holds no encoder; run 'make export' first")
-    names = {path: path.relative_to(store).as_posix() for path in specs}
+    # Of an only model the checkpoint may lie in a folder of another name by now.
+    meant = model_id_of(model) if model is not None and len(found.models) > 1 else None
+    encoders = found.model(meant).encoders
+    if not encoders:
+        raise ExportError(f"{store} holds no encoder of {model}, only of {', '.join(found.models)}")
+    names = {file.path: file.path.relative_to(store).as_posix() for file in encoders}
     width = max(map(len, names.values()))
     print(
         f"{'artefact':<{width}}  {'format':<11}  {'precision':<9}  {'MB':>7}  {'max-abs':>9}  "
         f"{'min cosine':>10}  {'s':>5}"
     )
     pairs: dict[tuple[str, str], CheckpointPair] = {}
-    for path, spec in specs.items():
-        if path in in_folders:
-            _check_folder(path)
-        if format_of(path).sha256(path) != spec.artifact_sha256:
-            raise SpecError(f"{path}: changed since its export; run 'make export' again")
-        checkpoints = _checkpoints(specs.values(), spec, model, text_model)
+    for file in encoders:
+        path, spec = file.path, file.spec
+        if file in in_folders:
+            _check_folder(file)
+        file.check_unchanged()
+        checkpoints = _checkpoints(encoders, spec, model, text_model)
         if checkpoints not in pairs:
             pairs[checkpoints] = load_pair(*checkpoints)
         start = time.monotonic()
         certificate = recheck(pairs[checkpoints], path, spec)
         print(
-            f"{names[path]:<{width}}  {DJL if path in in_folders else spec.format:<11}  {spec.precision:<9}  "
+            f"{names[path]:<{width}}  {DJL if file in in_folders else spec.format:<11}  {spec.precision:<9}  "
             f"{path.stat().st_size / 1e6:7.1f}  {certificate.max_abs_diff:9.2g}  "
             f"{certificate.min_cosine:10.6f}  {time.monotonic() - start:5.1f}",
             flush=True,
@@ -63,23 +70,23 @@ def verify_store(store: Path, model: str | None, text_model: str | None) -> None
             )
 
 
-def _check_folder(path: Path) -> None:
+def _check_folder(file: EncoderFile) -> None:
     """Checks that spec and tokenizer in a DJL folder are those inside its encoder file."""
-    for name in (SPEC_FILE, TOKENIZER_FILE):
-        beside = path.parent / name
-        if name == TOKENIZER_FILE and not beside.exists() and read_any_spec(path).text is None:
-            continue
-        if not beside.is_file() or beside.read_bytes() != format_of(path).extra_file(path, name):
+    for name in file.spec.extra_files:
+        beside = file.path.parent / name
+        if not beside.is_file() or beside.read_bytes() != file.extra_file(name):
             raise SpecError(
-                f"{beside}: missing, or not what is inside {path.name}; run 'make export FORMAT=djl' again"
+                f"{beside}: missing, or not what is inside {file.path.name}; run 'make export FORMAT=djl' "
+                "again"
             )
 
 
 def _checkpoints(
-    specs: Iterable[EncoderSpec], spec: EncoderSpec, model: str | None, text_model: str | None
+    encoders: Iterable[EncoderFile], spec: EncoderSpec, model: str | None, text_model: str | None
 ) -> tuple[str, str]:
     """Names of the image and the text checkpoint of the pair that `spec` belongs to."""
-    siblings = {s.modality: s.checkpoint for s in specs if s.space_id == spec.space_id}
+    pair = [file.spec for file in encoders if file.spec.space_id == spec.space_id]
+    siblings = {s.modality: s.checkpoint for s in pair}
     if set(siblings) != {"image", "text"}:
         raise SpecError(f"{spec.stem}: the other encoder of its pair is missing; run 'make export' again")
     return model or siblings["image"], text_model or siblings["text"]
@@ -89,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m export_scripts.verify", description=__doc__)
     parser.add_argument("--store", type=Path, default=STORE)
-    parser.add_argument("--model", help="where the image checkpoint is, if it was a local folder")
+    parser.add_argument(
+        "--model", help="the image checkpoint, where the store holds several models or it was a local folder"
+    )
     parser.add_argument("--text-model", help="where the text checkpoint is, if it was a local folder")
     arguments = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()

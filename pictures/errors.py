@@ -1,9 +1,9 @@
-"""What the search room raises on purpose."""
+"""What the pictures' room raises on purpose."""
 
 from __future__ import annotations
 
 from clipserve.errors import ClipServeError
 
 
-class SearchError(ClipServeError):
-    """A folder, a table or a query cannot be used as asked; its text is one sentence fit for a user."""
+class PicturesError(ClipServeError):
+    """A folder, a pattern or a table cannot be used as asked; its text is one sentence fit for a user."""

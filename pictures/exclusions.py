@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pathspec
 
-from pictures.errors import SearchError
+from pictures.errors import PicturesError
 from pictures.paths import folded, printable
 
 DEFAULTS = (
@@ -38,14 +38,23 @@ DEFAULTS = (
     "Network Trash Folder/",
     "Temporary Items/",
     "**/*.photoslibrary/resources/",
-    "**/*.photolibrary/Thumbnails/",
-    "**/*.photolibrary/Previews/",
+    "**/*.*photolibrary/Thumbnails/",  # iPhoto's, and .migratedphotolibrary
+    "**/*.*photolibrary/Previews/",
+    "**/*.*aplibrary/Thumbnails/",  # Aperture's, and .migratedaplibrary
+    "**/*.*aplibrary/Previews/",
     # Lightroom's previews.
     "*.lrdata/",
+    # Nextcloud's, in its data folder.
+    "**/appdata_*/preview/",
 )
 
 # A folder that holds a file of this name says itself that it is not for galleries: Android's convention.
 MARKER = b".nomedia"
+
+
+def read_patterns(text: str) -> list[str]:
+    """The patterns of one word of a command line, `PATTERN|PATTERN`."""
+    return [pattern.strip() for pattern in text.split("|") if pattern.strip()]
 
 
 class Exclusions:
@@ -56,7 +65,7 @@ class Exclusions:
         patterns: further ones. One that begins with `root` is meant below it.
 
     Raises:
-        SearchError: one is no pattern.
+        PicturesError: one is no pattern.
     """
 
     def __init__(self, root: bytes, patterns: Sequence[str] = ()):
@@ -71,7 +80,7 @@ class Exclusions:
                 # One by one, for the message to name it.
                 pathspec.GitIgnoreSpec.from_lines([line])
             except ValueError as error:
-                raise SearchError(
+                raise PicturesError(
                     f"EXCLUDE: {printable(pattern)!r} is no pattern; patterns are those of .gitignore, such "
                     "as 'Screenshots/' or '*.gif'"
                 ) from error

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipserve.images import FORMATS, ImageLimits
-from pictures.errors import SearchError
+from clipserve.image_formats import FORMATS
+from clipserve.images import ImageLimits
+from pictures.errors import PicturesError
 from pictures.exclusions import MARKER, Exclusions
 from pictures.paths import path_to_text, printable
 
@@ -79,11 +80,11 @@ def list_pictures(root: Path, exclude: Sequence[str] = ()) -> Listing:
         exclude: patterns of what is left out besides `pictures.exclusions.DEFAULTS`.
 
     Raises:
-        SearchError: no such folder, it cannot be read, or what should be a pattern is none.
+        PicturesError: no such folder, it cannot be read, or what should be a pattern is none.
     """
     start = os.fsencode(root.resolve())
     if not os.path.isdir(start):  # noqa: PTH112  # bytes
-        raise SearchError(f"{printable(str(root))}: no such folder; name one: make index IMAGES=folder")
+        raise PicturesError(f"{printable(str(root))}: no such folder; name one: make index IMAGES=folder")
     listing = Listing()
     exclusions = Exclusions(start, exclude)
     # Those of a person are told of also where they leave nothing out.
@@ -96,7 +97,7 @@ def list_pictures(root: Path, exclude: Sequence[str] = ()) -> Listing:
                 entries = list(scan)
         except OSError as error:
             if folder == start:
-                raise SearchError(f"{printable(str(root))}: cannot be read: {error.strerror}") from error
+                raise PicturesError(f"{printable(str(root))}: cannot be read: {error.strerror}") from error
             text = path_to_text(folder)
             listing.unreadable_folders.append(text)
             listing.skipped.append((text, f"the folder cannot be read: {error.strerror}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,23 @@ class FileState(NamedTuple):
     def is_of(self, size: int, mtime_ns: int) -> bool:
         """Whether a file of this size and time is surely the one that was read."""
         return (self.size, self.mtime_ns) == (size, mtime_ns) and mtime_ns + RACY_NS < self.indexed_ns
+
+
+@dataclass(frozen=True)
+class Row:
+    """An indexed picture.
+
+    Attributes:
+        path: in text form, see `pictures.paths`.
+        state: of the file.
+        embedding: float32 `[D]`.
+        thumbnail: a small JPEG.
+    """
+
+    path: str
+    state: FileState
+    embedding: FloatArray
+    thumbnail: bytes
 
 
 def picture_schema(space_id: str, model: str, embedding_dim: int) -> pa.Schema:
@@ -65,3 +83,14 @@ def picture_batch(
     flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, schema.field("embedding").type.list_size)
     return pa.table(columns, schema=schema)
+
+
+def row_batch(schema: pa.Schema, rows: Sequence[Row]) -> pa.Table:
+    """As `picture_batch`, of rows one by one."""
+    return picture_batch(
+        schema,
+        [row.path for row in rows],
+        [row.state for row in rows],
+        np.stack([row.embedding for row in rows]),
+        [row.thumbnail for row in rows],
+    )

@@ -1,69 +1,32 @@
 """The table of indexed pictures: a LanceDB table in a folder, with one writer at a time.
 
-Every search is by cosine: LanceDB's own default is L2, in searches and in every kind of index.
+Every search is by cosine (`pictures.ann`); LanceDB's own default is L2, in searches and every kind of index.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import cast
 
-import filelock
 import lancedb
 import numpy as np
 import pyarrow as pa
-from lancedb.index import BTree, IvfRq
-from lancedb.query import LanceVectorQueryBuilder
 
 from clipserve.encoder_spec import FloatArray
-from pictures.errors import SearchError
+from pictures import ann
+from pictures.errors import PicturesError
 from pictures.paths import below_condition, folded, printable, sql_text
-from pictures.rows import FOLDED_PATH, FileState, picture_batch, picture_schema
+from pictures.rows import FOLDED_PATH, FileState, Row, picture_schema, row_batch
+from pictures.storage import all_of, connect, naming, put, storage_errors
 
 NAME = "pictures"
-LOCK = "index.lock"
-
-# Below this many rows an exact search takes less than about a quarter of a second.
-ANN_ROWS = 100_000
-INDEX = "embedding_idx"
-
-# How many rows a statement names at most: keeps SQL texts short.
-NAMED_ROWS = 500
 
 # Versions older than this are removed: a reader that holds one has had the time to finish.
 KEPT_VERSIONS = datetime.timedelta(hours=1)
 
-# RaBitQ codes of 5 bits a dimension, and the best 5 x limit rows compared exactly: finds every one of the ten
-# nearest among 100,000 vectors without structure (1 bit: 0.40, 3 bits: 0.99); see docs/search.md.
-CODE_BITS = 5
-REFINE = 5
-# Of the partitions, of about 4,000 rows each: all of them up to a million rows. Fewer find less (50 of 250:
-# 0.62 of the ten nearest) and gain little, since codes are compared so fast.
-PROBES = 250
-
 RECALL_AT = 10
-
-
-@dataclass(frozen=True)
-class Row:
-    """An indexed picture.
-
-    Attributes:
-        path: in text form, see `pictures.paths`.
-        state: of the file.
-        embedding: float32 `[D]`.
-        thumbnail: a small JPEG.
-    """
-
-    path: str
-    state: FileState
-    embedding: FloatArray
-    thumbnail: bytes
 
 
 @dataclass(frozen=True)
@@ -115,6 +78,25 @@ class PictureTable:
         """Length of the embeddings."""
         return int(self._table.schema.field("embedding").type.list_size)
 
+    def require_space(self, space_id: str, who: str, remedy: str) -> None:
+        """Refuses embeddings that cannot be compared with those of the table.
+
+        Args:
+            space_id: of the other embeddings.
+            who: makes them.
+            remedy: what to do about it.
+
+        Raises:
+            PicturesError: they are of another embedding space.
+        """
+        if space_id != self.space_id:
+            raise PicturesError(
+                f"{printable(str(self.folder))}: its pictures were embedded by {self.model!r} in space "
+                f"{self.space_id[:12]}, {who} embeds in space {space_id[:12]} (of another encoder pair, or "
+                "exported by a version that tells spaces apart by more), and the two cannot be compared; "
+                f"{remedy}"
+            )
+
     def _metadata(self, name: str) -> str:
         return str((self._table.schema.metadata or {})[name.encode()].decode())
 
@@ -139,7 +121,7 @@ class PictureTable:
     def by_hash(self, hashes: Iterable[str]) -> dict[str, tuple[FloatArray, bytes]]:
         """Embedding and thumbnail of contents that are in the table."""
         found = {}
-        for condition in _conditions("sha256", hashes):
+        for condition in naming("sha256", hashes):
             query = self._table.search().where(condition).select(["sha256", "embedding", "thumbnail"])
             for row in query.to_arrow().to_pylist():
                 found[row["sha256"]] = (np.array(row["embedding"], np.float32), row["thumbnail"])
@@ -158,14 +140,14 @@ class PictureTable:
         """Adds rows of new paths and replaces those of changed ones; each in one step, or not at all.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
-        with _storage_errors(self.folder):
+        with storage_errors(self.folder):
             if new:
                 # Not a merge, which would look through the whole table.
-                self._table.add(self._batch(new))
+                self._table.add(row_batch(self.schema, new))
             if changed:
-                self._replace(self._batch(changed))
+                put(self._table, row_batch(self.schema, changed))
 
     def add_stream(self, batches: Iterable[pa.RecordBatch]) -> None:
         """Adds rows of new paths, any number of them, in one step or not at all; few are in memory at once.
@@ -174,9 +156,9 @@ class PictureTable:
             batches: of the table's schema, see `picture_batch`.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
-        with _storage_errors(self.folder):
+        with storage_errors(self.folder):
             self._table.add(pa.RecordBatchReader.from_batches(self.schema, batches))
 
     def replace(self, rows: pa.Table) -> None:
@@ -186,33 +168,29 @@ class PictureTable:
             rows: of the table's schema, see `picture_batch`.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
-        with _storage_errors(self.folder):
-            self._replace(rows)
-
-    def _replace(self, rows: pa.Table) -> None:
-        merge = self._table.merge_insert("path").when_matched_update_all()
-        merge.when_not_matched_insert_all().execute(rows)
+        with storage_errors(self.folder):
+            put(self._table, rows)
 
     def remove(self, paths: Iterable[str]) -> None:
         """Removes the rows of paths.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
-        with _storage_errors(self.folder):
-            for condition in _conditions("path", paths):
+        with storage_errors(self.folder):
+            for condition in naming("path", paths):
                 self._table.delete(condition)
 
     def forget_below(self, folder: str) -> int:
         """Removes the rows of what lies in a folder, given in text form; says how many there were.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
         condition = below_condition(folder)
-        with _storage_errors(self.folder):
+        with storage_errors(self.folder):
             count = self._table.count_rows(condition)
             if count:
                 self._table.delete(condition)
@@ -222,9 +200,9 @@ class PictureTable:
         """Fills in what a table lacks that an older version wrote; the writer's lock is held.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
-        with _storage_errors(self.folder):
+        with storage_errors(self.folder):
             if not self.can_filter_paths:
                 self._table.add_columns(FOLDED_PATH)
             # Also what was interrupted here.
@@ -245,28 +223,18 @@ class PictureTable:
         """Joins small fragments and brings the ANN index up to date; builds one if there are rows enough.
 
         Raises:
-            SearchError: the folder cannot be written.
+            PicturesError: the folder cannot be written.
         """
-        with _storage_errors(self.folder):
+        with storage_errors(self.folder):
             # Joined first: an index that is there already would have to follow the rows to their new places.
             self._table.optimize(cleanup_older_than=KEPT_VERSIONS)
-            if len(self) >= ANN_ROWS:
-                self._build_indices()
-
-    def _build_indices(self) -> None:
-        if not self.has_index:
-            config = IvfRq(distance_type="cosine", num_bits=CODE_BITS)
-            self._table.create_index("embedding", config=config, name=INDEX)
-        indexed = {column for index in self._table.list_indices() for column in index.columns}
-        # By these the copies of what was found are looked up.
-        for column in ("path", "sha256"):
-            if column not in indexed:
-                self._table.create_index(column, config=BTree())
+            if len(self) >= ann.ANN_ROWS:
+                ann.build_indices(self._table)
 
     @property
     def has_index(self) -> bool:
         """Whether searches go through an ANN index."""
-        return any(index.name == INDEX for index in self._table.list_indices())
+        return ann.has_index(self._table)
 
     def recall(self, queries: FloatArray) -> float:
         """Of the exact nearest `RECALL_AT` rows, the part that a search through the index finds."""
@@ -318,7 +286,7 @@ class PictureTable:
             # What is known is left out, and twice as many are asked for: a thousand copies of one file cost
             # one search more, not a thousand rows.
             known = f"sha256 NOT IN ({', '.join(map(sql_text, best))})" if best else "TRUE"
-            hits = self._nearest(embedding, asked, _all_of(condition, known), False, ())
+            hits = self._nearest(embedding, asked, all_of(condition, known), False, ())
             for hit in hits:
                 best.setdefault(hit.sha256, hit)
             if len(hits) < asked or len(best) >= limit:
@@ -338,8 +306,8 @@ class PictureTable:
     def _files(self, hashes: Sequence[str], condition: str | None) -> dict[str, list[str]]:
         """Sorted paths of the files of each contents that has any."""
         files: dict[str, list[str]] = {}
-        for named in _conditions("sha256", hashes):
-            query = self._table.search().where(_all_of(named, condition)).select(["path", "sha256"])
+        for named in naming("sha256", hashes):
+            query = self._table.search().where(all_of(named, condition)).select(["path", "sha256"])
             for row in query.to_arrow().to_pylist():
                 files.setdefault(row["sha256"], []).append(row["path"])
         return {sha256: sorted(paths) for sha256, paths in files.items()}
@@ -347,7 +315,7 @@ class PictureTable:
     def thumbnails(self, paths: Iterable[str]) -> dict[str, bytes]:
         """The thumbnails of those of some paths that have a row."""
         found = {}
-        for named in _conditions("path", paths):
+        for named in naming("path", paths):
             for row in self._table.search().where(named).select(["path", "thumbnail"]).to_arrow().to_pylist():
                 found[row["path"]] = row["thumbnail"]
         return found
@@ -360,19 +328,10 @@ class PictureTable:
         exact: bool,
         more_columns: Sequence[str],
     ) -> list[Hit]:
-        # Of its many return types, the one of a vector.
-        search = cast(LanceVectorQueryBuilder, self._table.search(embedding, vector_column_name="embedding"))
-        columns = ["path", "sha256", "_distance", *more_columns]
-        query = search.distance_type("cosine").select(columns).limit(limit)
-        if condition is not None:
-            query = query.where(condition, prefilter=True)
-        if exact:
-            query = query.bypass_vector_index()
-        elif self.has_index:
-            query = query.nprobes(PROBES).refine_factor(REFINE)
+        columns = ["path", "sha256", *more_columns]
+        rows = ann.nearest(self._table, embedding, limit, columns, condition, exact)
         hits = [
-            Hit(row["path"], row["sha256"], 1.0 - row["_distance"], row.get("thumbnail", b""))
-            for row in query.to_arrow().to_pylist()
+            Hit(row["path"], row["sha256"], 1.0 - row["_distance"], row.get("thumbnail", b"")) for row in rows
         ]
         return sorted(hits, key=lambda hit: (-hit.score, hit.path))
 
@@ -392,104 +351,42 @@ class PictureTable:
         thumbnails = self.thumbnails(paths)
         return [(path, thumbnails[path]) for path in paths if path in thumbnails]
 
-    def _batch(self, rows: Sequence[Row]) -> pa.Table:
-        return picture_batch(
-            self.schema,
-            [row.path for row in rows],
-            [row.state for row in rows],
-            np.stack([row.embedding for row in rows]),
-            [row.thumbnail for row in rows],
-        )
-
 
 def open_table(folder: Path) -> PictureTable:
     """Opens the table of a folder; what other processes add is seen at once.
 
     Raises:
-        SearchError: there is none, or it cannot be read.
+        PicturesError: there is none, or it cannot be read.
     """
     if not (folder / f"{NAME}.lance" / "_versions").is_dir():
-        raise SearchError(
+        raise PicturesError(
             f"{printable(str(folder))}: no pictures are indexed here; index some: make index IMAGES=folder"
         )
-    with _storage_errors(folder, "read"):
-        return PictureTable(folder, _connect(folder).open_table(NAME))
+    with storage_errors(folder, "read"):
+        return PictureTable(folder, connect(folder).open_table(NAME))
 
 
 def open_or_create_table(folder: Path, space_id: str, model: str, embedding_dim: int) -> PictureTable:
     """Opens the table of a folder, or makes an empty one for an embedding space; for a writer.
 
     Raises:
-        SearchError: the folder cannot be read or written.
+        PicturesError: the folder cannot be read or written.
     """
     if (folder / f"{NAME}.lance" / "_versions").is_dir():
         table = open_table(folder)
         table.upgrade()
         return table
     schema = picture_schema(space_id, model, embedding_dim)
-    with _storage_errors(folder):
-        return PictureTable(folder, _connect(folder).create_table(NAME, schema=schema))
+    with storage_errors(folder):
+        return PictureTable(folder, connect(folder).create_table(NAME, schema=schema))
 
 
 def replace_table(folder: Path, space_id: str, model: str, embedding_dim: int) -> PictureTable:
     """Begins the table of a folder anew, empty, for another embedding space; in one step.
 
     Raises:
-        SearchError: the folder cannot be written.
+        PicturesError: the folder cannot be written.
     """
     schema = picture_schema(space_id, model, embedding_dim)
-    with _storage_errors(folder):
-        return PictureTable(folder, _connect(folder).create_table(NAME, schema=schema, mode="overwrite"))
-
-
-@contextlib.contextmanager
-def sole_writer(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Holds the folder's writer lock, which the system takes back from a process that dies.
-
-    LanceDB's keys are not unique: two writers could add the same path twice.
-
-    Args:
-        folder: of the table; made where it is missing.
-        on_wait: called once if another writer has to be waited for.
-
-    Raises:
-        SearchError: the folder cannot be written.
-    """
-    with _storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            on_wait()
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _connect(folder: Path) -> lancedb.DBConnection:
-    return lancedb.connect(folder, read_consistency_interval=datetime.timedelta(0))
-
-
-@contextlib.contextmanager
-def _storage_errors(folder: Path, doing: str = "written") -> Iterator[None]:
-    """Puts LanceDB's errors (RuntimeError, ValueError or OSError, by turns) into one sentence."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = printable(str(error).strip().split("\n")[0])[:300]
-        raise SearchError(
-            f"{printable(str(folder))}: the table cannot be {doing}: {reason}; what it held is as it was"
-        ) from error
-
-
-def _conditions(column: str, values: Iterable[str]) -> Iterator[str]:
-    rest = iter(values)
-    while part := list(islice(rest, NAMED_ROWS)):
-        yield f"{column} IN ({', '.join(map(sql_text, part))})"
-
-
-def _all_of(*conditions: str | None) -> str:
-    return " AND ".join(f"({condition})" for condition in conditions if condition is not None)
+    with storage_errors(folder):
+        return PictureTable(folder, connect(folder).create_table(NAME, schema=schema, mode="overwrite"))

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from clipserve.images import FORMATS
+from clipserve.image_formats import FORMATS
 from reliability.costly import COSTLY
 from reliability.questions import JSON, picture, sentence
 

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 from PIL import Image
 
-from clipserve.images import FORMATS, ImageLimits, decoding_bytes
+from clipserve.image_formats import FORMATS
+from clipserve.images import ImageLimits
 from reliability.load import send_once
 from reliability.watch import MemoryWatch
 from serving.server import Server
@@ -21,6 +22,7 @@ RSS_BOUND = 300.0  # megabytes over idle
 SAMPLE_SECONDS = 0.02
 
 ORIENTATION = 0x0112
+LIMITS = ImageLimits()
 
 
 def largest_side(format: str, mode: str, coefficient_bytes: int = 0) -> int:
@@ -32,12 +34,15 @@ def largest_side(format: str, mode: str, coefficient_bytes: int = 0) -> int:
         coefficient_bytes: of a pixel, that a JPEG's decoder holds for its passes.
     """
     area = 1_000_000
-    needed = decoding_bytes((1000, 1000), mode, FORMATS[format], coefficient_bytes * area)
+    needed = FORMATS[format].decoding_bytes((1000, 1000), mode, coefficient_bytes * area)
     # Some rows less: blocks of 8 x 8 or 16 x 16 pixels are held whole.
-    return int((ImageLimits().max_memory / needed * area) ** 0.5) - 16
+    return int((LIMITS.max_memory / needed * area) ** 0.5) - 16
 
 
 def _picture(format: str, mode: str, size: tuple[int, int], **options: object) -> bytes:
+    plugin = FORMATS[format].plugin
+    if plugin is not None:
+        plugin.register()
     colours = Image.effect_noise((64, 64), 90).resize(size, Image.Resampling.NEAREST)
     colours = colours.convert("RGB" if mode == "RGBA" else mode)
     if mode == "RGBA":
@@ -47,9 +52,18 @@ def _picture(format: str, mode: str, size: tuple[int, int], **options: object) -
     return stream.getvalue()
 
 
-def _square(format: str, mode: str, coefficient_bytes: int = 0, **options: object) -> Callable[[], bytes]:
+def _square(format: str, mode: str, coefficient_bytes: int = 0, /, **options: object) -> Callable[[], bytes]:
     side = largest_side(format, mode, coefficient_bytes)
-    return lambda: _picture(format, mode, (side, side), **options)
+
+    def make() -> bytes:
+        data = _picture(format, mode, (side, side), **options)
+        if len(data) <= LIMITS.max_bytes:
+            return data
+        # Without compression, a file is too large before its picture is.
+        smaller = int(side * (LIMITS.max_bytes / len(data)) ** 0.5) - 8
+        return _picture(format, mode, (smaller, smaller), **options)
+
+    return make
 
 
 def _turned() -> bytes:
@@ -59,34 +73,29 @@ def _turned() -> bytes:
     return _picture("PNG", "RGB", (side, side), exif=exif)
 
 
-def _heic() -> bytes:
-    import pillow_heif  # an extra
+# Of formats that take long to write at their best, or keep colours at half the size.
+OPTIONS: dict[str, dict[str, object]] = {
+    "WEBP": {"method": 0},
+    "AVIF": {"speed": 10, "subsampling": "4:4:4"},
+    "HEIF": {"quality": 1, "enc_params": {"preset": "ultrafast"}},
+}
 
-    pillow_heif.register_heif_opener()
-    return _square("HEIF", "RGB", quality=1, enc_params={"preset": "ultrafast"})()
-
-
-# Name, beginning with the format's -> what makes the file; that of HEIC needs its extra.
+# Name, beginning with the format's -> what makes the file, or raises ImportError where a plugin is missing.
 LARGEST: dict[str, Callable[[], bytes]] = {
-    "JPEG": _square("JPEG", "RGB"),
+    **{name: _square(name, "RGB", **OPTIONS.get(name, {})) for name in FORMATS},
     "JPEG CMYK": _square("JPEG", "CMYK"),
     "JPEG progressive": _square("JPEG", "RGB", 6, progressive=True, subsampling=0),
     "JPEG of 108 megapixels": lambda: _picture("JPEG", "RGB", (12_000, 9_000)),
-    "PNG": _square("PNG", "RGB"),
     "PNG RGBA": _square("PNG", "RGBA"),
     "PNG grey": _square("PNG", "L"),
     "PNG turned": _turned,
     "PNG screenshot": lambda: _picture("PNG", "RGB", (1_080, 26_000)),
-    "WEBP": _square("WEBP", "RGB", method=0),
     "WEBP RGBA lossless": _square("WEBP", "RGBA", lossless=True, method=0),
-    "GIF": _square("GIF", "P"),
-    "BMP grey": lambda: _picture("BMP", "L", (4_400, 4_400)),
-    "BMP": lambda: _picture("BMP", "RGB", (2_570, 2_570)),
+    "GIF palette": _square("GIF", "P"),
+    "BMP grey": _square("BMP", "L"),
     "TIFF CMYK": _square("TIFF", "CMYK", compression="tiff_lzw"),
     "TIFF RGB in one strip": _square("TIFF", "RGB", 3, compression="tiff_lzw", tiffinfo={278: 100_000}),
-    "AVIF": _square("AVIF", "RGB", speed=10, subsampling="4:4:4"),
     "AVIF RGBA": _square("AVIF", "RGBA", speed=10),
-    "HEIF": _heic,
 }
 
 

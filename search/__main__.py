@@ -13,13 +13,15 @@ from clipserve.arguments import Parser, path, port, whole
 from clipserve.client import INFERENCE_URL, KEY_FILE, MANAGEMENT_URL, Client, KeyFile
 from clipserve.command import run_command
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
-from pictures.errors import SearchError
+from pictures.exclusions import read_patterns
 from pictures.paths import printable
 from pictures.table import open_table
 from search.duplicates import THRESHOLD, find_duplicates, summary, to_html, to_json
+from search.errors import SearchError
 from search.finder import Finder
-from search.indexer import forget_folder, index_folder, print_report
+from search.indexer import forget_folder, index_folder
 from search.output import print_json, print_plain, write_contact_sheet
+from search.report import print_report
 
 TABLE = Path(".search/pictures")
 LIMIT = 10
@@ -31,10 +33,11 @@ def index(arguments: argparse.Namespace) -> None:
         print(f"{forget_folder(arguments.forget, arguments.table)} rows removed; no file was touched")
         return
     say_what_ends_it(sys.stderr)
-    exclude = [pattern for patterns in arguments.exclude for pattern in patterns]
     with _client(arguments) as client:
         print_report(
-            index_folder(client, arguments.images, arguments.table, exclude=exclude, again=arguments.again)
+            index_folder(
+                client, arguments.images, arguments.table, exclude=arguments.exclude, again=arguments.again
+            )
         )
 
 
@@ -119,10 +122,6 @@ def _query(text: str) -> str:
     return text
 
 
-def _patterns(text: str) -> list[str]:
-    return [pattern.strip() for pattern in text.split("|") if pattern.strip()]
-
-
 def _score(text: str) -> float:
     try:
         value = float(text)
@@ -155,8 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     of_index.add_argument(
         "--exclude",
-        type=_patterns,
-        action="append",
+        type=read_patterns,
+        action="extend",
         default=[],
         metavar="PATTERN|PATTERN",
         help="leave out what matches, as in .gitignore; besides hidden files, bins and thumbnails",

@@ -19,8 +19,9 @@ import numpy as np
 
 from clipserve.command import run_command
 from clipserve.encoder_spec import FloatArray
-from pictures.rows import FileState
-from pictures.table import ANN_ROWS, RECALL_AT, PictureTable, Row, open_or_create_table
+from pictures.ann import ANN_ROWS
+from pictures.rows import FileState, Row
+from pictures.table import RECALL_AT, PictureTable, open_or_create_table
 
 EMBEDDING_DIM = 512
 BATCH = 10_000

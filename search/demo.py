@@ -14,8 +14,9 @@ from demo.scenes import draw
 from demo.world import RUNNING_EXAMPLE, Scene, all_scenes
 from pictures.table import open_table
 from search.finder import Finder
-from search.indexer import index_folder, print_report
+from search.indexer import index_folder
 from search.output import write_contact_sheet
+from search.report import print_report
 from serving.running import running_torchserve
 
 # Five of every scene, as one has several of what one looks for. Of one of each, the small checkpoint found it

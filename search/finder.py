@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
-from clipserve.errors import SpaceError
-from pictures.errors import SearchError
 from pictures.paths import path_condition, printable
 from pictures.table import Hit, PictureTable
-from search.indexer import check_space
+from search.errors import SearchError
 from search.queries import normalized
+from search.space import of_space
 
 
 @dataclass(frozen=True)
@@ -72,16 +70,16 @@ class Finder:
         """Embeddings of texts, as `search.queries.normalized` writes them: float32 `[N, D]`.
 
         Raises:
-            SearchError: the server embeds in another space than the table's.
+            PicturesError: the server embeds in another space than the table's.
             ServerError: the server cannot be reached or fails.
             RequestError: a text is wrong.
         """
-        with self._checked_space():
+        with of_space(self._table):
             return self._client.embed_texts([normalized(text) for text in _listed(texts)])
 
     def embed_image(self, data: bytes) -> FloatArray:
         """The embedding of a picture, given as a file's bytes: float32 `[D]`; errors as of `embed_texts`."""
-        with self._checked_space():
+        with of_space(self._table):
             return cast(FloatArray, self._client.embed_images([data])[0])
 
     def nearest(self, embedding: FloatArray) -> list[Hit]:
@@ -92,14 +90,6 @@ class Finder:
     def newest(self) -> list[tuple[str, bytes]]:
         """Path and thumbnail of the pictures that changed last, the newest first."""
         return self._table.newest(self._limit, condition=self._condition)
-
-    @contextlib.contextmanager
-    def _checked_space(self) -> Iterator[None]:
-        try:
-            yield
-        except SpaceError as error:
-            check_space(self._table, error.space_id)
-            raise
 
 
 def _listed(texts: Sequence[str] | str) -> Sequence[str]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,22 +22,17 @@ from tqdm import tqdm
 
 from clipserve.client import Client, Management
 from clipserve.encoder_spec import FloatArray
-from clipserve.errors import RequestError, ServerError, SpaceError
-from pictures.errors import SearchError
+from clipserve.errors import ClipServeError, RequestError, ServerError
 from pictures.files import Contents, FoundFile, Listing, list_pictures, read_contents
 from pictures.paths import path_to_text, printable
-from pictures.rows import FileState
-from pictures.table import (
-    RECALL_AT,
-    PictureTable,
-    Row,
-    open_or_create_table,
-    open_table,
-    replace_table,
-    sole_writer,
-)
+from pictures.rows import FileState, Row
+from pictures.storage import sole_writer
+from pictures.table import PictureTable, open_or_create_table, open_table, replace_table
 from pictures.thumbnails import make_thumbnail
+from search.errors import SearchError
 from search.journal import Journal
+from search.report import Report, passed_over, write_failed
+from search.space import of_space, require_server_space
 
 # Requests under way at once: enough that the server finds a batch waiting whenever it takes one.
 CONCURRENCY = 8
@@ -54,54 +48,25 @@ SERVER_FAILURES = CONCURRENCY + 1
 # A worker that a picture has killed is replaced in this time.
 READY_SECONDS = 60.0
 
-# Sizes, and addresses in what a decoder says.
-NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
-
-# All that is not in the table, in its folder.
-NOT_INDEXED = "not_indexed.tsv"
-# Pictures of each reason that are named on the terminal.
-EXAMPLES = 3
-
 RECALL_QUERIES = 50
-
-
-@dataclass
-class Report:
-    """What a run did.
-
-    Attributes:
-        listing: of the folder.
-        embedded: pictures that the server embedded.
-        written: rows added or replaced; more than `embedded` where contents were known, as of moved files.
-        changed: of these, rows of a path whose contents were others before.
-        removed: rows of files that are gone, or are no pictures any more.
-        unchanged: rows left alone.
-        failed: path and reason of what is not in the table.
-        failed_list: the file that lists them all, None where there are none.
-        seconds: the run took.
-        recall: of the ANN index, None where there is none.
-    """
-
-    listing: Listing
-    embedded: int = 0
-    written: int = 0
-    changed: int = 0
-    removed: int = 0
-    unchanged: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    failed_list: Path | None = None
-    seconds: float = 0.0
-    recall: float | None = None
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A file that was read; `embedding` and `thumbnail` are None where the table holds its contents."""
+    """A file that was read.
+
+    Attributes:
+        found: the file.
+        state: of it.
+        embedding, thumbnail: None where the table holds its contents.
+        is_new: whether the server embedded it now.
+    """
 
     found: FoundFile
     state: FileState
     embedding: FloatArray | None
     thumbnail: bytes | None
+    is_new: bool
 
 
 class _ServerFailedError(Exception):
@@ -131,7 +96,8 @@ def index_folder(
             the server failed on before.
 
     Raises:
-        SearchError: `root` holds no pictures, the table cannot be written, or belongs to another space.
+        SearchError: `root` holds no pictures.
+        PicturesError: it cannot be read, or the table cannot be written or belongs to another space.
         ServerError: the server cannot be reached; what was embedded before is kept.
     """
     start = time.monotonic()
@@ -139,7 +105,7 @@ def index_folder(
     if not listing.pictures:
         # Also a disk that is not mounted: nothing is removed for that.
         raise SearchError(
-            f"{printable(str(root))}: no pictures in this folder ({_passed_over(listing)}); the table "
+            f"{printable(str(root))}: no pictures in this folder ({passed_over(listing)}); the table "
             f"{printable(str(folder))} is left as it was"
         )
     spec = Management(client).specs("clip_image")[0]
@@ -153,14 +119,14 @@ def index_folder(
                 flush=True,
             )
             table = replace_table(folder, *identity)
-        check_space(table, spec.space_id)
+        require_server_space(table, spec.space_id)
         client.require_space(table.space_id)
         with contextlib.closing(Journal(folder, table.space_id)) as journal:
             if again:
                 journal.forget_failures()
             run = _Run(client, table, journal, listing)
             run.bring_up_to_date(path_to_text(os.fsencode(root.resolve())).rstrip("/") + "/")
-        run.report.failed_list = _write_failed(folder / NOT_INDEXED, run.report.failed)
+        run.report.failed_list = write_failed(folder, run.report.failed)
     run.report.seconds = time.monotonic() - start
     return run.report
 
@@ -172,7 +138,8 @@ def forget_folder(root: Path, folder: Path) -> int:
         How many there were.
 
     Raises:
-        SearchError: there are none, or the table cannot be read or written.
+        SearchError: there are none.
+        PicturesError: the table cannot be read or written.
     """
     table = open_table(folder)
     # By its name and by what it leads to: the second is what rows have, and the first if the link is gone.
@@ -185,23 +152,6 @@ def forget_folder(root: Path, folder: Path) -> int:
             "picture below it"
         )
     return count
-
-
-def check_space(table: PictureTable, space_id: str) -> None:
-    """Refuses a server whose embeddings cannot be compared with those of the table.
-
-    Raises:
-        SearchError: it is such a server.
-    """
-    if table.space_id != space_id:
-        folder = printable(str(table.folder))
-        raise SearchError(
-            f"{folder}: its pictures were embedded by {table.model!r} in space {table.space_id[:12]}, the "
-            f"server embeds in space {space_id[:12]} (of another encoder pair, or exported by a version that "
-            "tells spaces apart by more), and the two cannot be compared; serve the first, or index into a "
-            f"table of its own: make index IMAGES=folder TABLE={folder}-{space_id[:6]}, or embed everything "
-            f"anew into this one: make index IMAGES=folder TABLE={folder} AGAIN=1"
-        )
 
 
 class _Run:
@@ -310,9 +260,6 @@ class _Run:
             self._fail_for_good(
                 found, f"not sent, since the server failed on it before ({error}); AGAIN=1 sends it"
             )
-        except SpaceError as error:
-            check_space(self._table, error.space_id)
-            raise
         except _ServerFailedError as error:
             if alone:
                 self._require_server()
@@ -327,7 +274,7 @@ class _Run:
             if self._server_failures >= SERVER_FAILURES:
                 self._require_server()
                 self._server_failures = 0
-        except (SearchError, ServerError):
+        except ClipServeError:
             raise
         except OSError as error:
             self._fail(found, f"cannot be read: {error.strerror or error}")
@@ -356,14 +303,13 @@ class _Run:
         with self._turn(sha256):
             # In this order: contents are put among those of the table before they leave the journal.
             embedding = self._journal.get(sha256)
-            if embedding is None and sha256 not in self._in_table:
+            is_new = embedding is None and sha256 not in self._in_table
+            if is_new:
                 embedding = self._embed(contents)
                 self._journal.put(sha256, embedding)
-                with self._lock:
-                    self.report.embedded += 1
         thumbnail = None if embedding is None else _thumbnail(contents.data)
         state = FileState(len(contents.data), contents.mtime_ns, sha256, indexed_ns)
-        return _Read(found, state, embedding, thumbnail)
+        return _Read(found, state, embedding, thumbnail, is_new)
 
     def _embed(self, contents: Contents) -> FloatArray:
         known = self._journal.failure(contents.sha256)
@@ -373,9 +319,8 @@ class _Run:
             raise _ServerFailedError(contents.sha256, "as on its copy")
         try:
             # One picture a request: a bad one hurts no other, and the server batches what is waiting.
-            embedding: FloatArray = self._client.embed_images([contents.data])[0]
-        except SpaceError:
-            raise
+            with of_space(self._table):
+                embedding: FloatArray = self._client.embed_images([contents.data])[0]
         except (RequestError, ServerError) as error:
             # Of the two, what the server could not do in its time: the picture may be innocent of that.
             if isinstance(error, RequestError) and error.status < 500:
@@ -431,6 +376,7 @@ class _Run:
             embedding, thumbnail = contents
             if embedding is not None and thumbnail is not None:
                 rows.append(Row(read.found.path, read.state, embedding, thumbnail))
+                self.report.embedded += read.is_new
         return rows
 
     def _remove_gone(self, below: str) -> None:
@@ -453,71 +399,3 @@ def _thumbnail(data: bytes) -> bytes:
     except RequestError as error:
         # Not the server's word: that took the picture, and this room lacks a decoder or has narrower limits.
         raise ValueError(error.message) from error
-
-
-def _passed_over(listing: Listing) -> str:
-    skipped = [f"{len(listing.skipped)} that cannot be used"] if listing.skipped else []
-    return ", ".join([*skipped, *_others(listing), *_left_out(listing)]) or "it is empty"
-
-
-def _others(listing: Listing) -> list[str]:
-    """Every other ending with its count, the most frequent first."""
-    counts = sorted(listing.other_endings.items(), key=lambda item: (-item[1], item[0]))
-    return [f"{count} {printable(ending)}" for ending, count in counts]
-
-
-def _left_out(listing: Listing) -> list[str]:
-    """Every pattern that left something out, or should have, with its counts."""
-    lines = []
-    for pattern in sorted(listing.excluded_folders.keys() | listing.excluded_files.keys()):
-        folders, files = listing.excluded_folders[pattern], listing.excluded_files[pattern]
-        counts = [f"{folders} folders"] * (folders > 0) + [f"{files} files"] * (files > 0)
-        lines.append(f"{' and '.join(counts) or 'nothing'} by {printable(pattern)}")
-    return lines
-
-
-def _write_failed(path: Path, failed: Sequence[tuple[str, str]]) -> Path | None:
-    """Writes what is not in the table, reason and path on a line; removes the file where there is nothing."""
-    try:
-        if not failed:
-            path.unlink(missing_ok=True)
-            return None
-        lines = [f"{printable(reason)}\t{printable(name)}\n" for name, reason in sorted(failed)]
-        path.write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise SearchError(f"{printable(str(path))}: cannot be written: {error.strerror}") from error
-    return path
-
-
-def print_report(report: Report) -> None:
-    """Prints what a run did; what is not in the table by its reasons, with a few examples of each."""
-    listing = report.listing
-    print(
-        f"{len(listing.pictures)} pictures in {report.seconds:.1f} s: {report.embedded} embedded, "
-        f"{max(0, report.written - report.embedded)} known by their contents, {report.unchanged} unchanged; "
-        f"{report.changed} changed, {report.removed} removed"
-    )
-    if report.recall is not None:
-        print(f"ANN index: recall@{RECALL_AT} {report.recall:.3f} against exact search")
-    if listing.other_endings:
-        print(f"passed over by their ending: {', '.join(_others(listing))}")
-    if left_out := _left_out(listing):
-        print(f"left out: {', '.join(left_out)}")
-    if not report.failed:
-        return
-    print(f"not indexed: {len(report.failed)}")
-    for paths in _by_reason(report.failed):
-        for path, reason in paths[:EXAMPLES]:
-            print(f"  {printable(path)}: {printable(reason)}")
-        if len(paths) > EXAMPLES:
-            print(f"    and {len(paths) - EXAMPLES} more for this reason")
-    if report.failed_list is not None:
-        print(f"all of them, each with its reason: {printable(str(report.failed_list))}")
-
-
-def _by_reason(failed: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
-    """Groups by reason, the largest first; reasons that differ in their numbers only are one."""
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for path, reason in sorted(failed):
-        groups.setdefault(NUMBER.sub("0", reason), []).append((path, reason))
-    return sorted(groups.values(), key=len, reverse=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from clipserve.encoder_spec import FloatArray
-from pictures.errors import SearchError
 from pictures.paths import printable
+from search.errors import SearchError
 
 NAME = "journal.sqlite"
 

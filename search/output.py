@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from pictures.errors import SearchError
 from pictures.paths import printable
 from pictures.thumbnails import EDGE
+from search.errors import SearchError
 from search.finder import Found
 from search.fonts import font_for
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
-from clipserve.protocol import cosine_similarity
+from clipserve.similarity import cosine_similarity
 from serving.local import ROOT
 
 PICTURES = ROOT / "demo" / "pictures"

@@ -282,6 +282,8 @@ def environment(temporary: Path) -> dict[str, str]:
         variables["JAVA_HOME"] = str(home)
     # TorchServe's Java side reads TEMP, its Python side TMPDIR.
     variables["TEMP"] = variables["TMPDIR"] = str(temporary)
+    # glibc keeps free memory in an arena a core and more; Java's network buffers come from there.
+    variables.setdefault("MALLOC_ARENA_MAX", "2")
     return variables
 
 

@@ -21,7 +21,7 @@ from clipserve.settings import Settings
 
 if TYPE_CHECKING:
     # The search room has no PyTorch, and asks a server instead.
-    from clipserve.encoder import TracedImageEncoder
+    from clipserve.encoder import ExportedImageEncoder
 
 # The worker pads and batches otherwise than the reference does: float additions in another order.
 SAME = 2e-6
@@ -125,7 +125,7 @@ def file(name: str) -> bytes:
     return FILES[name]()
 
 
-def served_pixels(name: str, encoder: TracedImageEncoder) -> PixelArray:
+def served_pixels(name: str, encoder: ExportedImageEncoder) -> PixelArray:
     """What the core makes of a file with the settings as they come; uint8 `[3, H, W]`."""
     settings, preprocessing = Settings(), encoder.preprocessing
     image = decode_image(
@@ -138,7 +138,7 @@ def served_pixels(name: str, encoder: TracedImageEncoder) -> PixelArray:
     return preprocess(image, preprocessing, settings.images)
 
 
-def served_vector(name: str, encoder: TracedImageEncoder) -> FloatArray:
+def served_vector(name: str, encoder: ExportedImageEncoder) -> FloatArray:
     """The vector that every door has to give for a file; float32 `[D]`."""
     vector: FloatArray = encoder.embed([served_pixels(name, encoder)])[0]
     return vector

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import Format, Modality, Precision
-from export_scripts.checkpoints import CheckpointPair, load_pair
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
 from export_scripts.publish import export_encoder
 from standins import checkpoints
 
@@ -113,7 +113,7 @@ def exported_as(
         if (name, format, precision) not in made:
             pair = load_pair(str(clip_folder), str(texts[name]))
             modality: Modality = "image" if name == "image" else "text"
-            spec = export_encoder(pair, modality, "cpu", precision, folder / name, format=format)
+            spec = export_encoder(pair, modality, "cpu", precision, folder / name, file_format=format)
             made[name, format, precision] = folder / name / spec.file_name
         return made[name, format, precision]
 
@@ -131,10 +131,10 @@ def text_path(store: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def image_encoder(image_path: Path) -> TracedImageEncoder:
-    return TracedImageEncoder(image_path, CPU)
+def image_encoder(image_path: Path) -> ExportedImageEncoder:
+    return ExportedImageEncoder(image_path, CPU)
 
 
 @pytest.fixture(scope="session")
-def text_encoder(text_path: Path) -> TracedTextEncoder:
-    return TracedTextEncoder(text_path, CPU)
+def text_encoder(text_path: Path) -> ExportedTextEncoder:
+    return ExportedTextEncoder(text_path, CPU)

@@ -5,14 +5,28 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# What each room may import of the project's own rooms.
-ALLOWED = {
+
+@cache
+def tracked() -> tuple[Path, ...]:
+    """Every file that git tracks or is about to, relative to the root."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return tuple(Path(name) for name in listed.stdout.splitlines() if (ROOT / name).is_file())
+
+
+def python_files(room: str) -> list[Path]:
+    return [ROOT / path for path in tracked() if path.parts[0] == room and path.suffix == ".py"]
+
+
+# What each room may import of the project's own rooms. None but tests imports tests.
+ALLOWED: dict[str, set[str]] = {
     "clipserve": {"clipserve"},
     "handlers": {"clipserve"},
     "export_scripts": {"clipserve", "export_scripts"},
@@ -21,14 +35,21 @@ ALLOWED = {
     "search": {"clipserve", "pictures", "search", "serving", "demo"},
     "scale": {"clipserve", "pictures", "scale", "serving"},
     "demo": {"clipserve", "demo", "serving", "export_scripts"},
-}
-ROOMS = set(ALLOWED) | {"benchmarks", "tests"}
+    "reliability": {"clipserve", "reliability", "serving"},
+    "standins": {"clipserve", "demo", "export_scripts", "standins"},
+    "benchmarks": {
+        "benchmarks", "clipserve", "demo", "export_scripts", "pictures", "reliability", "scale", "serving",
+        "standins",
+    },
+    "requirements": set(),
+}  # fmt: skip
+ALLOWED["tests"] = {*ALLOWED, "tests"}
 
 # What a worker needs; the client is for callers and has others.
 CORE_PACKAGES = {"clipserve", "torch", "numpy", "PIL", "tokenizers"}
 CLIENT_PACKAGES = {"clipserve", "numpy", "httpx", "tenacity"}
 # What an extra brings is imported where it is used, or its lack would stop a worker.
-OPTIONAL_PACKAGES = {"images.py": {"pillow_heif"}}
+OPTIONAL_PACKAGES = {"image_formats.py": {"pillow_heif"}}
 
 
 def imported(path: Path) -> set[str]:
@@ -51,19 +72,30 @@ def imported_at_once(path: Path) -> set[str]:
     }
 
 
+def test_every_room_has_its_row() -> None:
+    """A new room fails until it says what it may import."""
+    assert {path.parts[0] for path in tracked() if path.suffix == ".py" and path.parent.name} == set(ALLOWED)
+
+
+def test_every_folder_is_on_the_map() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    folders = {path.parts[0] for path in tracked() if len(path.parts) > 1}
+    assert [name for name in sorted(folders) if f"`{name}/`" not in page] == []
+    assert len(page.splitlines()) <= 60, "more than a screen"
+
+
 @pytest.mark.parametrize("room", sorted(ALLOWED))
 def test_rooms_import_what_they_may(room: str) -> None:
-    files = list((ROOT / room).rglob("*.py"))
-    assert files or room == "search", room
-    for path in files:
-        own = imported(path) & ROOMS
+    for path in python_files(room):
+        own = imported(path) & set(ALLOWED)
         assert own <= ALLOWED[room], f"{path.relative_to(ROOT)} imports {sorted(own - ALLOWED[room])}"
 
 
 def test_the_core_needs_four_packages() -> None:
-    for path in (ROOT / "clipserve").rglob("*.py"):
+    for path in python_files("clipserve"):
+        name = path.relative_to(ROOT / "clipserve").parts[0].removesuffix(".py")
         foreign = imported(path) - set(sys.stdlib_module_names)
-        allowed = CLIENT_PACKAGES if path.parent.name == "client" else CORE_PACKAGES
+        allowed = CLIENT_PACKAGES if name == "client" else CORE_PACKAGES
         optional = OPTIONAL_PACKAGES.get(path.name, set())
         assert foreign <= allowed | optional, f"{path.name} imports {sorted(foreign - allowed)}"
         assert not imported_at_once(path) & optional, path.name
@@ -85,34 +117,34 @@ import clipserve.client, clipserve.command, clipserve.arguments, clipserve.inter
 
 
 def test_the_core_reads_no_environment() -> None:
-    for path in (ROOT / "clipserve").rglob("*.py"):
+    for path in python_files("clipserve"):
         source = path.read_text(encoding="utf-8")
         assert "os.environ" not in source, path.name
         assert "getenv" not in source, path.name
 
 
 def test_handlers_do_not_import_each_other() -> None:
-    handlers = {path.stem for path in (ROOT / "handlers").glob("*.py")}
+    handlers = {path.stem for path in python_files("handlers")}
     assert len(handlers) == 3
-    for path in (ROOT / "handlers").glob("*.py"):
+    for path in python_files("handlers"):
         assert not imported(path) & handlers, path.name
 
 
 def test_the_bulk_job_has_no_second_copy_of_anything() -> None:
     # Pixels and weights are the business of clipserve; rows, the writer's lock and thumbnails, of pictures.
-    for path in (ROOT / "scale").rglob("*.py"):
+    for path in python_files("scale"):
         assert not imported(path) & {"PIL", "tokenizers", "transformers", "torchvision"}, path.name
-    users = {path.name for path in (ROOT / "scale").rglob("*.py") if "pictures" in imported(path)}
+    users = {path.name for path in python_files("scale") if "pictures" in imported(path)}
     assert all((ROOT / "scale" / "bulk" / name).exists() for name in users), users
 
 
 HTTPX_CALLS = {"Client", "AsyncClient", "request", "stream", "get", "post", "put", "delete"}
 
 
-@pytest.mark.parametrize("room", sorted((ROOMS | {"reliability"}) - {"tests"}))
+@pytest.mark.parametrize("room", sorted(set(ALLOWED) - {"tests"}))
 def test_no_request_goes_through_a_proxy_of_the_environment(room: str) -> None:
     """ATTACKS C1: HTTP_PROXY would be shown every token and every picture."""
-    for path in (ROOT / room).rglob("*.py"):
+    for path in python_files(room):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"httpx.{n}" for n in HTTPX_CALLS}:
                 keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}

@@ -45,6 +45,7 @@ ELSEWHERE = {
 }
 # They take no arguments that an option could be among.
 WITHOUT_ARGUMENTS = {
+    "benchmarks.figures",
     "benchmarks.floors",
     "benchmarks.in_process",
     "requirements.lock",

@@ -163,6 +163,49 @@ def test_goals_keep_their_order_in_a_parallel_make(make: Make, tmp_path: Path) -
 
 
 # ---------------------------------------------------------------------------------------------------
+# help
+
+
+def test_help_is_one_screen(make: Make) -> None:
+    """Ten targets in 24 lines of 100 columns, in the order in which somebody needs them."""
+    lines = make("help").stdout.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 100
+    shown = re.findall(r"^  make (\S+)  ", "\n".join(lines), re.MULTILINE)
+    assert shown == ["demo", "export", "archive", "serve", "example", "stop", "index", "search", "ui", "bulk"]
+    assert make().stdout.splitlines() == lines
+
+
+def test_help_all_has_every_target_and_variable(make: Make) -> None:
+    shown = make("help-all").stdout
+    files = [ROOT / "Makefile", *(ROOT / "make").iterdir()]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    targets = set(re.findall(r"^\.PHONY: (\S+)$", text, re.MULTILINE)) - {"help", "help-all"}
+    assert set(re.findall(r"^  make (\S+)  ", shown, re.MULTILINE)) == targets
+    # What can be handed in, but for what the program says where it is missing or wrong.
+    arguments = re.search(r"^ARGUMENTS := ((?:.*\\\n)*.*)", text, re.MULTILINE)
+    assert arguments is not None
+    assert set(re.findall(r"[A-Z_]+", arguments[1])) <= set(re.findall(r"\b[A-Z_]+\b", shown))
+
+
+@pytest.mark.parametrize(
+    ("target", "locks"),
+    [
+        ("demo", ["run", "java"]),
+        ("check", ["run", "java", "onnx", "dev"]),
+        ("test", ["run", "java", "onnx", "dev", "bench"]),
+        ("search", ["search"]),
+        ("bulk", ["scale"]),
+    ],
+)
+def test_what_a_target_installs(target: str, locks: list[str]) -> None:
+    """`check` needs no OpenVINO, and a room nothing of another's."""
+    command = ["make", "--dry-run", "--always-make", target, "IMAGES=x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.findall(r"install\.py \S+ requirements/(\S+)\.lock", done.stdout) == locks
+
+
+# ---------------------------------------------------------------------------------------------------
 # requirements/install.py
 
 

@@ -11,24 +11,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clipserve import __version__
 from clipserve.archive_files import SUMS_FILE, file_sha256
 from clipserve.command import run_command
-from clipserve.encoder import check_pair
-from clipserve.encoder_spec import (
-    PARITY_BOUNDS,
-    SUFFIXES,
-    EncoderSpec,
-    artifact_sha256,
-    description_path,
-)
-from clipserve.errors import ExportError, SpecError
-from clipserve.store import Store
-from export_scripts.formats import ZIP_EPOCH
+from clipserve.encoder_spec import PARITY_BOUNDS, Device
+from clipserve.errors import ExportError
+from clipserve.store import EncoderFile, Store
+from export_scripts.formats.base import ZIP_EPOCH
+from export_scripts.packages.folders import link_or_copy
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,9 +62,9 @@ def write_tuned(
     part.replace(store / TUNED_FILE)
 
 
-def _read_tuned(store: Path, specs: Mapping[Path, EncoderSpec]) -> dict[str, Tuned]:
+def _read_tuned(encoders: Store) -> dict[str, Tuned]:
     """What was tuned for these encoders; empty where nothing was, or for others than these."""
-    path = store / TUNED_FILE
+    path = encoders.folder / TUNED_FILE
     if not path.is_file():
         return {}
     try:
@@ -82,8 +76,8 @@ def _read_tuned(store: Path, specs: Mapping[Path, EncoderSpec]) -> dict[str, Tun
         space_id = content["space_id"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{path}: not readable ({error!r}); remove it, or run 'make tune'") from error
-    names = {file.name for file in specs}
-    if {spec.space_id for spec in specs.values()} != {space_id} or not all(
+    names = {file.path.name for file in encoders.encoders}
+    if {file.spec.space_id for file in encoders.encoders} != {space_id} or not all(
         set(t.files) <= names for t in tuned.values()
     ):
         print(f"{path.name} is of other encoders and not obeyed; 'make tune' makes one for these", flush=True)
@@ -104,70 +98,52 @@ def build_archives(store: Path, model_id: str | None, precision: str | None) -> 
     Raises:
         ClipServeError: nothing to package, ambiguous, stale or of different embedding spaces.
     """
-    specs = _select(store, model_id, precision)
-    tuned = _read_tuned(store, specs)
+    encoders = _select(store, model_id, precision)
+    tuned = _read_tuned(encoders)
     with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as work:
         made = []
         for name, modalities in ARCHIVES.items():
-            chosen = {path: spec for path, spec in specs.items() if spec.modality in modalities}
             settings = tuned.get(name)
-            if settings is not None:
-                chosen = {path: spec for path, spec in chosen.items() if path.name in settings.files}
-            print(f"packaging {name}.mar: {', '.join(sorted(p.name for p in chosen))}", flush=True)
+            chosen = [
+                file
+                for file in encoders.encoders
+                if file.spec.modality in modalities and (settings is None or file.path.name in settings.files)
+            ]
+            print(f"packaging {name}.mar: {', '.join(file.path.name for file in chosen)}", flush=True)
             made.append(_build(name, chosen, settings, Path(work)))
         # All or none: an image archive of one export beside a text archive of another would not pair.
         return [Path(shutil.move(path, store / path.name)) for path in made]
 
 
-def _select(store: Path, model_id: str | None, precision: str | None) -> dict[Path, EncoderSpec]:
+def _select(store: Path, model_id: str | None, precision: str | None) -> Store:
     found = Store.read(store)
-    models = found.models
-    if not models:
-        unserved = ", ".join(sorted(path.name for path in store.glob(f"*{SUFFIXES['onnx']}")))
+    if not found.encoders:
         raise ExportError(
             f"{store} holds no encoder that TorchServe's handlers serve"
-            f"{f' ({unserved} are for ONNX Runtime)' if unserved else ''}; "
+            f"{f' ({found.onnx_names} are for ONNX Runtime)' if found.onnx_names else ''}; "
             "run 'make export' (or 'make export MODEL=demo') first"
         )
     of_model = found.model(model_id, "'make archive MODEL={}'")
-    specs = of_model.where(lambda spec: precision in (None, spec.precision)).encoders
-    modalities = {spec.modality for spec in specs.values()}
-    if modalities != {"image", "text"}:
+    encoders = of_model.where(lambda spec: precision in (None, spec.precision))
+    if {file.spec.modality for file in encoders.encoders} != {"image", "text"}:
         raise ExportError(
-            f"{store} holds no image and text encoder of {model_id or models[0]!r}"
-            f"{f' in {precision}' if precision else ''}; it has {', '.join(models)}; run 'make export'"
+            f"{store} holds no image and text encoder of {model_id or found.models[0]!r}"
+            f"{f' in {precision}' if precision else ''}; it has {', '.join(found.models)}; run 'make export'"
         )
-    for path, spec in specs.items():
-        _check_published(path, spec)
-    image = next(spec for spec in specs.values() if spec.modality == "image")
-    for spec in specs.values():
-        check_pair(image, spec)
-    return specs
+    encoders.check_published()
+    return encoders
 
 
-def _check_published(path: Path, spec: EncoderSpec) -> None:
-    beside = description_path(path)
-    if not beside.is_file() or EncoderSpec.from_json(beside.read_text("utf-8"), str(beside)) != spec:
-        raise SpecError(f"{beside}: missing, or not the spec inside {path.name}; run 'make export' again")
-    if artifact_sha256(path) != spec.artifact_sha256:
-        raise SpecError(f"{path}: changed since its export; run 'make export' again")
-    certificate = spec.certificate
-    if certificate.bound != PARITY_BOUNDS[spec.precision] or not certificate.bound.holds(
-        certificate.max_abs_diff, certificate.min_cosine
-    ):
-        raise SpecError(f"{path}: its certificate is beyond the bound; run 'make export' again")
-
-
-def _build(name: str, specs: dict[Path, EncoderSpec], tuned: Tuned | None, work: Path) -> Path:
+def _build(name: str, encoders: Sequence[EncoderFile], tuned: Tuned | None, work: Path) -> Path:
     stage = work / f"{name}-files"
-    package = stage / "clipserve"
-    package.mkdir(parents=True)
-    for source in sorted((ROOT / "clipserve").glob("*.py")):
-        shutil.copyfile(source, package / source.name)
-    for path in specs:
-        os.link(path, stage / path.name)
+    for source in sorted((ROOT / "clipserve").rglob("*.py")):
+        copy = stage / source.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+    for file in encoders:
+        link_or_copy(file.path, stage / file.path.name)
     config = work / f"{name}.yaml"
-    config.write_text(_config(name, specs.values(), tuned), encoding="utf-8")
+    config.write_text(_config(name, {file.spec.device for file in encoders}, tuned), encoding="utf-8")
     handler = ROOT / "handlers" / f"{name}.py"
     _write_sums(stage, [handler, config])
     private = work / "tmp"
@@ -197,7 +173,7 @@ def _build(name: str, specs: dict[Path, EncoderSpec], tuned: Tuned | None, work:
     return made
 
 
-def _config(name: str, specs: Iterable[EncoderSpec], tuned: Tuned | None) -> str:
+def _config(name: str, devices: set[Device], tuned: Tuned | None) -> str:
     """The handler's YAML, bound to the CPU where the archive has nothing for a GPU."""
     text = (ROOT / "handlers" / f"{name}.yaml").read_text(encoding="utf-8")
     if tuned is not None:
@@ -213,7 +189,6 @@ def _config(name: str, specs: Iterable[EncoderSpec], tuned: Tuned | None) -> str
             text, found = re.subn(rf"(?m)^( *{key}:) *\d+", rf"\1 {value}", text)
             if found != 1:
                 raise ExportError(f"handlers/{name}.yaml: {found} lines set {key}, should be 1")
-    devices = {spec.device for spec in specs}
     if devices == {"cpu"}:
         text += "\n# The archive carries CPU variants only.\ndeviceType: cpu\n"
     elif devices == {"cuda"}:

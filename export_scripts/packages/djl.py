@@ -9,9 +9,9 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from clipserve.encoder_spec import SPEC_FILE, TOKENIZER_FILE, read_extra_file, read_spec
+from clipserve.encoder_spec import read_extra_file, read_spec
 from clipserve.errors import ExportError
-from export_scripts.formats import ZIP_EPOCH
+from export_scripts.formats.base import ZIP_EPOCH
 from export_scripts.packages.folders import link_or_copy, publish, staged
 
 FOLDER = "djl"
@@ -41,9 +41,8 @@ def write_djl(encoder: Path, store: Path) -> Path:
         made.mkdir()
         link_or_copy(encoder, made / spec.file_name)
         (made / PROPERTIES_FILE).write_text(_properties(spec.stem), encoding="ascii")
-        (made / SPEC_FILE).write_bytes(read_extra_file(encoder, SPEC_FILE))
-        if spec.modality == "text":
-            (made / TOKENIZER_FILE).write_bytes(read_extra_file(encoder, TOKENIZER_FILE))
+        for name in spec.extra_files:
+            (made / name).write_bytes(read_extra_file(encoder, name))
         archive = work / f"{spec.stem}.zip"
         _zip(made, archive)
         folder = store / FOLDER / spec.stem

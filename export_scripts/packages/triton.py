@@ -14,19 +14,16 @@ from pathlib import Path
 from typing import get_args
 
 from clipserve.command import run_command
-from clipserve.encoder import check_pair
-from clipserve.encoder_spec import (
-    PARITY_BOUNDS,
-    Device,
-    EncoderSpec,
-    Modality,
-    Precision,
-    artifact_sha256,
-)
-from clipserve.errors import ExportError, SpecError
-from clipserve.store import Store
+from clipserve.encoder_spec import PARITY_BOUNDS, Device, EncoderSpec, Modality, Precision
+from clipserve.errors import ExportError
+from clipserve.store import SERVED, Store
 from export_scripts.export import STORE
 from export_scripts.packages.folders import link_or_copy, publish, staged
+
+# Triton may run on another machine than this; who exported a half precision did so for that one.
+HALF_FIRST: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+
+TYPES = {"uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
 
 VERSION = "1"
 # What the PyTorch backend looks for in a version's folder.
@@ -53,35 +50,36 @@ def write_repository(
     Raises:
         ClipServeError: nothing to serve, ambiguous, changed since its export, or not one embedding space.
     """
-    found = Store.read(store, ["torchscript"])
-    specs = found.encoders
+    found = Store.read(store, {"torchscript": SERVED["torchscript"]})
     of_model = found.model(model_id, "'make triton MODEL={}'")
-    fitting = of_model.where(lambda s: s.device == device and precision in (None, s.precision)).encoders
-    encoders = {}
+    fitting = of_model.where(lambda s: s.device == device and precision in (None, s.precision))
     for modality in get_args(Modality):
-        paths = [path for path, spec in fitting.items() if spec.modality == modality]
-        if not paths:
+        if modality not in {file.spec.modality for file in fitting.encoders}:
             raise ExportError(
                 f"{store}: no {modality} encoder{f' of {model_id}' if model_id else ''} for {device}"
                 f"{f' in {precision}' if precision else ''}, only "
-                f"{', '.join(path.name for path in specs) or 'no TorchScript encoder at all'}; run "
+                f"{found.names or 'no TorchScript encoder at all'}; run "
                 f"'make export DEVICE={device}{f' PRECISION={precision}' if precision else ''}'"
             )
-        encoders[modality] = min(paths, key=lambda path: fitting[path].precision == "fp32")
-    check_pair(*(specs[path] for path in encoders.values()))
-    for path in encoders.values():
-        if artifact_sha256(path) != specs[path].artifact_sha256:
-            raise SpecError(f"{path}: changed since its export; run 'make export' again")
+    pair = fitting.pair(device, HALF_FIRST)
+    for file in pair:
+        file.check_published()
     with staged(output) as work:
-        for modality, path in encoders.items():
-            folder = work / f"clip_{modality}"
+        for file in pair:
+            folder = work / _name(file.spec)
             (folder / VERSION).mkdir(parents=True)
-            link_or_copy(path, folder / VERSION / MODEL_FILE)
-            (folder / "config.pbtxt").write_text(config(specs[path]), encoding="ascii")
+            link_or_copy(file.path, folder / VERSION / MODEL_FILE)
+            (folder / "config.pbtxt").write_text(config(file.spec), encoding="ascii")
         # Only once both are made: an encoder of another export beside one of this would not pair.
-        for modality in encoders:
-            publish(work / f"clip_{modality}", output / f"clip_{modality}")
-    return [output / f"clip_{modality}" for modality in encoders]
+        folders = [output / _name(file.spec) for file in pair]
+        for folder in folders:
+            publish(work / folder.name, folder)
+    return folders
+
+
+def _name(spec: EncoderSpec) -> str:
+    """Triton's name of an encoder, and its folder's."""
+    return f"clip_{spec.modality}"
 
 
 def config(spec: EncoderSpec) -> str:
@@ -89,18 +87,16 @@ def config(spec: EncoderSpec) -> str:
 
     An input has the name of the graph's argument; `dims` are of one row, Triton puts the batch before them.
     """
-    if spec.image is not None:
-        inputs = [("pixel_values", "TYPE_UINT8", f"3, {spec.image.crop_height}, {spec.image.crop_width}")]
-    else:
-        # Of any length: rows are batched with others of the same one, and nothing is padded by the server.
-        inputs = [("input_ids", "TYPE_INT64", "-1"), ("attention_mask", "TYPE_INT64", "-1")]
+    # A text may have any length: rows are batched with others of the same one, and the server pads nothing.
     listed = ",\n".join(
-        f'  {{ name: "{name}" data_type: {data_type} dims: [ {dims} ] }}' for name, data_type, dims in inputs
+        f'  {{ name: "{given.name}" data_type: {TYPES[given.dtype]} '
+        f"dims: [ {', '.join(str(size) if isinstance(size, int) else '-1' for size in given.row)} ] }}"
+        for given in spec.preprocessing.inputs
     )
     kind = "KIND_CPU" if spec.device == "cpu" else "KIND_GPU"
     return f"""\
 # {_ascii(spec.stem)}, space {spec.space_id}
-name: "clip_{spec.modality}"
+name: "{_name(spec)}"
 backend: "pytorch"
 platform: "pytorch_libtorch"
 max_batch_size: {MAX_BATCH}

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ray
-import torch
 
 from clipserve.arguments import Parser, path, whole
 from clipserve.command import run_command
-from clipserve.encoder import choose_variant
 from clipserve.encoder_spec import read_spec
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from clipserve.store import Store
+from pictures.exclusions import read_patterns
 from scale.bulk.cluster import connect
 from scale.bulk.sources import find_source
 
@@ -39,9 +38,18 @@ def _parser() -> argparse.ArgumentParser:
         "--table", type=path, default=TABLE, help=f"folder of the table ({TABLE}), seen likewise"
     )
     parser.add_argument("--column", help="of the pictures' bytes in Parquet (the only one of bytes)")
+    parser.add_argument(
+        "--exclude",
+        type=read_patterns,
+        action="extend",
+        default=[],
+        metavar="PATTERN|PATTERN",
+        help="leave out what matches, as in .gitignore; besides hidden files, bins and thumbnails",
+    )
     encoder = parser.add_argument_group("the encoder, at the same path on every node")
     encoder.add_argument("--encoder", type=path, help="traced image encoder, .pt (the one in --store)")
     encoder.add_argument("--store", type=path, default=STORE, help=f"folder of encoders ({STORE})")
+    encoder.add_argument("--model", help="its id, where --store holds several")
     encoder.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="to choose in --store (cpu)"
     )
@@ -91,10 +99,8 @@ def _share(text: str) -> float:
 def _encoder(arguments: argparse.Namespace) -> Path:
     if arguments.encoder is not None:
         return Path(arguments.encoder).absolute()
-    store: Path = arguments.store
-    # Names the models where there are several.
-    Store.read(store).model(None, "--encoder FILE.pt")
-    return choose_variant(store, "image", torch.device(arguments.device)).absolute()
+    encoders = Store.read(arguments.store).model(arguments.model)
+    return encoders.best("image", arguments.device).path.absolute()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say_what_ends_it(sys.stderr)
 
     def embed() -> None:
-        source = find_source(arguments.images, arguments.column)
+        source = find_source(arguments.images, arguments.column, arguments.exclude)
         encoder = _encoder(arguments)
         shares = GPU_SHARES if read_spec(encoder).device == "cuda" else CPU_SHARES
         asked = (arguments.encoder_cpus, arguments.encoder_gpus, arguments.decode_cpus)

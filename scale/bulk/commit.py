@@ -61,7 +61,7 @@ def commit(
     Raises:
         BulkError: pictures in and embeddings plus errors out are not the same; nothing is written then. Or
             the table does not hold what it should afterwards.
-        SearchError: the table cannot be written.
+        PicturesError: the table cannot be written.
     """
     before = len(table)
     result = Committed()

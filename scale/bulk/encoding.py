@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipserve.encoder import TracedImageEncoder
+from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import EncoderSpec
 from clipserve.errors import SpecError
 from scale.bulk.stages import Batch, sentence
@@ -29,7 +29,7 @@ class Encoder:
     def __init__(self, path: Path, spec: EncoderSpec, batch_size: int, threads: int):
         torch.set_num_threads(threads)
         self._batch_size = batch_size
-        self._encoder = TracedImageEncoder(path, torch.device(spec.device))
+        self._encoder = ExportedImageEncoder(path, torch.device(spec.device))
         if self._encoder.spec.artifact_sha256 != spec.artifact_sha256:
             raise SpecError(f"{path}: this node's file is not the driver's; copy it to every node")
 

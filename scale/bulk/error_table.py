@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
-from itertools import islice
 from pathlib import Path
 
-import lancedb
 import pyarrow as pa
 
-from pictures.paths import printable, sql_text
-from scale.bulk.errors import BulkError
+from pictures.storage import connect, naming, put, storage_errors
 from scale.bulk.sources import Failure
 
 NAME = "errors"
@@ -25,9 +22,6 @@ _SCHEMA = pa.schema(
     ]
 )
 
-# How many rows a statement names at most: keeps SQL texts short.
-NAMED_ROWS = 500
-
 
 class ErrorTable:
     """One row for each picture that failed when it was last tried.
@@ -36,17 +30,13 @@ class ErrorTable:
         folder: of the pictures' table.
 
     Raises:
-        BulkError: it cannot be read or written.
+        PicturesError: it cannot be read or written.
     """
 
     def __init__(self, folder: Path):
-        try:
-            database = lancedb.connect(folder)
-            self._table = database.create_table(NAME, schema=_SCHEMA, exist_ok=True)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise BulkError(
-                f"{printable(str(folder))}: its table of errors cannot be opened: {error}"
-            ) from error
+        self._folder = folder
+        with storage_errors(folder):
+            self._table = connect(folder).create_table(NAME, schema=_SCHEMA, exist_ok=True)
 
     def failures(self) -> dict[str, Failure]:
         """All of them, by path."""
@@ -54,15 +44,22 @@ class ErrorTable:
         return {row["path"]: Failure(**row) for row in rows}
 
     def put(self, failures: Sequence[Failure]) -> None:
-        """Adds failures, each in the place of an earlier one of its path."""
+        """Adds failures, each in the place of an earlier one of its path.
+
+        Raises:
+            PicturesError: the folder cannot be written.
+        """
         if failures:
             by_path = {failure.path: asdict(failure) for failure in failures}
-            rows = pa.Table.from_pylist(list(by_path.values()), schema=_SCHEMA)
-            merge = self._table.merge_insert("path").when_matched_update_all()
-            merge.when_not_matched_insert_all().execute(rows)
+            with storage_errors(self._folder):
+                put(self._table, pa.Table.from_pylist(list(by_path.values()), schema=_SCHEMA))
 
     def forget(self, paths: Iterable[str]) -> None:
-        """Removes the failures of paths."""
-        rest = iter(paths)
-        while part := list(islice(rest, NAMED_ROWS)):
-            self._table.delete(f"path IN ({', '.join(map(sql_text, part))})")
+        """Removes the failures of paths.
+
+        Raises:
+            PicturesError: the folder cannot be written.
+        """
+        with storage_errors(self._folder):
+            for condition in naming("path", paths):
+                self._table.delete(condition)

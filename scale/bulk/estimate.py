@@ -1,4 +1,4 @@
-"""`python -m scale.bulk.estimate`: machines, hours, bytes and cost; the table of docs/scale.md."""
+"""`python -m scale.bulk.estimate`: machines, hours, bytes and cost; the table of docs/scale-estimate.md."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import sys
@@ -22,7 +21,8 @@ from tqdm import tqdm
 from clipserve.encoder_spec import EncoderSpec, ImagePreprocessing, read_spec
 from pictures.paths import printable
 from pictures.rows import FileState
-from pictures.table import PictureTable, open_or_create_table, sole_writer
+from pictures.storage import sole_writer
+from pictures.table import PictureTable, open_or_create_table
 from scale.bulk.commit import commit
 from scale.bulk.encoding import Encoder
 from scale.bulk.error_table import ErrorTable
@@ -96,8 +96,8 @@ def run_job(source: Source, folder: Path, encoder: Path, pool: Pool) -> Report:
     """Embeds what the table in `folder` does not hold yet; Ray is connected.
 
     Raises:
-        BulkError: no pictures, another embedding space, too small a cluster, or shards that cannot be done.
-        SearchError: the table cannot be written.
+        BulkError: no pictures, too small a cluster, or shards that cannot be done.
+        PicturesError: the table cannot be written, or is of another embedding space.
         SpecError: no such encoder.
     """
     start = time.monotonic()
@@ -106,22 +106,16 @@ def run_job(source: Source, folder: Path, encoder: Path, pool: Pool) -> Report:
         raise BulkError(f"{encoder}: a {spec.modality} encoder; name an image encoder with --encoder")
     with sole_writer(folder, lambda: print("another job writes to this table: waiting", flush=True)):
         table = open_or_create_table(folder, spec.space_id, spec.model_id, spec.embedding_dim)
-        _check_space(table, spec)
+        elsewhere = f"{printable(str(folder))}-{spec.space_id[:6]}"
+        table.require_space(
+            spec.space_id,
+            spec.stem,
+            f"name an encoder of the first, or another table: make bulk IMAGES=… TABLE={elsewhere}",
+        )
         run = _Run(source, table, _Stages(encoder, spec, spec.image, pool))
         run.bring_up_to_date()
     run.report.seconds = time.monotonic() - start
     return run.report
-
-
-def _check_space(table: PictureTable, spec: EncoderSpec) -> None:
-    if table.space_id != spec.space_id:
-        folder = printable(str(table.folder))
-        raise BulkError(
-            f"{folder}: its pictures were embedded by {table.model!r} in space {table.space_id[:12]}, "
-            f"{spec.stem} embeds in space {spec.space_id[:12]} (of another encoder pair, or exported by a "
-            "version that tells spaces apart by more), and the two cannot be compared; name an encoder of "
-            f"the first, or another table: make bulk IMAGES=… TABLE={folder}-{spec.space_id[:6]}"
-        )
 
 
 class _Run:
@@ -133,8 +127,7 @@ class _Run:
         self._table = table
         self._stages = stages
         self._errors = ErrorTable(table.folder)
-        identity = f"{source.kind} {source.root}".encode("utf-8", "surrogateescape")
-        self._job = table.folder / JOBS / hashlib.sha256(identity).hexdigest()[:16]
+        self._job = table.folder / JOBS / source.identity
 
     def bring_up_to_date(self) -> None:
         """Goes on with the job that was begun, if one was; then does what is missing after it."""

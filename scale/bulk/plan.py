@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ def write_plan(
         "kind": source.kind,
         "root": path_to_text(bytes(source.root)),
         "column": source.column or "",
+        "exclude": json.dumps(source.exclude),
         "shard_size": str(shard_size),
         "schema": schema.serialize().to_pybytes(),
     }
@@ -128,6 +130,7 @@ def open_plan(job: Path) -> Plan | None:
             said = {key.decode(): value for key, value in reader.schema.metadata.items()}
             kind: Kind = said["kind"].decode()
             root = Path(text_to_path(said["root"].decode()).decode("utf-8", "surrogateescape"))
+            exclude = tuple(json.loads(said["exclude"]))
             shards, shard_size = reader.num_record_batches, int(said["shard_size"])
             last = reader.get_batch(shards - 1).num_rows
             schema = pa.ipc.read_schema(pa.py_buffer(said["schema"]))
@@ -136,5 +139,5 @@ def open_plan(job: Path) -> Plan | None:
             f"{printable(str(job / PLAN))}: damaged ({error}); remove the folder {printable(str(job))}, "
             "the job then begins anew"
         ) from error
-    source = Source(kind, root, said["column"].decode() or None)
+    source = Source(kind, root, said["column"].decode() or None, exclude)
     return Plan(job, source, schema, shard_size, shards, (shards - 1) * shard_size + last)

@@ -100,23 +100,30 @@ class Source:
         kind: how they are stored.
         root: a folder, or one Parquet or tar file; absolute.
         column: of the bytes in Parquet; None for the only one there is.
+        exclude: patterns of what is left out of a folder or a tar, see `pictures.exclusions`.
     """
 
     kind: Kind
     root: Path
     column: str | None = None
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """Names the job that embeds it, which goes on as it was begun: other exceptions are another job."""
+        words = " ".join((self.kind, str(self.root), *self.exclude))
+        return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def list(self) -> Iterator[Picture | Failure]:
         """Every picture, in an order that depends on nothing but what is there.
 
         Raises:
-            BulkError: the folder or file cannot be read.
-            SearchError: likewise.
+            PicturesError: the folder cannot be read, or what should be a pattern is none.
         """
         if self.kind == "files":
-            yield from _list_files(self.root)
+            yield from _list_files(self.root, self.exclude)
             return
-        listing = _list_tar if self.kind == "tar" else self._list_parquet
+        listing = self._list_tar if self.kind == "tar" else self._list_parquet
         for path in _container_files(self.root, self.kind):
             yield from listing(path)
 
@@ -129,6 +136,44 @@ class Source:
         read = _read_tar if self.kind == "tar" else self._read_parquet
         for _, group in groupby(pictures, key=lambda picture: picture.location):
             yield from read(list(group))
+
+    def _list_tar(self, path: Path) -> Iterator[Picture | Failure]:
+        name = os.fsencode(path)
+        exclusions = Exclusions(name, self.exclude)
+        seen: set[bytes] = set()
+        try:
+            mtime_ns = path.stat().st_mtime_ns
+            # Without compression ("r:"): a picture must be found without reading those before it.
+            with tarfile.open(path, "r:", errors="surrogateescape", tarinfo=_Member) as tar:
+                for member in tar:
+                    # Else every member ever seen is kept.
+                    tar.members = []  # type: ignore[attr-defined]  # missing in its stub
+                    if member.size < 0:
+                        # Its records may say so too; the next member would be looked for before this one.
+                        raise tarfile.ReadError(f"a member of {member.size} bytes")
+                    member_name = os.fsencode(member.name)
+                    ending = os.path.splitext(member_name)[1].lower()  # noqa: PTH122  # bytes
+                    if not member.isfile() or ending not in ENDINGS:
+                        continue
+                    # A Mac's tar has a copy of no picture beside each, a NAS's its thumbnails.
+                    below = os.path.normpath(member_name).lstrip(b"/")
+                    if exclusions.match(below, is_folder=False) is not None:
+                        continue
+                    full_name = name + b"/" + member_name
+                    if member_name in seen:
+                        yield _unreadable(full_name, "a second member of this name in the tar")
+                    elif member.issparse():
+                        yield _unreadable(full_name, "a sparse member, not supported")
+                    elif member.size > MAX_BYTES:
+                        reason = f"{member.size} bytes, allowed are {MAX_BYTES}"
+                        yield _unreadable(full_name, reason)
+                    else:
+                        seen.add(member_name)
+                        yield Picture(
+                            path_to_text(full_name), name, member.offset_data, member.size, mtime_ns
+                        )
+        except (OSError, tarfile.TarError) as error:
+            yield _unreadable(name, f"not a readable, uncompressed tar: {error}")
 
     def _list_parquet(self, path: Path) -> Iterator[Picture | Failure]:
         name = os.fsencode(path)
@@ -159,11 +204,17 @@ class Source:
                 yield picture, Failure.of(picture, UNREADABLE, f"cannot be read: {_reason(error)}")
 
 
-def find_source(images: Path, column: str | None) -> Source:
+def find_source(images: Path, column: str | None, exclude: Sequence[str] = ()) -> Source:
     """Looks what kind of source lies at `images`.
 
+    Args:
+        images: a folder of pictures, or of Parquet or tar files, or one such file.
+        column: of the bytes in Parquet; None for the only one there is.
+        exclude: patterns of what is left out, see `pictures.exclusions`.
+
     Raises:
-        BulkError: nothing is there, or no pictures can be in it.
+        BulkError: nothing is there, or no pictures can be in it; or rows of Parquet, which have no names, are
+            to be left out by theirs.
     """
     root = images.resolve()
     shown = printable(str(images))
@@ -174,7 +225,7 @@ def find_source(images: Path, column: str | None) -> Source:
                 f"{shown}: a file that is neither .parquet nor .tar; name a folder of pictures, a Parquet "
                 "file, a tar file, or a folder of these: make bulk IMAGES=…"
             )
-        return Source(kinds[root.suffix], root, column)
+        return _source(kinds[root.suffix], root, column, exclude)
     if not root.is_dir():
         raise BulkError(f"{shown}: no such file or folder; name one: make bulk IMAGES=…")
     try:
@@ -183,11 +234,19 @@ def find_source(images: Path, column: str | None) -> Source:
         raise BulkError(f"{shown}: cannot be read: {error.strerror}") from error
     if len(found) > 1:
         raise BulkError(f"{shown}: holds both .parquet and .tar files; keep them in folders of their own")
-    return Source(found.pop() if found else "files", root, column)
+    return _source(found.pop() if found else "files", root, column, exclude)
 
 
-def _list_files(root: Path) -> Iterator[Picture | Failure]:
-    listing = list_pictures(root)
+def _source(kind: Kind, root: Path, column: str | None, exclude: Sequence[str]) -> Source:
+    if kind == "parquet" and exclude:
+        raise BulkError(
+            f"EXCLUDE: {printable(exclude[0])!r} goes by names, which pictures in Parquet lack; leave it out"
+        )
+    return Source(kind, root, column, tuple(exclude))
+
+
+def _list_files(root: Path, exclude: Sequence[str]) -> Iterator[Picture | Failure]:
+    listing = list_pictures(root, exclude)
     for path, reason in listing.skipped:
         yield Failure(path, UNKNOWN_SIZE, 0, UNREADABLE, reason)
     for found in listing.pictures:
@@ -196,43 +255,6 @@ def _list_files(root: Path) -> Iterator[Picture | Failure]:
 
 def _container_files(root: Path, kind: Kind) -> list[Path]:
     return [root] if root.is_file() else sorted(path for path in root.glob(f"*.{kind}") if path.is_file())
-
-
-def _list_tar(path: Path) -> Iterator[Picture | Failure]:
-    name = os.fsencode(path)
-    exclusions = Exclusions(name)
-    seen: set[bytes] = set()
-    try:
-        mtime_ns = path.stat().st_mtime_ns
-        # Without compression ("r:"): a picture must be found without reading those before it.
-        with tarfile.open(path, "r:", errors="surrogateescape", tarinfo=_Member) as tar:
-            for member in tar:
-                # Else every member ever seen is kept.
-                tar.members = []  # type: ignore[attr-defined]  # missing in its stub
-                if member.size < 0:
-                    # Its records may say so too; the next member would be looked for before this one.
-                    raise tarfile.ReadError(f"a member of {member.size} bytes")
-                member_name = os.fsencode(member.name)
-                ending = os.path.splitext(member_name)[1].lower()  # noqa: PTH122  # bytes
-                if not member.isfile() or ending not in ENDINGS:
-                    continue
-                # A Mac's tar has a copy of no picture beside each, a NAS's its thumbnails.
-                below = os.path.normpath(member_name).lstrip(b"/")
-                if exclusions.match(below, is_folder=False) is not None:
-                    continue
-                text = path_to_text(name + b"/" + member_name)
-                if member_name in seen:
-                    yield _unreadable(name + b"/" + member_name, "a second member of this name in the tar")
-                elif member.issparse():
-                    yield _unreadable(name + b"/" + member_name, "a sparse member, not supported")
-                elif member.size > MAX_BYTES:
-                    reason = f"{member.size} bytes, allowed are {MAX_BYTES}"
-                    yield _unreadable(name + b"/" + member_name, reason)
-                else:
-                    seen.add(member_name)
-                    yield Picture(text, name, member.offset_data, member.size, mtime_ns)
-    except (OSError, tarfile.TarError) as error:
-        yield _unreadable(name, f"not a readable, uncompressed tar: {error}")
 
 
 class _Member(tarfile.TarInfo):

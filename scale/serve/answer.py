@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clipserve.protocol import Reply
+from clipserve.wire.rows import Reply
 
 
 @dataclass(frozen=True)

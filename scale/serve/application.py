@@ -13,14 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from clipserve.encoder import check_pair, choose_variant
-from clipserve.encoder_spec import EncoderSpec, read_spec
+from clipserve.store import Store
 from scale.serve.ingress import Ingress, TextModel
 from scale.serve.replica import Replica
 from scale.serve.settings import EndpointSettings, ServerSettings, read_endpoints, read_server
@@ -64,7 +62,8 @@ def app(arguments: AppArguments) -> Application:
     """
     server = read_server(arguments.config)
     endpoints = read_endpoints(arguments.handlers)
-    _, text = encoder_pair(arguments.store, arguments.device, arguments.model)
+    encoders = Store.read(arguments.store).model(arguments.model)
+    text = encoders.pair(arguments.device)[1].spec
     gpus = arguments.gpus_per_replica if arguments.device == "cuda" else 0
     replicas = {
         settings.name: _deployment(settings, server, gpus).bind(
@@ -116,17 +115,3 @@ def _deployment(settings: EndpointSettings, server: ServerSettings, gpus: float)
         max_constructor_retry_count=START_ATTEMPTS,
         **replicas,
     )(Replica)
-
-
-def encoder_pair(store: Path, device: str, model: str | None = None) -> tuple[EncoderSpec, EncoderSpec]:
-    """The specs of the image and the text encoder that would be served.
-
-    Raises:
-        SpecError: there is none, they are not of one embedding space, or there are several models.
-    """
-    image, text = (
-        read_spec(choose_variant(store, modality, torch.device(device), model))
-        for modality in ("image", "text")
-    )
-    check_pair(image, text)
-    return image, text

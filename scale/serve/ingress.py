@@ -1,7 +1,7 @@
 """The HTTP side of the Ray Serve application: TorchServe's paths and bodies, and OpenAI's.
 
 ```
-POST /predictions/clip_image | clip_text | clip_similarity       as TorchServe, see clipserve.protocol
+POST /predictions/clip_image | clip_text | clip_similarity       as TorchServe, see clipserve.wire.native
 GET  /ping                                                       is every endpoint answering?
 GET  /models/NAME                                                workers, encoder specs (management token)
 POST /v1/embeddings, GET /v1/models, GET /v1/models/ID           as OpenAI
@@ -32,8 +32,9 @@ from starlette.exceptions import HTTPException
 from clipserve.endpoint_status import READY, EndpointStatus, Worker
 from clipserve.errors import RequestError
 from clipserve.meter import TIMING_HEADER
-from clipserve.openai_protocol import model_reply, models_reply, openai_error, openai_reply, text_row
-from clipserve.protocol import MULTIPART, Reply, Row, check_head, dump_json, error_reply, media_type
+from clipserve.wire.native import encode_error
+from clipserve.wire.openai import model_reply, models_reply, openai_error, openai_reply, text_row
+from clipserve.wire.rows import MULTIPART, Reply, Row, check_head, media_type
 from scale.serve.answer import Answer
 from scale.serve.multipart import multipart_parts
 from scale.serve.settings import EndpointSettings, ServerSettings
@@ -88,8 +89,8 @@ async def _refuse(request: Request, error: RequestError) -> Response:
     if isinstance(error, TokenError):
         # As TorchServe says it, with its status: clients know by this that they should look for a new token.
         refusal = {"code": 400, "type": "InvalidKeyException", "message": error.message}
-        return _response(Reply(400, dump_json(refusal)))
-    return _response(error_reply(error))
+        return _response(Reply.json(400, refusal))
+    return _response(encode_error(error))
 
 
 @app.exception_handler(HTTPException)
@@ -146,8 +147,8 @@ class Ingress:
         self._check_token(request, "inference")
         for endpoint in self._endpoints:
             if not await self._describe(endpoint):
-                return _response(Reply(503, dump_json({"status": "Unhealthy", "endpoint": endpoint})))
-        return _response(Reply(200, dump_json({"status": "Healthy"})))
+                return _response(Reply.json(503, {"status": "Unhealthy", "endpoint": endpoint}))
+        return _response(Reply.json(200, {"status": "Healthy"}))
 
     @app.get("/models/{endpoint}")
     async def describe(self, endpoint: str, request: Request) -> Response:
@@ -160,7 +161,7 @@ class Ingress:
             self._settings[endpoint].min_replicas,
             found[0]["encoders"] if found else (),
         )
-        return _response(Reply(200, dump_json(status.to_json())))
+        return _response(Reply.json(200, status.to_json()))
 
     @app.post("/v1/embeddings")
     async def openai_embeddings(self, request: Request) -> Response:

@@ -8,7 +8,7 @@ from python_multipart.exceptions import FormParserError, ParseError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 from clipserve.errors import RequestError
-from clipserve.protocol import MAX_PARTS, MULTIPART, OCTETS, Part, check_charset, unreadable_form
+from clipserve.wire.rows import MAX_PARTS, MULTIPART, OCTETS, Part, check_charset, unreadable_form
 
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 

@@ -14,7 +14,7 @@ from ray import serve
 from ray.util.metrics import Counter
 
 from clipserve.meter import server_timing, stage_metric
-from clipserve.protocol import Row
+from clipserve.wire.rows import Row
 from clipserve.worker import Worker
 from scale.serve.answer import Answer
 from scale.serve.settings import EndpointSettings

@@ -31,8 +31,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clipserve.client import Client
 from clipserve.errors import ClipServeError, RequestError, ServerError
 from clipserve.images import ImageLimits
-from pictures.errors import SearchError
 from pictures.paths import printable
+from search.errors import SearchError
 from search.examples import LABELS, QUERIES
 from search.page.originals import NotServedError, find_original, read_original
 from search.page.searcher import LIMIT, MAX_LIMIT, PAGE, Query, Searcher

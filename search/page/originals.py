@@ -10,21 +10,14 @@ from dataclasses import dataclass
 from PIL import Image
 
 from clipserve.errors import RequestError
-from clipserve.images import FORMATS, ImageLimits, decode_image
-from pictures.errors import SearchError
+from clipserve.image_formats import FORMATS
+from clipserve.images import ImageLimits, decode_image
 from pictures.files import FoundFile, read_contents
 from pictures.paths import printable, text_to_path
 from pictures.table import PictureTable
+from search.errors import SearchError
 
-# What browsers show, by the name of the format; a picture of another is sent as a JPEG.
-SHOWN_FORMATS = {
-    "JPEG": "image/jpeg",
-    "PNG": "image/png",
-    "WEBP": "image/webp",
-    "GIF": "image/gif",
-    "BMP": "image/bmp",
-    "AVIF": "image/avif",
-}
+# Of what a picture is sent as whose format browsers do not show.
 JPEG_QUALITY = 92
 
 
@@ -91,12 +84,12 @@ def read_original(table: PictureTable, path: str, limits: ImageLimits) -> Origin
 
 def _shown_as(data: bytes) -> str | None:
     """The media type of a picture that browsers show; None for others, and where its header is damaged."""
-    for name, media_type in SHOWN_FORMATS.items():
-        if FORMATS[name].signature.match(data):
+    for format in FORMATS.values():
+        if format.media_type and format.signature.match(data):
             try:
                 # Only the header is read.
-                with Image.open(io.BytesIO(data), formats=(name,)):
-                    return media_type
+                with Image.open(io.BytesIO(data), formats=(format.name,)):
+                    return format.media_type
             except Exception:  # whatever a damaged header makes Pillow stumble over
                 return None
     return None

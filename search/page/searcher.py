@@ -15,9 +15,9 @@ from starlette.datastructures import QueryParams
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError
-from pictures.errors import SearchError
 from pictures.table import PictureTable, open_table
 from pictures.thumbnails import make_thumbnail, thumbnail_size
+from search.errors import SearchError
 from search.finder import Finder
 
 LIMIT = 200  # pictures of an answer unless the page is asked for others
@@ -145,7 +145,7 @@ class Searcher:
         """The table as it is now.
 
         Raises:
-            SearchError: there is none.
+            PicturesError: there is none.
         """
         return open_table(self._folder)
 
@@ -153,7 +153,8 @@ class Searcher:
         """The answer to a query; from the second page on the one that the first page was of.
 
         Raises:
-            SearchError: there is no table, or a picture of the query is not known any more.
+            PicturesError: there is no table.
+            SearchError: a picture of the query is not known any more.
             ServerError: the server cannot be reached or fails.
             RequestError: a text is wrong.
         """
@@ -199,7 +200,7 @@ class Searcher:
             Its SHA-256, which queries name it by.
 
         Raises:
-            SearchError: there is no table.
+            PicturesError: there is no table.
             ServerError: the server cannot be reached or fails.
             RequestError: the bytes are no picture that the server takes.
         """

@@ -10,8 +10,8 @@ import pytest
 import skimage.data
 from PIL import Image, ImageCms
 
-from clipserve.colors import to_srgb
-from clipserve.images import Color, ImageLimits, decode_image
+from clipserve.colors import Color, to_srgb
+from clipserve.images import ImageLimits, decode_image
 from reliability.costly import COSTLY
 from standins.twenty_files import display_p3, srgb
 

@@ -21,24 +21,19 @@ import pytest
 import torch
 from PIL import Image
 
-from clipserve import handler, worker
+from clipserve import embedders, pipeline, worker
 from clipserve.cost import Budget, PassCost
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.embedders import ENTRY_BYTES, CachedTextEmbedder, TextEmbedder
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import SpecError
-from clipserve.handler import (
-    ENTRY_BYTES,
-    CachedTextEmbedder,
-    SimilarityEndpoint,
-    TextEmbedder,
-    image_endpoint,
-    text_endpoint,
-)
 from clipserve.images import PixelArray
 from clipserve.memory import resident_bytes
-from clipserve.protocol import JSON, Embedded, EmbeddingRequest, Reply, RequestLimits, Row
+from clipserve.pipeline import SimilarityEndpoint, image_endpoint, text_endpoint
 from clipserve.settings import Settings
 from clipserve.tokens import Tokenizer, Tokens
+from clipserve.wire.messages import Embedded, EmbeddingRequest
+from clipserve.wire.rows import JSON, Reply, RequestLimits, Row
 from clipserve.worker import Worker
 from serving.server import private_server
 
@@ -107,19 +102,19 @@ def told(reply: Reply, kind: str) -> list[int]:
 
 
 def test_pictures_are_decoded_as_long_as_there_is_time(
-    image_encoder: TracedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6: 128 pictures of a second each killed the worker. What is done is kept."""
     endpoint = image_endpoint(image_encoder, Settings(max_batch=2))
     whole = vectors(endpoint.handle([json_row({"input": PICTURES})])[0])
     decoded: list[bytes] = []
-    decode = clock.slow(handler.decode_image, 3)
+    decode = clock.slow(embedders.decode_image, 3)
 
     def counted(data: bytes, *arguments: Any, **options: Any) -> Any:
         decoded.append(data)
         return decode(data, *arguments, **options)
 
-    monkeypatch.setattr(handler, "decode_image", counted)
+    monkeypatch.setattr(embedders, "decode_image", counted)
     reply = endpoint.handle([json_row({"input": PICTURES})])[0]
     # At 0, 3 and 6 seconds of 8.
     assert outcomes(reply) == ["ok"] * 3 + ["overloaded"] * 17
@@ -130,7 +125,7 @@ def test_pictures_are_decoded_as_long_as_there_is_time(
 
 
 def test_pictures_are_decoded_as_long_as_there_is_time_to_embed_them(
-    image_encoder: TracedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6, with an encoder that is slower than the decoder: 0.5 s a picture is 16 pictures in 8 s."""
     endpoint = image_endpoint(image_encoder, Settings(max_batch=32))
@@ -139,7 +134,7 @@ def test_pictures_are_decoded_as_long_as_there_is_time_to_embed_them(
 
 
 def test_texts_are_embedded_as_long_as_their_known_cost_fits(
-    text_encoder: TracedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A8: what would take longer than the request may is not begun, and not even tokenised."""
     endpoint = text_endpoint(text_encoder, Settings())
@@ -163,8 +158,8 @@ def test_texts_are_embedded_as_long_as_their_known_cost_fits(
 
 
 def test_time_that_was_thought_to_be_needed_is_used_after_all(
-    image_encoder: TracedImageEncoder,
-    text_encoder: TracedTextEncoder,
+    image_encoder: ExportedImageEncoder,
+    text_encoder: ExportedTextEncoder,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -182,7 +177,7 @@ def test_time_that_was_thought_to_be_needed_is_used_after_all(
 
 
 def test_tokenising_looks_at_the_deadline(
-    text_encoder: TracedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A7: a thousand texts that take long to tokenise; those that were are embedded all the same."""
     endpoint = text_endpoint(text_encoder, Settings(max_batch=128))
@@ -194,7 +189,7 @@ def test_tokenising_looks_at_the_deadline(
 
 
 def test_the_deadline_is_looked_at_between_forward_passes(
-    text_encoder: TracedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A8: also where a pass takes longer than it should."""
     endpoint = text_endpoint(text_encoder, Settings(max_batch=2))
@@ -205,8 +200,8 @@ def test_the_deadline_is_looked_at_between_forward_passes(
 
 
 def test_the_first_item_is_done_however_long_it_takes(
-    image_encoder: TracedImageEncoder,
-    text_encoder: TracedTextEncoder,
+    image_encoder: ExportedImageEncoder,
+    text_encoder: ExportedTextEncoder,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -221,14 +216,14 @@ def test_the_first_item_is_done_however_long_it_takes(
 
 
 def test_neither_side_of_a_comparison_takes_all_the_time(
-    image_encoder: TracedImageEncoder,
-    text_encoder: TracedTextEncoder,
+    image_encoder: ExportedImageEncoder,
+    text_encoder: ExportedTextEncoder,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """ATTACKS A6, A7: pictures without texts, or texts without pictures, would be of no use."""
     endpoint = SimilarityEndpoint(image_encoder, text_encoder, Settings())
-    monkeypatch.setattr(handler, "decode_image", clock.slow(handler.decode_image, 1))
+    monkeypatch.setattr(embedders, "decode_image", clock.slow(embedders.decode_image, 1))
     monkeypatch.setattr(text_encoder.tokenizer, "tokenize", clock.slow(text_encoder.tokenizer.tokenize, 1))
     monkeypatch.setattr(PassCost, "seconds", lambda self, units: 0.0)
     few, many = (
@@ -244,8 +239,8 @@ def test_neither_side_of_a_comparison_takes_all_the_time(
 
 
 def test_labels_that_were_left_out_are_answered_when_asked_again(
-    image_encoder: TracedImageEncoder,
-    text_encoder: TracedTextEncoder,
+    image_encoder: ExportedImageEncoder,
+    text_encoder: ExportedTextEncoder,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -260,11 +255,11 @@ def test_labels_that_were_left_out_are_answered_when_asked_again(
 
 
 def test_items_that_take_long_and_are_wrong_are_no_reason_to_ask_again(
-    image_encoder: TracedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6: pictures cut short; a 503 would have the client send all of them once more."""
     endpoint = image_endpoint(image_encoder, Settings())
-    monkeypatch.setattr(handler, "decode_image", clock.slow(handler.decode_image, 3))
+    monkeypatch.setattr(embedders, "decode_image", clock.slow(embedders.decode_image, 3))
     wrong = base64.b64encode(b"no picture").decode()
     reply = endpoint.handle([json_row({"input": [wrong] * 9})])[0]
     assert (reply.status, outcomes(reply)) == (415, ["unsupported_image_format"])
@@ -275,7 +270,7 @@ def test_items_that_take_long_and_are_wrong_are_no_reason_to_ask_again(
 
 
 def test_a_costly_request_takes_nothing_from_its_neighbours(
-    text_encoder: TracedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6, A8: what costs little goes first, wherever it stands."""
     endpoint = text_endpoint(text_encoder, Settings(max_batch=4))
@@ -289,35 +284,35 @@ def test_a_costly_request_takes_nothing_from_its_neighbours(
 
 
 def test_requests_that_share_a_pass_get_on_alike(
-    image_encoder: TracedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6: five pictures that take long, before two that do not, in one pass of 32."""
     endpoint = image_endpoint(image_encoder, Settings())
     slow = {base64.b64decode(p) for p in PICTURES[:5]}
-    decode = handler.decode_image
+    decode = embedders.decode_image
 
     def decode_slowly(data: bytes, *arguments: Any, **options: Any) -> Any:
         clock.now += 3 if data in slow else 0
         return decode(data, *arguments, **options)
 
-    monkeypatch.setattr(handler, "decode_image", decode_slowly)
+    monkeypatch.setattr(embedders, "decode_image", decode_slowly)
     replies = endpoint.handle([json_row({"input": PICTURES[:5]}), json_row({"input": PICTURES[10:15]})])
     assert [outcomes(reply).count("ok") for reply in replies] == [3, 2]
 
 
 def test_rows_are_parsed_under_the_deadline_of_their_batch(
-    text_encoder: TracedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A3: bodies that take long to parse; the small ones of their neighbours go before them."""
     parsed: list[bytes] = []
-    parse = handler.parse_text_request
+    parse = pipeline.decode_texts
 
     def slow(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]:
         parsed.append(row.body)
         clock.now += 10 if len(row.body) > 100 else 0
         return parse(row, limits)
 
-    monkeypatch.setattr(handler, "parse_text_request", slow)
+    monkeypatch.setattr(pipeline, "decode_texts", slow)
     endpoint = text_endpoint(text_encoder, Settings())
     heavy, light = Row(b"[" * 200, JSON), json_row({"input": "a"})
     replies = endpoint.handle([heavy, heavy, light, heavy, heavy])
@@ -328,17 +323,17 @@ def test_rows_are_parsed_under_the_deadline_of_their_batch(
 
 
 def test_a_row_that_cannot_even_be_parsed_fails_alone(
-    text_encoder: TracedTextEncoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """ATTACKS A3: whatever parsing raises, memory used up included, the neighbours are answered."""
-    parse = handler.parse_text_request
+    parse = pipeline.decode_texts
 
     def fail(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]:
         if b"secret" in row.body:
             raise MemoryError("secret")
         return parse(row, limits)
 
-    monkeypatch.setattr(handler, "parse_text_request", fail)
+    monkeypatch.setattr(pipeline, "decode_texts", fail)
     endpoint = text_endpoint(text_encoder, Settings())
     replies = endpoint.handle([json_row({"input": "a"}), json_row({"input": "secret"}), Row(b"b", "")])
     assert [reply.status for reply in replies] == [200, 500, 200]
@@ -364,7 +359,7 @@ def fail_at(encoder: Any, guilty: Callable[[Any], bool]) -> Callable[..., FloatA
 
 
 def test_an_input_that_makes_the_forward_pass_raise_fails_alone(
-    text_encoder: TracedTextEncoder, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CASES 3: one caller's word failed the whole batch, innocent 249 of 447 told 503."""
     endpoint = text_endpoint(text_encoder, Settings())
@@ -387,7 +382,7 @@ def test_an_input_that_makes_the_forward_pass_raise_fails_alone(
 
 
 def test_a_picture_that_makes_the_forward_pass_raise_fails_alone(
-    image_encoder: TracedImageEncoder, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CASES 3, for the other encoder."""
     endpoint = image_endpoint(image_encoder, Settings())
@@ -414,7 +409,7 @@ def test_a_picture_that_makes_the_forward_pass_raise_fails_alone(
 
 
 def test_a_broken_encoder_is_no_fault_of_its_callers(
-    text_encoder: TracedTextEncoder, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CASES 3: a GPU that has failed fails at the golden input too; the server replaces the worker."""
     endpoint = text_endpoint(text_encoder, Settings())
@@ -425,8 +420,8 @@ def test_a_broken_encoder_is_no_fault_of_its_callers(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_what_is_no_vector_is_no_answer(
-    image_encoder: TracedImageEncoder,
-    text_encoder: TracedTextEncoder,
+    image_encoder: ExportedImageEncoder,
+    text_encoder: ExportedTextEncoder,
     monkeypatch: pytest.MonkeyPatch,
     value: float,
 ) -> None:
@@ -451,7 +446,7 @@ def test_what_is_no_vector_is_no_answer(
 
 
 def test_a_worker_refuses_a_tokenizer_that_its_encoder_does_not_fit(
-    text_encoder: TracedTextEncoder, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CASES 3: on a GPU an id beyond the embeddings ends the process; found before any caller comes."""
     TextEmbedder(text_encoder, Settings())
@@ -464,7 +459,7 @@ def test_a_worker_refuses_a_tokenizer_that_its_encoder_does_not_fit(
 # ---- memory
 
 
-def test_the_text_cache_is_bounded_in_bytes(text_encoder: TracedTextEncoder) -> None:
+def test_the_text_cache_is_bounded_in_bytes(text_encoder: ExportedTextEncoder) -> None:
     """ATTACKS A7: texts were its keys, 155 MB for each such request, and stayed."""
     cache = CachedTextEmbedder(TextEmbedder(text_encoder, Settings()), 50 * (128 + ENTRY_BYTES))
     cache(["a"], Budget(math.inf))

@@ -26,26 +26,19 @@ import torch
 import yaml
 from PIL import Image
 
-from clipserve import handler
+from clipserve import embedders
 from clipserve.archive_files import SUMS_FILE, file_sha256
 from clipserve.cost import Budget
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.embedders import ENTRY_BYTES, CachedTextEmbedder, ImageEmbedder, TextEmbedder
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import FloatArray, read_spec
 from clipserve.errors import RequestError, SpecError
-from clipserve.handler import (
-    ENTRY_BYTES,
-    CachedTextEmbedder,
-    Endpoint,
-    ImageEmbedder,
-    SimilarityEndpoint,
-    TextEmbedder,
-    image_endpoint,
-    text_endpoint,
-)
 from clipserve.images import ImageLimits, decode_image
-from clipserve.protocol import JSON, Embedded, Part, Reply, RequestLimits, Row
+from clipserve.pipeline import Endpoint, SimilarityEndpoint, image_endpoint, text_endpoint
 from clipserve.settings import Settings
 from clipserve.torchserve_adapter import Reporter, TorchServeHandler
+from clipserve.wire.messages import Embedded
+from clipserve.wire.rows import JSON, Part, Reply, RequestLimits, Row
 from handlers.clip_image import ClipImageHandler
 from handlers.clip_similarity import ClipSimilarityHandler
 from handlers.clip_text import ClipTextHandler
@@ -106,17 +99,17 @@ def assert_close(found: Any, expected: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def images(image_encoder: TracedImageEncoder) -> Endpoint:
+def images(image_encoder: ExportedImageEncoder) -> Endpoint:
     return image_endpoint(image_encoder, Settings())
 
 
 @pytest.fixture(scope="module")
-def texts(text_encoder: TracedTextEncoder) -> Endpoint:
+def texts(text_encoder: ExportedTextEncoder) -> Endpoint:
     return text_endpoint(text_encoder, Settings())
 
 
 @pytest.fixture
-def similarity(image_encoder: TracedImageEncoder, text_encoder: TracedTextEncoder) -> SimilarityEndpoint:
+def similarity(image_encoder: ExportedImageEncoder, text_encoder: ExportedTextEncoder) -> SimilarityEndpoint:
     return SimilarityEndpoint(image_encoder, text_encoder, Settings())
 
 
@@ -136,7 +129,7 @@ def picture_vectors(images: Endpoint) -> FloatArray:
 
 
 def test_embeddings_are_those_of_the_encoder(
-    text_vectors: FloatArray, picture_vectors: FloatArray, text_encoder: TracedTextEncoder
+    text_vectors: FloatArray, picture_vectors: FloatArray, text_encoder: ExportedTextEncoder
 ) -> None:
     for found in (text_vectors, picture_vectors):
         assert found.shape[1] == 32
@@ -181,7 +174,7 @@ def test_every_way_to_send_a_picture(images: Endpoint, picture_vectors: FloatArr
         assert_close(vectors(reply), picture_vectors[:1])
 
 
-def test_text_usage(texts: Endpoint, text_encoder: TracedTextEncoder) -> None:
+def test_text_usage(texts: Endpoint, text_encoder: ExportedTextEncoder) -> None:
     reply = texts.handle([json_row({"input": ["Two dogs", LONG, "☃ ☃"]})])[0]
     counted = [text_encoder.tokenizer.tokenize(t) for t in ("Two dogs", LONG, "☃ ☃")]
     assert body_of(reply)["usage"] == {
@@ -277,7 +270,7 @@ def test_request_without_any_good_item_gets_its_first_error(images: Endpoint) ->
 @pytest.mark.parametrize("max_batch", [1, 2, 4, 7, 32])
 @pytest.mark.parametrize("seed", range(3))
 def test_sorting_by_length_and_batching_keep_the_order(
-    text_encoder: TracedTextEncoder, text_vectors: FloatArray, max_batch: int, seed: int
+    text_encoder: ExportedTextEncoder, text_vectors: FloatArray, max_batch: int, seed: int
 ) -> None:
     """Rows of many items of all lengths, with bad ones among them, in forward passes of every size."""
     rng = random.Random(seed)
@@ -311,7 +304,7 @@ def test_a_text_is_embedded_as_if_alone(
 
 @pytest.mark.parametrize("max_batch", [1, 3, 32])
 def test_a_picture_is_embedded_as_if_alone(
-    image_encoder: TracedImageEncoder, picture_vectors: FloatArray, max_batch: int
+    image_encoder: ExportedImageEncoder, picture_vectors: FloatArray, max_batch: int
 ) -> None:
     endpoint = image_endpoint(image_encoder, Settings(max_batch=max_batch))
     order = [2, 0, 3, 3, 1, 0, 2]
@@ -322,7 +315,7 @@ def test_a_picture_is_embedded_as_if_alone(
 
 
 def test_no_forward_pass_takes_more_than_the_setting_says(
-    text_encoder: TracedTextEncoder, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes = []
     embed = text_encoder.embed
@@ -341,7 +334,7 @@ def test_no_forward_pass_takes_more_than_the_setting_says(
 
 
 def test_pictures_are_decoded_during_the_forward_pass(
-    image_encoder: TracedImageEncoder, picture_vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, picture_vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second_is_decoded = threading.Event()
     decoded = []
@@ -358,7 +351,7 @@ def test_pictures_are_decoded_during_the_forward_pass(
         return embed(pixels)
 
     endpoint = image_endpoint(image_encoder, Settings(max_batch=1))
-    monkeypatch.setattr(handler, "decode_image", decode)
+    monkeypatch.setattr(embedders, "decode_image", decode)
     monkeypatch.setattr(image_encoder, "embed", wait)
     items = [{"image": in_base64(PICTURES[i])} for i in (0, 1)]
     reply = endpoint.handle([json_row({"input": items})])[0]
@@ -366,7 +359,7 @@ def test_pictures_are_decoded_during_the_forward_pass(
 
 
 def test_large_jpegs_are_decoded_at_a_reduced_size_where_that_is_set(
-    image_encoder: TracedImageEncoder, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
 
@@ -374,7 +367,7 @@ def test_large_jpegs_are_decoded_at_a_reduced_size_where_that_is_set(
         sizes.append(decode_image(*arguments, **options).size)
         return decode_image(*arguments, **options)
 
-    monkeypatch.setattr(handler, "decode_image", spy)
+    monkeypatch.setattr(embedders, "decode_image", spy)
     photograph = Row((PHOTOGRAPHS / "retina.jpg").read_bytes(), "")
     reduced, whole = (
         vectors(image_endpoint(image_encoder, Settings(draft_factor=factor)).handle([photograph])[0])[0]
@@ -481,7 +474,7 @@ def test_meter(texts: Endpoint, similarity: SimilarityEndpoint) -> None:
 
 
 def test_requests_that_have_not_begun_when_the_time_is_up(
-    text_encoder: TracedTextEncoder, text_vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
+    text_encoder: ExportedTextEncoder, text_vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Better than a worker killed for being late, which would fail the whole batch."""
     now = [0.0]
@@ -505,7 +498,7 @@ def test_requests_that_have_not_begun_when_the_time_is_up(
 
 
 def test_encoders_of_two_spaces_are_refused(
-    image_encoder: TracedImageEncoder, text_encoder: TracedTextEncoder, monkeypatch: pytest.MonkeyPatch
+    image_encoder: ExportedImageEncoder, text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = json.loads(text_encoder.spec.to_json()) | {"space_id": "of another pair"}
     monkeypatch.setattr(text_encoder, "spec", text_encoder.spec.from_json(json.dumps(other), "x"))
@@ -597,7 +590,7 @@ def test_cache_keeps_no_batch_alive(inner: Counting) -> None:
 
 
 def test_cached_texts_are_those_of_the_encoder(
-    text_encoder: TracedTextEncoder, text_vectors: FloatArray
+    text_encoder: ExportedTextEncoder, text_vectors: FloatArray
 ) -> None:
     cache = CachedTextEmbedder(TextEmbedder(text_encoder, Settings()), 5 * (128 + ENTRY_BYTES))
     for _ in range(2):
@@ -606,7 +599,7 @@ def test_cached_texts_are_those_of_the_encoder(
         assert [r.usage.truncated for r in found if isinstance(r, Embedded)].count(1) == 2
 
 
-def test_image_embedder_keeps_limits(image_encoder: TracedImageEncoder) -> None:
+def test_image_embedder_keeps_limits(image_encoder: ExportedImageEncoder) -> None:
     embed = ImageEmbedder(image_encoder, Settings(images=ImageLimits(max_memory=9 * 90 * 67)))
     buffer = io.BytesIO()
     # No JPEG, which would be decoded at half its size.
@@ -615,7 +608,9 @@ def test_image_embedder_keeps_limits(image_encoder: TracedImageEncoder) -> None:
     assert [getattr(r, "code", "ok") for r in results] == ["ok", "image_too_large", "ok"]
 
 
-def test_image_embedder_keeps_no_picture_that_it_could_not_decode(image_encoder: TracedImageEncoder) -> None:
+def test_image_embedder_keeps_no_picture_that_it_could_not_decode(
+    image_encoder: ExportedImageEncoder,
+) -> None:
     """The pictures of a batch that are cut short would add up, 4 bytes a pixel."""
     buffer = io.BytesIO()
     Image.new("RGB", (333, 222)).save(buffer, "PNG")

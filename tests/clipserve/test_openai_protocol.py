@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipserve.encoder import TracedTextEncoder
+from clipserve.encoder import ExportedTextEncoder
 from clipserve.encoder_spec import decode_vector
 from clipserve.errors import RequestError
-from clipserve.handler import Endpoint, text_endpoint
-from clipserve.openai_protocol import model_reply, models_reply, openai_error, openai_reply, text_row
-from clipserve.protocol import JSON, Reply, Row
+from clipserve.pipeline import Endpoint, text_endpoint
 from clipserve.settings import Settings
+from clipserve.wire.openai import model_reply, models_reply, openai_error, openai_reply, text_row
+from clipserve.wire.rows import JSON, Reply, Row
 
 MODEL, DIM = "clip", 32
 
 
 @pytest.fixture(scope="module")
-def texts(text_encoder: TracedTextEncoder) -> Endpoint:
+def texts(text_encoder: ExportedTextEncoder) -> Endpoint:
     return text_endpoint(text_encoder, Settings())
 
 

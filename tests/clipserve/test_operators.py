@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from clipserve.encoder import TracedImageEncoder, load_for_inference, load_torchscript
+from clipserve.encoder import ExportedImageEncoder, load_for_inference, load_torchscript
 from clipserve.encoder_spec import SPEC_FILE, artifact_sha256, read_extra_file, read_spec
 from clipserve.errors import SpecError
 from clipserve.operators import check_records
 from export_scripts import verify
-from export_scripts.formats import TorchScript
+from export_scripts.formats.torchscript import TorchScript
 
 CPU = torch.device("cpu")
 LOADERS = [load_for_inference, load_torchscript]
@@ -135,7 +135,7 @@ def test_worker_and_verify_refuse(
     written = tmp_path / "written"
     path = write(attack, image_path, own / image_path.name, written, tmp_path)
     with pytest.raises(SpecError, match="refused before it ran"):
-        TracedImageEncoder(path, CPU)
+        ExportedImageEncoder(path, CPU)
     capsys.readouterr()
     checkpoints = ["--model", str(clip_folder), "--text-model", str(multilingual_folder)]
     assert verify.main(["--store", str(own), *checkpoints]) == 1

@@ -22,28 +22,18 @@ from clipserve.encoder_spec import (
     decode_vector,
 )
 from clipserve.errors import RequestError
-from clipserve.protocol import (
-    JSON,
-    MAX_JSON_DEPTH,
-    MAX_JSON_VALUES,
-    MAX_PARTS,
-    Embedded,
-    EmbeddingRequest,
-    Part,
-    Reply,
-    RequestLimits,
-    Row,
-    SimilarityRequest,
-    Usage,
-    cosine_similarity,
-    embedding_reply,
-    error_reply,
-    parse_image_request,
-    parse_similarity_request,
-    parse_text_request,
-    similarity_reply,
-    softmax,
+from clipserve.similarity import cosine_similarity, softmax
+from clipserve.wire.json_input import MAX_JSON_DEPTH, MAX_JSON_VALUES
+from clipserve.wire.messages import Embedded, EmbeddingRequest, SimilarityRequest, Usage
+from clipserve.wire.native import (
+    decode_images,
+    decode_similarity,
+    decode_texts,
+    encode_embeddings,
+    encode_error,
+    encode_similarity,
 )
+from clipserve.wire.rows import JSON, MAX_PARTS, Part, Reply, RequestLimits, Row
 
 LIMITS = RequestLimits()
 FORM = "application/x-www-form-urlencoded"
@@ -54,9 +44,9 @@ PNG_64 = base64.b64encode(PNG).decode()
 
 Parse = Callable[[Row, RequestLimits], EmbeddingRequest[Any] | SimilarityRequest]
 PARSERS: dict[str, Parse] = {
-    "text": parse_text_request,
-    "image": parse_image_request,
-    "similarity": parse_similarity_request,
+    "text": decode_texts,
+    "image": decode_images,
+    "similarity": decode_similarity,
 }
 # The field that holds the items, and a request around a value in it.
 AROUND: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -105,13 +95,13 @@ def codes(items: Sequence[Any]) -> list[Any]:
 @pytest.mark.parametrize("content_type", ["text/plain", "", "application/octet-stream", "text/html"])
 def test_text_as_the_body(content_type: str) -> None:
     text = "két kutya\na hóban 雪 🐶 "
-    request = parse_text_request(Row(text.encode(), content_type), LIMITS)
+    request = decode_texts(Row(text.encode(), content_type), LIMITS)
     assert request == EmbeddingRequest([text], "float")
 
 
 def test_empty_text_is_a_text_but_an_empty_body_is_a_mistake() -> None:
-    assert parse_text_request(json_row({"input": ""}), LIMITS).items == [""]
-    assert_refused(parse_text_request, Row(b"", "text/plain"), "empty_request", 400)
+    assert decode_texts(json_row({"input": ""}), LIMITS).items == [""]
+    assert_refused(decode_texts, Row(b"", "text/plain"), "empty_request", 400)
 
 
 @pytest.mark.parametrize(
@@ -130,28 +120,28 @@ def test_empty_text_is_a_text_but_an_empty_body_is_a_mistake() -> None:
     ids=str,
 )
 def test_text_requests(body: dict[str, Any], items: list[str], encoding_format: str) -> None:
-    request = parse_text_request(json_row(body), LIMITS)
+    request = decode_texts(json_row(body), LIMITS)
     assert (request.items, request.encoding_format) == (items, encoding_format)
 
 
 def test_wrong_texts_become_errors_in_their_places() -> None:
-    request = parse_text_request(json_row({"input": ["a", 1, None, True, ["b"], {"c": 1}, "d"]}), LIMITS)
+    request = decode_texts(json_row({"input": ["a", 1, None, True, ["b"], {"c": 1}, "d"]}), LIMITS)
     wrong = ("invalid_item", 400)
     assert codes(request.items) == ["a", wrong, wrong, wrong, wrong, wrong, "d"]
 
 
 def test_text_lengths() -> None:
     limits = RequestLimits(max_characters=5)
-    request = parse_text_request(json_row({"input": ["12345", "123456", "雪雪雪雪雪"]}), limits)
+    request = decode_texts(json_row({"input": ["12345", "123456", "雪雪雪雪雪"]}), limits)
     assert codes(request.items) == ["12345", ("text_too_long", 413), "雪雪雪雪雪"]
     assert "6 characters, allowed are 5" in request.items[1].message  # type: ignore[union-attr]
-    assert codes(parse_text_request(Row(b"123456", "text/plain"), limits).items) == [("text_too_long", 413)]
+    assert codes(decode_texts(Row(b"123456", "text/plain"), limits).items) == [("text_too_long", 413)]
 
 
 def test_surrogates() -> None:
     row = json_row(b'{"input": ["\\ud83d\\ude00", "\\ud83d", "\\ude00\\ud83d", "x\\udfff", "ok"]}')
     alone = ("invalid_encoding", 400)
-    assert codes(parse_text_request(row, LIMITS).items) == ["\U0001f600", alone, alone, alone, "ok"]
+    assert codes(decode_texts(row, LIMITS).items) == ["\U0001f600", alone, alone, alone, "ok"]
 
 
 # ---- image requests
@@ -161,11 +151,11 @@ def test_surrogates() -> None:
     "content_type", ["image/png", "image/jpeg", "application/octet-stream", "", "text/plain"]
 )
 def test_image_as_the_body(content_type: str) -> None:
-    assert parse_image_request(Row(PNG, content_type), LIMITS) == EmbeddingRequest([PNG], "float")
+    assert decode_images(Row(PNG, content_type), LIMITS) == EmbeddingRequest([PNG], "float")
 
 
 def test_image_files_in_order() -> None:
-    assert parse_image_request(form(PNG, b"", b"x"), LIMITS) == EmbeddingRequest([PNG, b"", b"x"], "float")
+    assert decode_images(form(PNG, b"", b"x"), LIMITS) == EmbeddingRequest([PNG, b"", b"x"], "float")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +170,7 @@ def test_image_files_in_order() -> None:
 def test_image_requests(value: Any) -> None:
     for encoding_format in ("float", "base64"):
         row = json_row({"input": value, "encoding_format": encoding_format, "model": "x"})
-        assert parse_image_request(row, LIMITS) == EmbeddingRequest([PNG], encoding_format)
+        assert decode_images(row, LIMITS) == EmbeddingRequest([PNG], encoding_format)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +190,7 @@ def test_image_requests(value: Any) -> None:
     ids=lambda value: json.dumps(value)[:40],
 )  # fmt: skip
 def test_wrong_images_become_errors_in_their_places(item: Any, code: str) -> None:
-    request = parse_image_request(json_row({"input": [PNG_64, item, {"image": PNG_64}]}), LIMITS)
+    request = decode_images(json_row({"input": [PNG_64, item, {"image": PNG_64}]}), LIMITS)
     assert codes(request.items) == [PNG, (code, 400), PNG]
 
 
@@ -220,14 +210,14 @@ def test_wrong_images_become_errors_in_their_places(item: Any, code: str) -> Non
 def test_base64_as_it_is_written_elsewhere(text: str) -> None:
     """CASES 23."""
     assert len(PNG * 50) % 3  # it has padding
-    assert parse_image_request(json_row({"input": text}), LIMITS).items == [PNG * 50]
+    assert decode_images(json_row({"input": text}), LIMITS).items == [PNG * 50]
     row = json_row({"images": [{"image": text}], "texts": "a"})
-    assert parse_similarity_request(row, LIMITS).images == [PNG * 50]
+    assert decode_similarity(row, LIMITS).images == [PNG * 50]
 
 
 def test_what_is_wrong_with_base64_is_named() -> None:
     """CASES 23."""
-    request = parse_image_request(json_row({"input": ["QQ%3D", "QQ=Q"]}), LIMITS)
+    request = decode_images(json_row({"input": ["QQ%3D", "QQ=Q"]}), LIMITS)
     first, second = (str(item) for item in request.items)
     assert "'%' at character 3" in first
     assert "not base64" in second
@@ -239,27 +229,27 @@ def test_what_is_wrong_with_base64_is_named() -> None:
 def test_files_of_one_name_are_all_taken() -> None:
     """CASES 1: browsers' `multiple` and FormData send them so."""
     parts = [Part("a", PNG, "image/png"), Part("a", b"x", "image/jpeg"), Part("a", PNG, "")]
-    assert parse_image_request(Row(b"", MULTIPART, parts), LIMITS).items == [PNG, b"x", PNG]
+    assert decode_images(Row(b"", MULTIPART, parts), LIMITS).items == [PNG, b"x", PNG]
     row = Row(b"", MULTIPART, [*parts, Part("texts", b'["a"]')])
-    assert parse_similarity_request(row, LIMITS) == SimilarityRequest([PNG, b"x", PNG], ["a"])
+    assert decode_similarity(row, LIMITS) == SimilarityRequest([PNG, b"x", PNG], ["a"])
 
 
 @pytest.mark.parametrize("name", ["texts", "labels", "template", "model"])
 def test_a_field_that_is_given_twice_loses_nothing(name: str) -> None:
     """CASES 1: of two lists of texts one would be dropped."""
     twice = [Part("a", PNG, "image/png"), Part("texts", b'["a"]'), *[Part(name, b'["b"]')] * 2]
-    error = refused(parse_similarity_request, Row(b"", MULTIPART, twice))
+    error = refused(decode_similarity, Row(b"", MULTIPART, twice))
     assert (error.code, error.status) == ("invalid_request", 400)
     assert "twice" in error.message
 
 
 def test_encoding_format_of_a_form() -> None:
     """CASES 59."""
-    assert parse_image_request(form(PNG, encoding_format=b"base64"), LIMITS).encoding_format == "base64"
-    assert parse_image_request(form(PNG, encoding_format=b"float", model=b"x"), LIMITS) == EmbeddingRequest(
+    assert decode_images(form(PNG, encoding_format=b"base64"), LIMITS).encoding_format == "base64"
+    assert decode_images(form(PNG, encoding_format=b"float", model=b"x"), LIMITS) == EmbeddingRequest(
         [PNG], "float"
     )
-    assert_refused(parse_image_request, form(PNG, encoding_format=b"hex"), "invalid_request", 400, "'hex'")
+    assert_refused(decode_images, form(PNG, encoding_format=b"hex"), "invalid_request", 400, "'hex'")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +269,7 @@ def test_unknown_fields_of_a_form(endpoint: str, name: str) -> None:
 
 def test_very_many_parts() -> None:
     """ATTACKS A10."""
-    error = refused(parse_similarity_request, form(*[b""] * (MAX_PARTS + 1)))
+    error = refused(decode_similarity, form(*[b""] * (MAX_PARTS + 1)))
     assert (error.code, error.status) == ("too_many_items", 413)
     assert str(MAX_PARTS) in error.message
 
@@ -304,34 +294,34 @@ REQUEST = json.dumps({"input": ["a", "b"]}).encode()
 )
 def test_json_by_all_its_names_and_without_one(content_type: str) -> None:
     """CASES 2: its characters are never what is embedded."""
-    assert parse_text_request(Row(REQUEST, content_type), LIMITS).items == ["a", "b"]
-    assert parse_text_request(Row(b" \r\n\t" + REQUEST, content_type), LIMITS).items == ["a", "b"]
+    assert decode_texts(Row(REQUEST, content_type), LIMITS).items == ["a", "b"]
+    assert decode_texts(Row(b" \r\n\t" + REQUEST, content_type), LIMITS).items == ["a", "b"]
     image = json.dumps({"input": PNG_64}).encode()
-    assert parse_image_request(Row(image, content_type), LIMITS).items == [PNG]
+    assert decode_images(Row(image, content_type), LIMITS).items == [PNG]
     both = json.dumps({"images": PNG_64, "texts": "a"}).encode()
-    assert parse_similarity_request(Row(both, content_type), LIMITS) == SimilarityRequest([PNG], ["a"])
+    assert decode_similarity(Row(both, content_type), LIMITS) == SimilarityRequest([PNG], ["a"])
 
 
 @pytest.mark.parametrize("content_type", ["", "application/octet-stream", "text/json"])
 def test_damaged_json_is_no_text(content_type: str) -> None:
     """CASES 2."""
-    assert_refused(parse_text_request, Row(b'{"input": ["a",]}', content_type), "invalid_json", 400)
+    assert_refused(decode_texts, Row(b'{"input": ["a",]}', content_type), "invalid_json", 400)
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "text/plain;charset=UTF-8", "text/html", "image/png"])
 @pytest.mark.parametrize("body", [REQUEST, b' {"input": "a"} '])
 def test_json_under_another_type(content_type: str, body: bytes) -> None:
     """CASES 2: a browser's `fetch` with a string says text/plain."""
-    for parse in (parse_text_request, parse_image_request):
+    for parse in (decode_texts, decode_images):
         assert_refused(parse, Row(body, content_type), "unsupported_media_type", 415, "is JSON", JSON)
 
 
 def test_texts_that_only_look_like_json() -> None:
     """CASES 2: the opposite."""
     for text in ("{two} dogs", "[laughs] two dogs", "{", "[" * 5000, '"two dogs"', "5", "null"):
-        assert parse_text_request(Row(text.encode(), "text/plain"), LIMITS).items == [text]
-    assert parse_text_request(Row(b"[laughs] two dogs", ""), LIMITS).items == ["[laughs] two dogs"]
-    assert_refused(parse_text_request, Row(b'["a", "b"]', ""), "unsupported_media_type", 415)
+        assert decode_texts(Row(text.encode(), "text/plain"), LIMITS).items == [text]
+    assert decode_texts(Row(b"[laughs] two dogs", ""), LIMITS).items == ["[laughs] two dogs"]
+    assert_refused(decode_texts, Row(b'["a", "b"]', ""), "unsupported_media_type", 415)
 
 
 @pytest.mark.parametrize(
@@ -347,15 +337,15 @@ def test_texts_that_only_look_like_json() -> None:
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-ndjson", "application/jsonl"])
 def test_json_that_is_no_request_is_no_text_either(body: bytes, content_type: str) -> None:
     """CASES 2: a key twice, a request a line, the mark that PowerShell writes: never their characters."""
-    assert_refused(parse_text_request, Row(body, content_type), "unsupported_media_type", 415, "is JSON")
+    assert_refused(decode_texts, Row(body, content_type), "unsupported_media_type", 415, "is JSON")
 
 
 def test_a_byte_order_mark_is_no_text() -> None:
     """CASES 2, 12: of a text it is taken off; JSON with one is JSON, and refused as that."""
     mark = b"\xef\xbb\xbf"
-    assert parse_text_request(Row(mark + b"two dogs", "text/plain"), LIMITS).items == ["two dogs"]
+    assert decode_texts(Row(mark + b"two dogs", "text/plain"), LIMITS).items == ["two dogs"]
     for content_type in ("", "application/octet-stream"):
-        for parse in (parse_text_request, parse_image_request):
+        for parse in (decode_texts, decode_images):
             assert_refused(parse, Row(mark + REQUEST, content_type), "invalid_json", 400)
 
 
@@ -363,7 +353,7 @@ def test_a_byte_order_mark_is_no_text() -> None:
 def test_utf16_without_a_charset(charset: str) -> None:
     """CASES 12: what is ASCII is valid UTF-8 as well, with zero bytes."""
     row = Row("two dogs".encode(charset), "text/plain")
-    assert_refused(parse_text_request, row, "invalid_encoding", 400, "zero byte", "UTF-8")
+    assert_refused(decode_texts, row, "invalid_encoding", 400, "zero byte", "UTF-8")
 
 
 @pytest.mark.parametrize("charset", ["utf-16", "UTF-16LE", "iso-8859-1", '"windows-1252"', "x", ""])
@@ -376,9 +366,9 @@ def test_another_charset(charset: str) -> None:
             assert_refused(parse, row, *refusal)
     part = Part("texts", b'["a"]', f"application/json; charset={charset}")
     row = Row(b"", MULTIPART, [Part("a", PNG, "image/png"), part])
-    assert_refused(parse_similarity_request, row, *refusal)
+    assert_refused(decode_similarity, row, *refusal)
     # Of bytes that are no text it says nothing.
-    assert parse_image_request(Row(PNG, f"image/png; charset={charset}"), LIMITS).items == [PNG]
+    assert decode_images(Row(PNG, f"image/png; charset={charset}"), LIMITS).items == [PNG]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "deflate", "x", "gzip, identity"])
@@ -388,7 +378,7 @@ def test_a_compressed_body(encoding: str) -> None:
         for content_type in (JSON, "text/plain", "image/png", "", MULTIPART):
             row = Row(b"\x1f\x8b", content_type, (), encoding)
             assert_refused(parse, row, "unsupported_media_type", 415, "Content-Encoding", encoding)
-    assert parse_image_request(Row(PNG, "", (), "Identity"), LIMITS).items == [PNG]
+    assert decode_images(Row(PNG, "", (), "Identity"), LIMITS).items == [PNG]
 
 
 # ---- similarity requests
@@ -409,7 +399,7 @@ def test_a_compressed_body(encoding: str) -> None:
     ids=str,
 )  # fmt: skip
 def test_similarity_requests(fields: dict[str, Any], texts: list[str | RequestError]) -> None:
-    request = parse_similarity_request(json_row({"images": [PNG_64], **fields, "model": "x"}), LIMITS)
+    request = decode_similarity(json_row({"images": [PNG_64], **fields, "model": "x"}), LIMITS)
     assert request == SimilarityRequest([PNG], texts)
     # The same as a form with files.
     row = form(
@@ -420,18 +410,18 @@ def test_similarity_requests(fields: dict[str, Any], texts: list[str | RequestEr
             if value is not None
         },
     )
-    assert parse_similarity_request(row, LIMITS) == SimilarityRequest([PNG, b"x"], texts)
+    assert decode_similarity(row, LIMITS) == SimilarityRequest([PNG, b"x"], texts)
 
 
 @pytest.mark.parametrize("images", [PNG_64, {"image": PNG_64}, [PNG_64], [{"image": PNG_64}]], ids=str)
 def test_similarity_images(images: Any) -> None:
-    request = parse_similarity_request(json_row({"images": images, "texts": "a"}), LIMITS)
+    request = decode_similarity(json_row({"images": images, "texts": "a"}), LIMITS)
     assert request == SimilarityRequest([PNG], ["a"])
 
 
 def test_wrong_items_of_a_similarity_request_become_errors_in_their_places() -> None:
     row = json_row({"images": [1, PNG_64, "http://a"], "labels": ["a", 2, "x" * 15], "template": "so {}"})
-    request = parse_similarity_request(row, RequestLimits(max_characters=17))
+    request = decode_similarity(row, RequestLimits(max_characters=17))
     assert codes(request.images) == [("invalid_item", 400), PNG, ("url_not_fetched", 400)]
     # The limit is of the text that is embedded: the label in its template.
     assert codes(request.texts) == ["so a", ("invalid_item", 400), ("text_too_long", 413)]
@@ -458,11 +448,11 @@ def test_wrong_items_of_a_similarity_request_become_errors_in_their_places() -> 
     ids=str,
 )  # fmt: skip
 def test_wrong_similarity_requests(body: dict[str, Any], words: list[str]) -> None:
-    assert_refused(parse_similarity_request, json_row(body), "invalid_request", 400, *words)
+    assert_refused(decode_similarity, json_row(body), "invalid_request", 400, *words)
 
 
 def test_wrong_similarity_forms() -> None:
-    parse = parse_similarity_request
+    parse = decode_similarity
     assert_refused(parse, form(PNG), "invalid_request", 400, "'texts'")
     assert_refused(parse, form(texts=b'["a"]'), "empty_request", 400, "files")
     assert_refused(parse, form(PNG, texts=b"two dogs"), "invalid_json", 400, "'texts'")
@@ -474,7 +464,7 @@ def test_wrong_similarity_forms() -> None:
 
 @pytest.mark.parametrize("content_type", ["image/png", "text/plain", "", "application/octet-stream"])
 def test_similarity_takes_json_or_a_form(content_type: str) -> None:
-    assert_refused(parse_similarity_request, Row(PNG, content_type), "unsupported_media_type", 415, JSON)
+    assert_refused(decode_similarity, Row(PNG, content_type), "unsupported_media_type", 415, JSON)
 
 
 # ---- what is wrong with requests of every endpoint
@@ -505,7 +495,7 @@ def test_empty_json_bodies(endpoint: str) -> None:
 
 
 def test_empty_image_body() -> None:
-    assert_refused(parse_image_request, Row(b"", "image/png"), "empty_request", 400)
+    assert_refused(decode_images, Row(b"", "image/png"), "empty_request", 400)
 
 
 @ENDPOINTS
@@ -536,7 +526,7 @@ def test_bodies_that_are_not_utf_8(endpoint: str, body: bytes) -> None:
 
 
 def test_text_body_that_is_not_utf_8() -> None:
-    assert_refused(parse_text_request, Row("é".encode("latin-1"), "text/plain"), "invalid_encoding", 400)
+    assert_refused(decode_texts, Row("é".encode("latin-1"), "text/plain"), "invalid_encoding", 400)
 
 
 @ENDPOINTS
@@ -584,16 +574,16 @@ def test_item_counts() -> None:
     for name in ("text", "image"):
         assert len(items_of(PARSERS[name](json_row({"input": ["QQ=="] * 3}), limits))) == 3
         assert status(PARSERS[name], json_row({"input": ["QQ=="] * 4})) == 413
-    assert status(parse_image_request, form(*[PNG] * 4)) == 413
-    assert status(parse_similarity_request, form(*[PNG] * 4, texts=b'["a"]')) == 413
-    fitting = parse_similarity_request(json_row({"images": ["QQ=="] * 3, "texts": ["a"] * 5}), limits)
+    assert status(decode_images, form(*[PNG] * 4)) == 413
+    assert status(decode_similarity, form(*[PNG] * 4, texts=b'["a"]')) == 413
+    fitting = decode_similarity(json_row({"images": ["QQ=="] * 3, "texts": ["a"] * 5}), limits)
     assert (len(fitting.images), len(fitting.texts)) == (3, 5)
     for body in (
         {"images": ["QQ=="] * 4, "texts": ["a"]},
         {"images": ["QQ=="], "texts": ["a"] * 6},
         {"images": ["QQ=="], "labels": ["a"] * 6},
     ):
-        assert status(parse_similarity_request, json_row(body)) == 413
+        assert status(decode_similarity, json_row(body)) == 413
 
 
 @ENDPOINTS
@@ -637,7 +627,7 @@ def test_long_template_with_many_labels_is_no_burden() -> None:
     row = json_row(body)
     tracemalloc.start()
     try:
-        outcome = outcome_of(parse_similarity_request, row)
+        outcome = outcome_of(decode_similarity, row)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -667,7 +657,7 @@ def assert_answerable(outcome: EmbeddingRequest[Any] | SimilarityRequest | Reque
             assert 400 <= item.status < 500
             # At most 40 characters of payload, each of which may be escaped with ten.
             assert len(item.message) < 600
-            assert json.loads(error_reply(item).body)["error"]["code"] == item.code
+            assert json.loads(encode_error(item).body)["error"]["code"] == item.code
         else:
             assert isinstance(item, str | bytes)
     texts = [item for item in items if isinstance(item, str)]
@@ -779,14 +769,14 @@ def test_messages_never_repeat_a_payload(endpoint: str, row: Row) -> None:
 
 
 def test_messages_never_repeat_a_long_content_type() -> None:
-    assert len(refused(parse_similarity_request, Row(b"", "a/" + "b" * 5000)).message) < 250
+    assert len(refused(decode_similarity, Row(b"", "a/" + "b" * 5000)).message) < 250
 
 
 def test_nesting_does_not_depend_on_the_recursion_limit() -> None:
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(100_000)
     try:
-        assert refused(parse_text_request, json_row(b"[" * 1_000_000)).code == "invalid_json"
+        assert refused(decode_texts, json_row(b"[" * 1_000_000)).code == "invalid_json"
     finally:
         sys.setrecursionlimit(before)
 
@@ -798,7 +788,7 @@ def no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("parsed")
 
-    monkeypatch.setattr("clipserve.protocol.json.loads", fail)
+    monkeypatch.setattr("clipserve.wire.json_input.json.loads", fail)
 
 
 # So large that what is not linear in it never ends: the first took 27 s at 64 kB, as 64 million steps do.
@@ -831,7 +821,7 @@ def test_bodies_that_would_cost_much(endpoint: str, body: bytes, words: str) -> 
 def test_a_string_that_never_ends() -> None:
     """ATTACKS A1: shallow, so that the parser sees it."""
     body = b'{"input": "' + b'\\"' * (MEGABYTES // 2)
-    assert_refused(parse_text_request, json_row(body), "invalid_json", 400)
+    assert_refused(decode_texts, json_row(body), "invalid_json", 400)
 
 
 @pytest.mark.parametrize(
@@ -840,25 +830,25 @@ def test_a_string_that_never_ends() -> None:
 def test_brackets_in_texts_are_not_counted(text: str) -> None:
     """ATTACKS A1, A3: what is counted is outside of strings, whatever these hold."""
     for texts in ([text] * 24, [text, "[" * 100], ["\\", text, "[" * 100]):
-        assert parse_text_request(json_row({"input": texts}), LIMITS).items == texts
+        assert decode_texts(json_row({"input": texts}), LIMITS).items == texts
 
 
 def test_all_characters_of_a_request() -> None:
     """ATTACKS A7."""
     limits = RequestLimits(max_characters=40, max_total_characters=100)
-    assert parse_text_request(json_row({"input": ["x" * 25] * 4}), limits).items == ["x" * 25] * 4
+    assert decode_texts(json_row({"input": ["x" * 25] * 4}), limits).items == ["x" * 25] * 4
     image = {"images": PNG_64}
     for parse, body in (
-        (parse_text_request, {"input": ["x" * 25] * 4 + ["y"]}),
-        (parse_similarity_request, image | {"texts": ["x" * 25] * 4 + ["y"]}),
-        (parse_similarity_request, image | {"labels": ["x" * 25] * 4, "template": "{}."}),
-        (parse_similarity_request, image | {"labels": [""] * 11, "template": "x" * 10 + "{}"}),
+        (decode_texts, {"input": ["x" * 25] * 4 + ["y"]}),
+        (decode_similarity, image | {"texts": ["x" * 25] * 4 + ["y"]}),
+        (decode_similarity, image | {"labels": ["x" * 25] * 4, "template": "{}."}),
+        (decode_similarity, image | {"labels": [""] * 11, "template": "x" * 10 + "{}"}),
     ):
         error = refused(parse, json_row(body), limits)
         assert (error.code, error.status, error.index) == ("text_too_long", 413, None)
         assert "allowed are 100" in error.message
     fitting = image | {"labels": ["x" * 24] * 4, "template": "{}."}
-    assert len(parse_similarity_request(json_row(fitting), limits).texts) == 4
+    assert len(decode_similarity(json_row(fitting), limits).texts) == 4
 
 
 def test_characters_are_counted_before_labels_are_put_into_a_template() -> None:
@@ -867,7 +857,7 @@ def test_characters_are_counted_before_labels_are_put_into_a_template() -> None:
     row = json_row(body)
     tracemalloc.start()
     try:
-        error = refused(parse_similarity_request, row)
+        error = refused(decode_similarity, row)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -924,7 +914,7 @@ def test_embedding_response() -> None:
         RequestError("invalid_image", "broken “file”"),
         Embedded(vector(1, 0, 0), Usage(3)),
     ]
-    reply = embedding_reply(spec(), results, "float")
+    reply = encode_embeddings(spec(), results, "float")
     assert reply.status == 200
     body = body_of(reply)
     first = body["data"][0].pop("embedding")
@@ -947,8 +937,8 @@ def test_embedding_response() -> None:
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=20))
 def test_base64_and_float_say_the_same_float32(values: list[float]) -> None:
     result = [Embedded(vector(*values))]
-    floats = body_of(embedding_reply(spec(), result, "float"))["data"][0]["embedding"]
-    text = body_of(embedding_reply(spec(), result, "base64"))["data"][0]["embedding"]
+    floats = body_of(encode_embeddings(spec(), result, "float"))["data"][0]["embedding"]
+    text = body_of(encode_embeddings(spec(), result, "base64"))["data"][0]["embedding"]
     assert base64.b64decode(text, validate=True) == np.array(floats, dtype="<f4").tobytes()
     assert np.array_equal(decode_vector(text), vector(*values))
     assert decode_vector(text).dtype == np.float32
@@ -956,13 +946,13 @@ def test_base64_and_float_say_the_same_float32(values: list[float]) -> None:
 
 def test_response_without_any_success_is_the_first_error_with_its_index() -> None:
     errors = [RequestError("image_too_large", "big", 413), RequestError("invalid_image", "bad")]
-    reply = embedding_reply(spec(), errors, "float")
+    reply = encode_embeddings(spec(), errors, "float")
     assert reply.status == 413
     assert body_of(reply) == {"error": {"code": "image_too_large", "message": "big", "index": 0}}
 
 
 def test_error_response() -> None:
-    reply = error_reply(RequestError("invalid_json", "漢 \ud800"[:1], 400))
+    reply = encode_error(RequestError("invalid_json", "漢 \ud800"[:1], 400))
     assert reply.status == 400
     assert body_of(reply) == {"error": {"code": "invalid_json", "message": "漢"}}
 
@@ -991,7 +981,7 @@ def test_softmax_of_logits_that_would_overflow() -> None:
 
 
 def test_similarity_known_answer() -> None:
-    reply = similarity_reply(spec(), [Embedded(vector(1, 0, 0))], [at_cosine(c) for c in KNOWN_COSINES])
+    reply = encode_similarity(spec(), [Embedded(vector(1, 0, 0))], [at_cosine(c) for c in KNOWN_COSINES])
     assert reply.status == 200
     body = body_of(reply)
     np.testing.assert_allclose(body["cosine_similarity"], [KNOWN_COSINES], atol=1e-7)
@@ -1009,7 +999,7 @@ def test_similarity_known_answer() -> None:
 
 def test_similarity_uses_the_logit_scale_of_the_spec() -> None:
     images, texts = [Embedded(vector(1, 0, 0))], [at_cosine(0.5), at_cosine(0.25)]
-    body = body_of(similarity_reply(spec(logit_scale=4.0), images, texts))
+    body = body_of(encode_similarity(spec(logit_scale=4.0), images, texts))
     expected = 1 / (1 + np.exp(-4.0 * 0.25))
     np.testing.assert_allclose(body["probabilities"][0], [expected, 1 - expected], rtol=1e-6)
 
@@ -1043,7 +1033,7 @@ def test_similarity_nulls_and_sums(images: list[bool], texts: list[bool], seed: 
         return [Embedded(rng.normal(size=3).astype(np.float32), Usage(2)) if g else BAD for g in good]
 
     image_results, text_results = results(images), results(texts)
-    reply = similarity_reply(spec(5.0), image_results, text_results)
+    reply = encode_similarity(spec(5.0), image_results, text_results)
     body = body_of(reply)
     if not any(images) or not any(texts):
         assert reply.status == 400
@@ -1052,7 +1042,7 @@ def test_similarity_nulls_and_sums(images: list[bool], texts: list[bool], seed: 
         return
     assert reply.status == 200
     alone = body_of(
-        similarity_reply(
+        encode_similarity(
             spec(5.0),
             [r for r in image_results if isinstance(r, Embedded)],
             [r for r in text_results if isinstance(r, Embedded)],

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 from transformers import CLIPImageProcessorPil
 
-from clipserve.encoder import TracedImageEncoder
+from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import FloatArray
-from clipserve.handler import image_endpoint
-from clipserve.protocol import Row
+from clipserve.pipeline import image_endpoint
 from clipserve.settings import Settings
+from clipserve.wire.rows import Row
 from standins.twenty_files import FILES, assert_same_vectors, file, served_pixels, served_vector
 
 # Files that the original has other pixels of, and by how much at the most (levels of 255, on average): here
@@ -45,7 +45,7 @@ def as_viewers_show(name: str) -> Image.Image:
     return managed
 
 
-def original_pixels(name: str, encoder: TracedImageEncoder) -> np.ndarray:
+def original_pixels(name: str, encoder: ExportedImageEncoder) -> np.ndarray:
     """What transformers' own processor makes of that."""
     preprocessing = encoder.preprocessing
     processor = CLIPImageProcessorPil(
@@ -58,7 +58,7 @@ def original_pixels(name: str, encoder: TracedImageEncoder) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_pixels_as_the_original(name: str, image_encoder: TracedImageEncoder) -> None:
+def test_pixels_as_the_original(name: str, image_encoder: ExportedImageEncoder) -> None:
     """CASES 8, 15, 21, 22, 24."""
     found, expected = served_pixels(name, image_encoder), original_pixels(name, image_encoder)
     if name in REDUCED:
@@ -67,7 +67,7 @@ def test_pixels_as_the_original(name: str, image_encoder: TracedImageEncoder) ->
         np.testing.assert_array_equal(found, expected)
 
 
-def test_vectors_tell_the_files_apart(image_encoder: TracedImageEncoder) -> None:
+def test_vectors_tell_the_files_apart(image_encoder: ExportedImageEncoder) -> None:
     """Else the comparison of doors would compare nothing."""
     assert len(FILES) == 20
 
@@ -78,7 +78,7 @@ def test_vectors_tell_the_files_apart(image_encoder: TracedImageEncoder) -> None
         assert_same_vectors(door, lambda name: served_vector(name, image_encoder))
 
 
-def test_every_file_has_the_same_vector_at_the_endpoint(image_encoder: TracedImageEncoder) -> None:
+def test_every_file_has_the_same_vector_at_the_endpoint(image_encoder: ExportedImageEncoder) -> None:
     """What TorchServe and Ray Serve host, without either."""
     endpoint = image_endpoint(image_encoder, Settings())
 

@@ -20,6 +20,7 @@ from demo.languages import (
     failed_means,
     measure,
     pool,
+    summarise,
     table,
     weak_languages,
     write_heat_map,
@@ -102,7 +103,7 @@ def test_pool_holds_every_held_out_combination_and_no_caption_twice(scenes: list
 
 
 def test_table_and_heat_map(results: dict[str, LanguageResult], scenes: list[Scene], tmp_path: Path) -> None:
-    lines = table(results, scenes)
+    lines = table(summarise(results, scenes))
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
         "English",
         "Hungarian",

@@ -19,7 +19,7 @@ from clipserve.encoder_spec import SPEC_FILE, EncoderSpec, read_spec
 from clipserve.errors import ExportError, SpecError
 from export_scripts import export, tune, verify
 from export_scripts.export import export_pair
-from export_scripts.formats import TorchScript
+from export_scripts.formats.torchscript import TorchScript
 from export_scripts.packages import archive, triton
 from export_scripts.packages.folders import publish_files
 from standins.checkpoints import TINY_CLIP, write_clip, write_multilingual

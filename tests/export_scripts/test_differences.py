@@ -1,4 +1,4 @@
-"""README's table of what a vector here differs by from other code for the same checkpoint, row by row."""
+"""docs/parity.md's table of what a vector here differs by from other code for the same checkpoint, by row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers.image_utils import load_image
 from clipserve.encoder_spec import ImagePreprocessing
 from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.tokens import Tokenizer
-from export_scripts.checkpoints import load_text_checkpoint
+from export_scripts.checkpoints.sentence_transformers import load_text_checkpoint
 from export_scripts.parity.inputs import photograph_like, picture_files
 
 EDGE = 48

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from clipserve import encoder as encoder_module
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, choose_variant, cpu_capability
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     SPEC_FILE,
+    SUFFIXES,
     TOKENIZER_FILE,
     EncoderSpec,
     FloatArray,
@@ -33,17 +34,29 @@ from clipserve.encoder_spec import (
     read_spec,
 )
 from clipserve.errors import ExportError, ParityError, SpecError
+from clipserve.hardware import cpu_capability
+from clipserve.store import EncoderFile, Store
 from clipserve.tokens import Tokenizer
-from export_scripts import formats
-from export_scripts.checkpoints import CheckpointPair
-from export_scripts.formats import FORMATS, encoder_files, format_of, read_any_spec
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.formats import FORMATS, aoti, onnx
+from export_scripts.formats.base import EncoderFormat
 from export_scripts.packages.archive import build_archives
-from export_scripts.publish import check_device, export_encoder, recheck
+from export_scripts.parity.proof import recheck
+from export_scripts.publish import check_device, export_encoder
 from tests.conftest import ExportedAs
 from tests.golden import OTHER_PIXELS
 from tests.http.repack import repack
 
 CPU = torch.device("cpu")
+
+
+def format_of(path: Path) -> EncoderFormat:
+    return next(FORMATS[name] for name, suffix in SUFFIXES.items() if path.suffix == suffix)
+
+
+def read_any_spec(path: Path) -> EncoderSpec:
+    return EncoderFile.read(path, format_of(path)).spec
+
 
 VARIANTS: list[tuple[Format, Precision]] = [
     ("torchscript", "fp32"), ("torchscript", "bf16"), ("aoti", "fp32"), ("aoti", "bf16"), ("onnx", "fp32"),
@@ -146,11 +159,11 @@ def test_an_encoder_that_averages_over_padding_is_found(
     # It has an operator that no encoder has, and would be refused for that alone.
     monkeypatch.setattr(encoder_module, "check_operators", lambda path, module: None)
     with pytest.raises(ParityError, match="nothing was published"):
-        export_encoder(without_mask(pair), "text", "cpu", "fp32", tmp_path, format=format)
+        export_encoder(without_mask(pair), "text", "cpu", "fp32", tmp_path, file_format=format)
     assert list(tmp_path.iterdir()) == []
     with monkeypatch.context() as blind:
         blind.setitem(PARITY_BOUNDS, "fp32", replace(PARITY_BOUNDS["fp32"], max_abs_diff=10.0))
-        spec = export_encoder(without_mask(pair), "text", "cpu", "fp32", tmp_path, format=format)
+        spec = export_encoder(without_mask(pair), "text", "cpu", "fp32", tmp_path, file_format=format)
     with pytest.raises(AssertionError, match=r"\(2, 0\)"):
         assert_batch_invariant(tmp_path / spec.file_name)
 
@@ -178,7 +191,7 @@ def test_other_pixels_are_refused(
 @pytest.mark.parametrize("format", ["torchscript", "aoti"])
 def test_a_worker_embeds_no_other_pixels(format: Format, pixels: Tensor, exported_as: ExportedAs) -> None:
     """CASES 16, for files that do not refuse them: compiled packages, and those from before."""
-    encoder = TracedImageEncoder(exported_as("image", format, "fp32"), CPU)
+    encoder = ExportedImageEncoder(exported_as("image", format, "fp32"), CPU)
     with pytest.raises(ValueError, match=WANTED_PIXELS):
         encoder.embed(list(pixels.numpy()))
 
@@ -233,7 +246,7 @@ def test_formats_lie_beside_each_other(exported_as: ExportedAs) -> None:
     folder = paths[0].parent
     assert {path.parent for path in paths} == {folder}
     assert {path.stem for path in paths} == {"clip-image-cpu-fp32"}
-    assert set(paths) <= set(encoder_files(folder))
+    assert set(paths) <= {file.path for file in Store.read(folder, FORMATS).encoders}
     assert len({description_path(path).read_text() for path in paths}) == 3
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
@@ -266,7 +279,7 @@ def other_spec(path: Path, target: Path, **fields: Any) -> Path:
 
 
 def test_package_is_loaded_under_another_name(package: Path, pair: CheckpointPair) -> None:
-    encoder = TracedTextEncoder(package, CPU)
+    encoder = ExportedTextEncoder(package, CPU)
     tokens = encoder.tokenizer.pad([encoder.tokenizer.tokenize(text).ids for text in ("", "a b c", "két")])
     expected = pair.text.reference_encode(["", "a b c", "két"])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -276,12 +289,12 @@ def test_package_is_loaded_under_another_name(package: Path, pair: CheckpointPai
 def test_package_for_another_cpu_is_refused(package: Path, tmp_path: Path) -> None:
     path = other_spec(package, tmp_path / "other.pt2", cpu_capability="x86_64 avx2 avx10_9")
     with pytest.raises(SpecError) as caught:
-        TracedTextEncoder(path, CPU)
+        ExportedTextEncoder(path, CPU)
     message = str(caught.value)
     assert "compiled for a CPU with x86_64 avx2 avx10_9, this one (" in message
     assert "lacks avx10_9; run 'make export FORMAT=aoti' on this machine, or 'make export'" in message
     with pytest.raises(SpecError, match="lacks sparc"):
-        TracedTextEncoder(other_spec(package, tmp_path / "sparc.pt2", cpu_capability="sparc"), CPU)
+        ExportedTextEncoder(other_spec(package, tmp_path / "sparc.pt2", cpu_capability="sparc"), CPU)
 
 
 def test_package_with_a_changed_byte_is_refused(package: Path, tmp_path: Path) -> None:
@@ -289,8 +302,8 @@ def test_package_with_a_changed_byte_is_refused(package: Path, tmp_path: Path) -
         return library[:-1] + bytes([library[-1] ^ 1])
 
     path = repack(package, tmp_path / "changed.pt2", {".wrapper.so": change})
-    with pytest.raises(SpecError, match=r"changed\.pt2: SHA-256 .* changed after its export"):
-        TracedTextEncoder(path, CPU)
+    with pytest.raises(SpecError, match=r"changed\.pt2: changed since its export: SHA-256 .*"):
+        ExportedTextEncoder(path, CPU)
 
 
 def test_package_that_pytorch_cannot_load_is_refused(tmp_path: Path) -> None:
@@ -310,9 +323,9 @@ def test_package_needs_no_compiler_and_leaves_nothing(package: Path, tmp_path: P
     code = f"""
 import sys, torch
 from pathlib import Path
-from clipserve.encoder import TracedTextEncoder
+from clipserve.encoder import ExportedTextEncoder
 torch.set_num_threads(1)
-encoder = TracedTextEncoder(Path({str(package)!r}), torch.device("cpu"))
+encoder = ExportedTextEncoder(Path({str(package)!r}), torch.device("cpu"))
 tokens = encoder.tokenizer.pad([encoder.tokenizer.tokenize("a").ids] * 3)
 print(encoder.embed(*tokens).shape)
 """
@@ -331,56 +344,6 @@ print(encoder.embed(*tokens).shape)
     )
     assert (done.returncode, done.stdout) == (0, "(3, 32)\n"), done.stderr
     assert list(temporary.rglob("*.so")) == []
-
-
-# ---- which file a worker takes
-
-
-def placed(folder: Path, path: Path, **fields: Any) -> Path:
-    """An encoder file of which only the spec is real; choosing reads nothing else."""
-    spec = dataclasses.replace(read_spec(path), **fields)
-    target = folder / spec.file_name
-    with zipfile.ZipFile(target, "w") as archive:
-        archive.writestr(f"{spec.stem}/extra/{SPEC_FILE}", spec.to_json())
-    return target
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_package_for_this_cpu_goes_first(
-    precision: Precision, text_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clipserve.encoder.cpu_has_native_bf16", lambda: True)
-    traced = placed(tmp_path, text_path, precision=precision)
-    assert choose_variant(tmp_path, "text", CPU) == traced
-    compiled = placed(
-        tmp_path, text_path, precision=precision, format="aoti", cpu_capability=cpu_capability()
-    )
-    assert choose_variant(tmp_path, "text", CPU) == compiled
-    # The precision that the hardware multiplies counts for more.
-    half = placed(tmp_path, text_path, precision="bf16")
-    assert choose_variant(tmp_path, "text", CPU) == (half if precision == "fp32" else compiled)
-
-
-def test_package_for_another_cpu_is_passed_over_or_named(text_path: Path, tmp_path: Path) -> None:
-    placed(tmp_path, text_path, format="aoti", cpu_capability="x86_64 avx10_9")
-    with pytest.raises(SpecError, match=r"clip-text-cpu-fp32\.pt2: compiled for a CPU with .* lacks avx10_9"):
-        choose_variant(tmp_path, "text", CPU)
-    traced = placed(tmp_path, text_path)
-    assert choose_variant(tmp_path, "text", CPU) == traced
-
-
-def test_onnx_alone_is_not_served(exported_as: ExportedAs, tmp_path: Path) -> None:
-    for name in ("image", "multilingual"):
-        path = exported_as(name, "onnx", "fp32")
-        shutil.copyfile(path, tmp_path / path.name)
-    with pytest.raises(
-        SpecError, match=r"no encoder at all \(and clip-image-cpu-fp32\.onnx, .*ONNX Runtime and not served\)"
-    ):
-        choose_variant(tmp_path, "text", CPU)
-    with pytest.raises(
-        ExportError, match=r"no encoder that TorchServe.*fp32\.onnx are for ONNX Runtime.*make export"
-    ):
-        build_archives(tmp_path, None, None)
 
 
 def test_archive_holds_both_kinds(exported_as: ExportedAs, tmp_path: Path) -> None:
@@ -436,7 +399,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(aoti.platform, "machine", lambda: "riscv64")
     with pytest.raises(ExportError, match="FORMAT=aoti: this machine is riscv64"):
         FORMATS["aoti"].check()
 
@@ -450,9 +413,9 @@ def test_onnx_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_onnx_of_more_than_a_file_holds(
     pair: CheckpointPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "ONNX_MOST_BYTES", 1000)
+    monkeypatch.setattr(onnx, "ONNX_MOST_BYTES", 1000)
     with pytest.raises(ExportError, match=r"text encoder: FORMAT=onnx: .* GB of weights, one ONNX file"):
-        export_encoder(pair, "text", "cpu", "fp32", tmp_path, format="onnx")
+        export_encoder(pair, "text", "cpu", "fp32", tmp_path, file_format="onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -472,7 +435,7 @@ def test_damaged_onnx(tmp_path: Path) -> None:
 
 
 def test_image_package_serves(exported_as: ExportedAs) -> None:
-    encoder = TracedImageEncoder(exported_as("image", "aoti", "fp32"), CPU)
+    encoder = ExportedImageEncoder(exported_as("image", "aoti", "fp32"), CPU)
     assert encoder.embed([np.zeros((3, 48, 48), np.uint8)] * 3).shape == (3, 32)
     with pytest.raises(SpecError, match=r"carries no tokenizer\.json"):
         read_extra_file(encoder.path, TOKENIZER_FILE)

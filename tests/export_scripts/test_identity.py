@@ -24,14 +24,14 @@ from safetensors.torch import load_file, save_file
 
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ExportError
-from export_scripts import encoders
-from export_scripts.checkpoints import (
+from export_scripts.checkpoints.sentence_transformers import (
     ImageCheckpoint,
     TextCheckpoint,
     load_image_checkpoint,
     load_pair,
     load_text_checkpoint,
 )
+from export_scripts.encoders import clip as encoders
 
 SENTENCES = [
     "Two dogs in the snow",

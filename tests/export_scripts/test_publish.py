@@ -26,7 +26,8 @@ from transformers.image_utils import PILImageResampling
 from transformers.models.auto import image_processing_auto
 
 from clipserve import encoder as encoder_module
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder, load_torchscript
+from clipserve import hardware
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_torchscript
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     FloatArray,
@@ -40,11 +41,13 @@ from clipserve.encoder_spec import (
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image, preprocess
 from export_scripts import publish
-from export_scripts.checkpoints import CheckpointPair, load_pair
-from export_scripts.encoders import ACTIVATIONS, Mlp
-from export_scripts.formats import device_constants
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.encoders.clip import ACTIVATIONS, Mlp
+from export_scripts.formats.torchscript import device_constants
+from export_scripts.parity import subjects
 from export_scripts.parity.inputs import photograph_like
-from export_scripts.publish import check_device, export_encoder, recheck
+from export_scripts.parity.proof import recheck
+from export_scripts.publish import Made, check_device, export_encoder
 from standins import checkpoints
 
 CPU = torch.device("cpu")
@@ -100,11 +103,11 @@ def unit(embeddings: FloatArray) -> FloatArray:
     return normalized
 
 
-def embed_texts(encoder: TracedTextEncoder, texts: list[str]) -> FloatArray:
+def embed_texts(encoder: ExportedTextEncoder, texts: list[str]) -> FloatArray:
     return encoder.embed(*encoder.tokenizer.pad([encoder.tokenizer.tokenize(text).ids for text in texts]))
 
 
-def embed_pictures(encoder: TracedImageEncoder) -> FloatArray:
+def embed_pictures(encoder: ExportedImageEncoder) -> FloatArray:
     return encoder.embed([preprocess(p, encoder.preprocessing, ImageLimits()) for p in PICTURES])
 
 
@@ -131,7 +134,7 @@ def empty(folder: Path) -> bool:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @TEXT_LAYOUTS
 def test_text_parity(layout: str, precision: Precision, pairs: Pairs, exported: Exported) -> None:
-    encoder = TracedTextEncoder(exported(layout, "text", precision), CPU)
+    encoder = ExportedTextEncoder(exported(layout, "text", precision), CPU)
     spec = encoder.spec
     assert (spec.precision, spec.device, spec.normalized, spec.embedding_dim) == (precision, "cpu", True, 32)
     original = pairs[layout].text.reference_encode(TEXTS)
@@ -141,7 +144,7 @@ def test_text_parity(layout: str, precision: Precision, pairs: Pairs, exported: 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_image_parity(precision: Precision, pair: CheckpointPair, exported: Exported) -> None:
-    found = embed_pictures(TracedImageEncoder(exported("clip", "image", precision), CPU))
+    found = embed_pictures(ExportedImageEncoder(exported("clip", "image", precision), CPU))
     assert found.dtype == np.float32
     expected = unit(pair.image.reference(PICTURES))
     if precision == "fp32":
@@ -202,9 +205,9 @@ def test_no_size_is_assumed(shape: checkpoints.ClipShape, tmp_path: Path) -> Non
     assert image.image.crop_height == shape.image_size
     assert text.text is not None
     assert text.text.context_length == shape.context_length
-    pictures = embed_pictures(TracedImageEncoder(tmp_path / "store" / f"{image.stem}.pt", CPU))
+    pictures = embed_pictures(ExportedImageEncoder(tmp_path / "store" / f"{image.stem}.pt", CPU))
     np.testing.assert_allclose(pictures, unit(pair.image.reference(PICTURES)), atol=1e-5)
-    texts = embed_texts(TracedTextEncoder(tmp_path / "store" / f"{text.stem}.pt", CPU), TEXTS)
+    texts = embed_texts(ExportedTextEncoder(tmp_path / "store" / f"{text.stem}.pt", CPU), TEXTS)
     np.testing.assert_allclose(texts, unit(pair.text.reference_encode(TEXTS)), atol=1e-5)
 
 
@@ -221,7 +224,7 @@ def test_clip_text_is_pooled_at_the_end_token(eos: int, clip_folder: Path, tmp_p
     (folder / "0_CLIPModel" / "config.json").write_text(json.dumps(config))
     pair = load_pair(str(folder))
     spec = export_encoder(pair, "text", "cpu", "fp32", tmp_path / "store")
-    found = embed_texts(TracedTextEncoder(tmp_path / "store" / f"{spec.stem}.pt", CPU), TEXTS)
+    found = embed_texts(ExportedTextEncoder(tmp_path / "store" / f"{spec.stem}.pt", CPU), TEXTS)
     np.testing.assert_allclose(found, unit(pair.text.reference_encode(TEXTS)), atol=1e-5)
     expected = unit(load_pair(str(clip_folder)).text.reference_encode(TEXTS))
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -236,7 +239,7 @@ def test_dynamic_batch_and_length(layout: str, pairs: Pairs, exported: Exported)
     longest = pair.text.preprocessing.context_length
     pad = pair.text.preprocessing.pad_token_id
     rng = np.random.default_rng(0)
-    encoder = TracedTextEncoder(path, CPU)
+    encoder = ExportedTextEncoder(path, CPU)
     first, last = encoder.tokenizer.tokenize("").ids
     for count, length in ((1, 2), (1, 3), (1, longest), (5, 31), (33, 6), (2, longest - 1)):
         ids = torch.full((count, length), pad)
@@ -250,7 +253,7 @@ def test_dynamic_batch_and_length(layout: str, pairs: Pairs, exported: Exported)
         np.testing.assert_allclose(found, unit(pair.text.reference(ids, mask)), atol=1e-5)
 
 
-def test_dynamic_picture_batch(image_encoder: TracedImageEncoder, pair: CheckpointPair) -> None:
+def test_dynamic_picture_batch(image_encoder: ExportedImageEncoder, pair: CheckpointPair) -> None:
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (17, 3, 48, 48), dtype=np.uint8)
     whole = image_encoder.embed(list(noise))
@@ -259,7 +262,7 @@ def test_dynamic_picture_batch(image_encoder: TracedImageEncoder, pair: Checkpoi
     np.testing.assert_allclose(whole, alone, atol=1e-5)
 
 
-def test_extreme_pixels(image_encoder: TracedImageEncoder, pair: CheckpointPair) -> None:
+def test_extreme_pixels(image_encoder: ExportedImageEncoder, pair: CheckpointPair) -> None:
     """Rescaling and mean/std are inside the graph: black and white are their ends."""
     flat = [np.full((3, 48, 48), value, dtype=np.uint8) for value in (0, 128, 255)]
     expected = pair.image.reference([Image.fromarray(p.transpose(1, 2, 0)) for p in flat])
@@ -436,7 +439,7 @@ def test_certificate_begins_with_the_bytes_that_are_sent(
     """CASES 10 and 8: what a server does with a file is compared with the original as well."""
     names = [case.name for case in read_spec(store / "clip-image-cpu-fp32.pt").certificate.cases]
     assert worst in names
-    monkeypatch.setattr(publish, "decode_image", decode)
+    monkeypatch.setattr(subjects, "decode_image", decode)
     with pytest.raises(ParityError, match=re.escape(f"(worst: {worst})")):
         export_encoder(pair, "image", "cpu", "fp32", tmp_path)
 
@@ -482,9 +485,12 @@ def test_unnormalized_export(modality: Modality, pair: CheckpointPair, tmp_path:
     assert spec.normalized is False
     path = tmp_path / f"{spec.stem}.pt"
     if modality == "image":
-        found, expected = embed_pictures(TracedImageEncoder(path, CPU)), pair.image.reference(PICTURES)
+        found, expected = embed_pictures(ExportedImageEncoder(path, CPU)), pair.image.reference(PICTURES)
     else:
-        found, expected = embed_texts(TracedTextEncoder(path, CPU), TEXTS), pair.text.reference_encode(TEXTS)
+        found, expected = (
+            embed_texts(ExportedTextEncoder(path, CPU), TEXTS),
+            pair.text.reference_encode(TEXTS),
+        )
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(np.linalg.norm(found, axis=1) - 1).max() > 0.01
 
@@ -551,7 +557,7 @@ class FirstTokensOnly(Around):
     """Right for every input up to the length of the trace."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        n = publish.TRACE_LENGTH
+        n = subjects.TRACE_LENGTH
         return self.inner(input_ids[:, :n], attention_mask[:, :n])  # type: ignore[no-any-return]
 
 
@@ -645,7 +651,7 @@ def test_failed_export_leaves_the_published_encoder_alone(pair: CheckpointPair, 
     with pytest.raises(ParityError):
         export_encoder(rebuilt(pair, "text", nudged), "text", "cpu", "fp32", tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert TracedTextEncoder(tmp_path / f"{good.stem}.pt", CPU).spec == good
+    assert ExportedTextEncoder(tmp_path / f"{good.stem}.pt", CPU).spec == good
 
 
 # ---- device and precision
@@ -696,12 +702,12 @@ def test_auto_takes_the_fastest(
 ) -> None:
     timed = []
 
-    def stopwatch(path: Path, *rest: object) -> float:
-        timed.append(read_spec(path).precision)
+    def stopwatch(export: object, made: Made, subject: object) -> float:
+        timed.append(read_spec(made.path).precision)
         return seconds[timed[-1]]
 
-    monkeypatch.setattr(publish, "cpu_has_native_bf16", lambda: native)
-    monkeypatch.setattr(publish, "_seconds", stopwatch)
+    monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: native)
+    monkeypatch.setattr(publish._Export, "_seconds", stopwatch)
     spec = export_encoder(pair, "text", "cpu", None, tmp_path)
     assert (spec.precision, timed) == (expected, made)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{spec.stem}.json", f"{spec.stem}.pt"]
@@ -710,8 +716,10 @@ def test_auto_takes_the_fastest(
 def test_auto_takes_no_precision_beyond_its_bound(
     pair: CheckpointPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "cpu_has_native_bf16", lambda: True)
-    monkeypatch.setattr(publish, "_seconds", lambda path, *rest: 0.0 if "bf16" in path.name else 9.0)
+    monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: True)
+    monkeypatch.setattr(
+        publish._Export, "_seconds", lambda export, made, subject: 0.0 if "bf16" in made.path.name else 9.0
+    )
     monkeypatch.setitem(PARITY_BOUNDS, "bf16", ParityBound(None, 1.1))
     assert export_encoder(pair, "text", "cpu", None, tmp_path).precision == "fp32"
     # Float32 has nothing to fall back to.
@@ -771,10 +779,10 @@ def test_cuda_export(
     assert device_constants(module) == []
     assert {p.device.type for p in module.parameters()} == {"cuda"}
     if modality == "image":
-        found = embed_pictures(TracedImageEncoder(path, device))
+        found = embed_pictures(ExportedImageEncoder(path, device))
         expected = unit(pair.image.reference(PICTURES))
     else:
-        found = embed_texts(TracedTextEncoder(path, device), TEXTS)
+        found = embed_texts(ExportedTextEncoder(path, device), TEXTS)
         expected = unit(pair.text.reference_encode(TEXTS))
     if spec.precision == "fp32":
         assert np.abs(found - expected).max() <= 1e-5

@@ -19,7 +19,7 @@ from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray, Precision
 from demo.captions import load_vocabularies
 from demo.world import RUNNING_EXAMPLE
-from export_scripts.checkpoints import CheckpointPair, load_pair
+from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
 from export_scripts.export import export_pair
 from export_scripts.packages.archive import build_archives
 from serving.server import private_server

@@ -15,8 +15,8 @@ import yaml
 from PIL import Image
 
 from clipserve.client import ENDPOINTS
-from clipserve.protocol import JSON, Row
 from clipserve.settings import Settings
+from clipserve.wire.rows import JSON, Row
 from clipserve.worker import Worker
 from export_scripts.export import export_pair
 from serving.local import ROOT

@@ -15,16 +15,8 @@ with atheris.instrument_imports(include=["clipserve", "PIL"]):
     from clipserve.encoder_spec import ImagePreprocessing
     from clipserve.errors import RequestError
     from clipserve.images import ImageLimits, decode_image, preprocess
-    from clipserve.protocol import (
-        JSON,
-        MULTIPART,
-        Part,
-        RequestLimits,
-        Row,
-        parse_image_request,
-        parse_similarity_request,
-        parse_text_request,
-    )
+    from clipserve.wire.native import decode_images, decode_similarity, decode_texts
+    from clipserve.wire.rows import JSON, MULTIPART, Part, RequestLimits, Row
 
 PREPROCESSING = ImagePreprocessing(32, 32, 32, "bicubic", (0.0,) * 3, (1.0,) * 3)
 IMAGES = ImageLimits(max_memory=8_000_000)  # fuzzing is quick only with small pictures
@@ -59,9 +51,9 @@ def _check_request(parse: Callable[[Row, RequestLimits], object], data: bytes) -
 
 CHECKS: dict[str, Callable[[bytes], None]] = {
     "image": check_image,
-    "text": lambda data: _check_request(parse_text_request, data),
-    "images": lambda data: _check_request(parse_image_request, data),
-    "similarity": lambda data: _check_request(parse_similarity_request, data),
+    "text": lambda data: _check_request(decode_texts, data),
+    "images": lambda data: _check_request(decode_images, data),
+    "similarity": lambda data: _check_request(decode_similarity, data),
 }
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from clipserve.encoder_spec import ImagePreprocessing
 from clipserve.errors import RequestError
 from clipserve.images import ImageLimits, decode_image, preprocess
-from clipserve.protocol import RequestLimits, Row, parse_text_request
+from clipserve.wire.native import decode_texts
+from clipserve.wire.rows import RequestLimits, Row
 from reliability import corpus
 
 PREPROCESSING = ImagePreprocessing(32, 32, 32, "bicubic", (0.0,) * 3, (1.0,) * 3)
@@ -71,4 +72,4 @@ def test_transparency_is_laid_over_white_tile_by_tile(mode: str, background: obj
 def test_a_body_of_nothing_is_no_text() -> None:
     """`GET /predictions/clip_text` was answered with the embedding of no text at all."""
     with pytest.raises(RequestError, match="no body"):
-        parse_text_request(Row(b"", ""), RequestLimits())
+        decode_texts(Row(b"", ""), RequestLimits())

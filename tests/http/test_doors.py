@@ -335,7 +335,7 @@ def test_what_it_writes_is_for_its_owner_only(server: Server) -> None:
         status = Path(f"/proc/{process.pid}/status").read_text()
         assert "\nUmask:\t0077\n" in status
     assert server.temporary.stat().st_mode & 0o777 == 0o700
-    assert list(server.temporary.rglob("clipserve/handler.py"))
+    assert list(server.temporary.rglob("clipserve/worker.py"))
     for path in server.logs.iterdir():
         assert path.stat().st_mode & 0o077 == 0, path
 

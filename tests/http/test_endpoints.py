@@ -13,7 +13,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from clipserve.client import Client, Management
-from clipserve.encoder import TracedImageEncoder, TracedTextEncoder
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import FloatArray
 from clipserve.images import ImageLimits, decode_image, preprocess
 from tests.http.api import Api, b64, picture, vector, vectors
@@ -32,7 +32,7 @@ PICTURES = [
 SAME = 2e-6
 
 
-def image_vectors(encoder: TracedImageEncoder, pictures: list[bytes]) -> FloatArray:
+def image_vectors(encoder: ExportedImageEncoder, pictures: list[bytes]) -> FloatArray:
     limits = ImageLimits()
     return np.concatenate(
         [
@@ -42,7 +42,7 @@ def image_vectors(encoder: TracedImageEncoder, pictures: list[bytes]) -> FloatAr
     )
 
 
-def text_vectors(encoder: TracedTextEncoder, texts: list[str]) -> FloatArray:
+def text_vectors(encoder: ExportedTextEncoder, texts: list[str]) -> FloatArray:
     pad = encoder.tokenizer.pad
     return np.concatenate([encoder.embed(*pad([encoder.tokenizer.tokenize(t).ids])) for t in texts])
 
@@ -54,7 +54,7 @@ def assert_same(found: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float 
 # ---- texts
 
 
-def test_texts_as_the_traced_encoder(api: Api, text_encoder: TracedTextEncoder) -> None:
+def test_texts_as_the_exported_encoder(api: Api, text_encoder: ExportedTextEncoder) -> None:
     response = api.post_json("clip_text", {"input": TEXTS})
     assert response.headers["content-type"] == "application/json"
     assert_same(vectors(response), text_vectors(text_encoder, TEXTS))
@@ -103,7 +103,7 @@ def test_base64_is_float_bit_for_bit(api: Api) -> None:
     assert_same(as_float, as_base64, 0)
 
 
-def test_embedding_answer(api: Api, text_encoder: TracedTextEncoder) -> None:
+def test_embedding_answer(api: Api, text_encoder: ExportedTextEncoder) -> None:
     spec = text_encoder.spec
     answer = api.post_json("clip_text", {"input": [TEXTS[0], "dog " * 500]}).json()
     assert set(answer) == {"object", "model", "space_id", "embedding_dim", "data", "usage"}
@@ -114,7 +114,7 @@ def test_embedding_answer(api: Api, text_encoder: TracedTextEncoder) -> None:
     assert np.linalg.norm(vector(answer["data"][0])) == pytest.approx(1, abs=1e-5)
 
 
-def test_more_texts_than_one_forward_pass(api: Api, text_encoder: TracedTextEncoder) -> None:
+def test_more_texts_than_one_forward_pass(api: Api, text_encoder: ExportedTextEncoder) -> None:
     texts = [" ".join(["dog"] * (1 + 37 * i % 60)) + f" {i}" for i in range(100)]
     assert_same(vectors(api.post_json("clip_text", {"input": texts})), text_vectors(text_encoder, texts))
 
@@ -122,7 +122,7 @@ def test_more_texts_than_one_forward_pass(api: Api, text_encoder: TracedTextEnco
 # ---- pictures
 
 
-def test_pictures_as_the_traced_encoder(api: Api, image_encoder: TracedImageEncoder) -> None:
+def test_pictures_as_the_exported_encoder(api: Api, image_encoder: ExportedImageEncoder) -> None:
     response = api.post_json("clip_image", {"input": [{"image": b64(p)} for p in PICTURES]})
     assert_same(vectors(response), image_vectors(image_encoder, PICTURES))
     assert response.json()["usage"] == {"prompt_tokens": 0, "truncated": 0, "unknown_tokens": 0}
@@ -142,17 +142,17 @@ def test_pictures_as_sentence_transformers(api: Api, clip_folder: Path, tmp_path
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "application/octet-stream", None])
-def test_raw_picture(api: Api, image_encoder: TracedImageEncoder, content_type: str | None) -> None:
+def test_raw_picture(api: Api, image_encoder: ExportedImageEncoder, content_type: str | None) -> None:
     for data in PICTURES:
         assert_same(vectors(api.post("clip_image", data, content_type)), image_vectors(image_encoder, [data]))
 
 
-def test_multipart_pictures(api: Api, image_encoder: TracedImageEncoder) -> None:
+def test_multipart_pictures(api: Api, image_encoder: ExportedImageEncoder) -> None:
     files = {f"file{i}": (f"{i}.png", data) for i, data in enumerate(PICTURES)}
     assert_same(vectors(api.post_files("clip_image", files)), image_vectors(image_encoder, PICTURES))
 
 
-def test_data_uri(api: Api, image_encoder: TracedImageEncoder) -> None:
+def test_data_uri(api: Api, image_encoder: ExportedImageEncoder) -> None:
     uri = f"data:image/png;base64,{b64(PICTURES[0])}"
     expected = image_vectors(image_encoder, PICTURES[:1])
     assert_same(vectors(api.post_json("clip_image", {"input": uri})), expected)
@@ -163,7 +163,7 @@ def test_data_uri(api: Api, image_encoder: TracedImageEncoder) -> None:
 
 
 def test_similarity_is_the_softmax_of_the_vectors_cosines(
-    api: Api, image_encoder: TracedImageEncoder, text_encoder: TracedTextEncoder
+    api: Api, image_encoder: ExportedImageEncoder, text_encoder: ExportedTextEncoder
 ) -> None:
     answer = api.post_json("clip_similarity", {"images": [b64(p) for p in PICTURES], "texts": TEXTS}).json()
     cosines = image_vectors(image_encoder, PICTURES) @ text_vectors(text_encoder, TEXTS).T
@@ -209,7 +209,9 @@ def test_wrong_items_of_a_similarity_request_leave_holes(api: Api) -> None:
 # ---- the client
 
 
-def test_client(client: Client, image_encoder: TracedImageEncoder, text_encoder: TracedTextEncoder) -> None:
+def test_client(
+    client: Client, image_encoder: ExportedImageEncoder, text_encoder: ExportedTextEncoder
+) -> None:
     texts = [f"a sentence of its own, number {i}" for i in range(150)]  # three requests
     assert_same(client.embed_texts(texts), text_vectors(text_encoder, texts))
     assert_same(client.embed_images(PICTURES), image_vectors(image_encoder, PICTURES))
@@ -218,7 +220,7 @@ def test_client(client: Client, image_encoder: TracedImageEncoder, text_encoder:
     assert_same(answer.cosine_similarity, cosines)
 
 
-def test_specs_over_http(client: Client, text_encoder: TracedTextEncoder) -> None:
+def test_specs_over_http(client: Client, text_encoder: ExportedTextEncoder) -> None:
     (spec,) = Management(client).specs("clip_text")
     expected = text_encoder.spec
     assert replace(spec, certificate=expected.certificate) == expected

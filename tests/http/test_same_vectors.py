@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from clipserve.client import Client
-from clipserve.encoder import TracedImageEncoder
+from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import FloatArray
 from standins.twenty_files import assert_same_vectors, served_vector
 from tests.http.api import Api, b64, vectors
 
 
-def test_every_file_has_the_same_vector(api: Api, client: Client, image_encoder: TracedImageEncoder) -> None:
+def test_every_file_has_the_same_vector(
+    api: Api, client: Client, image_encoder: ExportedImageEncoder
+) -> None:
     """CASES 8, 15, 21, 22, 24: as bytes, in JSON, as a part of a form, and through the client."""
 
     def expected(name: str) -> FloatArray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pictures.errors import SearchError
+from pictures.errors import PicturesError
 from pictures.exclusions import Exclusions
 from pictures.files import Listing, list_pictures
 from tests.search.conftest import picture
@@ -35,7 +35,13 @@ LEFT_OUT = [
     "Fotos.photolibrary/Thumbnails/a.jpg",
     "Pictures/2024/Fotos.photoslibrary/resources/derivatives/a.jpeg",
     "Pictures/Fotos.photolibrary/Previews/a.jpg",
+    "Fotos.migratedphotolibrary/Thumbnails/a.jpg",
+    "Pictures/Aperture.aplibrary/Previews/2010/a.jpg",
+    "Pictures/Aperture.aplibrary/Thumbnails/2010/a.jpg",
+    "Aperture.migratedaplibrary/Thumbnails/a.jpg",
     "Lightroom Previews.lrdata/0/a.jpg",
+    "appdata_oc8c0fd71e03/preview/a/b/1/256-256-crop.jpg",
+    "cloud/data/appdata_oc8c0fd71e03/preview/a/b/1/1024-768.jpg",
     "WhatsApp/Sent/.nomedia",
     "WhatsApp/Sent/a.jpg",
     "WhatsApp/Sent/deeper/a.jpg",
@@ -49,6 +55,8 @@ TAKEN = [
     "lost and found/a.jpg",
     "Fotos.photoslibrary/originals/0/a.jpeg",
     "Pictures/2024/Fotos.photoslibrary/originals/0/a.jpeg",
+    "Pictures/Aperture.aplibrary/Masters/2010/a.jpg",
+    "cloud/data/anna/files/preview/a.jpg",
     "resources/a.jpg",
     "WhatsApp/a.jpg",
     "a._b.jpg",
@@ -122,7 +130,7 @@ def test_what_matched_nothing_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", ["!", "a\\"])
 def test_no_pattern(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(SearchError, match=r"EXCLUDE: .* is no pattern; patterns are those of \.gitignore"):
+    with pytest.raises(PicturesError, match=r"EXCLUDE: .* is no pattern; patterns are those of \.gitignore"):
         list_pictures(tmp_path, [pattern])
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pictures.errors import SearchError
+from pictures.errors import PicturesError
 from pictures.files import MAX_BYTES, list_pictures, read_contents
 from tests.search.conftest import picture
 
@@ -45,7 +45,7 @@ def test_a_link_to_the_folder_itself_is_followed(tmp_path: Path) -> None:
 def test_no_folder(tmp_path: Path, make: object) -> None:
     assert callable(make)
     make(tmp_path / "nowhere")
-    with pytest.raises(SearchError, match="nowhere: no such folder; name one: make index IMAGES=folder"):
+    with pytest.raises(PicturesError, match="nowhere: no such folder; name one: make index IMAGES=folder"):
         list_pictures(tmp_path / "nowhere")
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pictures.paths import path_condition, path_to_text, printable, text_to_path
-from pictures.rows import FileState
-from pictures.table import Row, open_or_create_table
+from pictures.rows import FileState, Row
+from pictures.table import open_or_create_table
 
 NAMES = [
     b"/a/kutya.jpg",

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pytest
 
 from clipserve.encoder_spec import FloatArray
-from pictures import table as table_module
-from pictures.errors import SearchError
+from pictures import ann
+from pictures.errors import PicturesError
 from pictures.paths import path_condition
-from pictures.rows import FOLDED_PATH, FileState
-from pictures.table import Hit, PictureTable, Row, open_or_create_table, open_table, sole_writer
+from pictures.rows import FOLDED_PATH, FileState, Row
+from pictures.storage import sole_writer
+from pictures.table import Hit, PictureTable, open_or_create_table, open_table
 from search.journal import NAME as JOURNAL
 from search.journal import Journal
 from serving.local import ROOT
@@ -77,7 +78,7 @@ def test_what_another_process_writes_is_seen(table: PictureTable) -> None:
 def test_index_is_built_when_large_enough_and_kept_fresh(
     table: PictureTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_module, "ANN_ROWS", 3000)
+    monkeypatch.setattr(ann, "ANN_ROWS", 3000)
     table.write(rows(embeddings(2000)), [])
     table.maintain()
     assert not table.has_index
@@ -98,7 +99,7 @@ def test_index_is_built_when_large_enough_and_kept_fresh(
 
 
 def test_no_table(tmp_path: Path) -> None:
-    with pytest.raises(SearchError, match="no pictures are indexed here; index some: make index"):
+    with pytest.raises(PicturesError, match="no pictures are indexed here; index some: make index"):
         open_table(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
@@ -107,7 +108,7 @@ def test_a_damaged_table_is_a_sentence(table: PictureTable) -> None:
     table.write(rows(embeddings(3)), [])
     for manifest in (table.folder / "pictures.lance" / "_versions").iterdir():
         manifest.write_bytes(b"damaged")
-    with pytest.raises(SearchError, match="the table cannot be read"):
+    with pytest.raises(PicturesError, match="the table cannot be read"):
         open_table(table.folder)
 
 
@@ -130,7 +131,7 @@ def test_second_writer_waits(tmp_path: Path) -> None:
 
 def test_writer_that_is_killed_holds_nobody_up(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from pictures.table import sole_writer\n"
+        "import sys, pathlib; from pictures.storage import sole_writer\n"
         "with sole_writer(pathlib.Path(sys.argv[1]), print):\n    print('in', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -268,7 +269,7 @@ def test_a_table_of_an_older_version_is_upgraded_by_its_next_writer(tmp_path: Pa
 
 def test_an_upgrade_keeps_what_searches_go_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CASES 42: the ANN index covers all rows afterwards; by path and contents there are indices as well."""
-    monkeypatch.setattr(table_module, "ANN_ROWS", 3000)
+    monkeypatch.setattr(ann, "ANN_ROWS", 3000)
     table = open_or_create_table(tmp_path, "space", "model", DIM)
     table.write(rows(embeddings(4000)), [])
     table.maintain()

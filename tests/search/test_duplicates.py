@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pictures.rows import FileState
-from pictures.table import PictureTable, Row, open_or_create_table, open_table
+from pictures.rows import FileState, Row
+from pictures.table import PictureTable, open_or_create_table, open_table
 from search import duplicates
 from search.__main__ import main
 from search.duplicates import find_duplicates, similar_rows, to_html, to_json

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from clipserve.errors import RequestError, ServerError
-from pictures.errors import SearchError
+from pictures.errors import PicturesError
 from pictures.table import open_or_create_table, open_table
 from search import indexer
-from search.indexer import NOT_INDEXED, Report, index_folder, print_report
+from search.indexer import index_folder
+from search.report import NOT_INDEXED, Report, print_report
 from tests.search.conftest import picture
 from tests.search.stand_in import DIM, StandIn
 
@@ -193,7 +194,7 @@ def test_a_table_of_another_identity_is_embedded_anew_only_on_demand(
     run(StandIn("old" * 5), folder)
     new = StandIn("new" * 5)
     with pytest.raises(
-        SearchError, match=r"embedded by 'model' in space oldold.*embeds in space newnew.*AGAIN=1"
+        PicturesError, match=r"embedded by 'model' in space oldold.*embeds in space newnew.*AGAIN=1"
     ):
         run(new, folder)
     assert (len(new.sent), open_table(tmp_path / "table").space_id) == (0, "old" * 5)

@@ -19,10 +19,11 @@ import pytest
 
 from clipserve.client import Client
 from pictures import rows, thumbnails
-from pictures.errors import SearchError
+from pictures.errors import PicturesError
 from pictures.paths import path_to_text
 from pictures.table import open_or_create_table, open_table
 from search import indexer
+from search.errors import SearchError
 from search.indexer import Report, index_folder
 from serving.local import ROOT
 from tests.search.conftest import picture
@@ -183,7 +184,7 @@ def test_empty_folder_leaves_the_table_as_it_was(client: Client, folder: Path, t
 def test_another_space_is_refused(client: Client, folder: Path, tmp_path: Path) -> None:
     open_or_create_table(tmp_path / "table", "f" * 16, "another", 32)
     with pytest.raises(
-        SearchError, match=r"embedded by 'another' .* cannot be compared; .* make index IMAGES="
+        PicturesError, match=r"embedded by 'another' .* cannot be compared; .* make index IMAGES="
     ):
         index_folder(client, folder, tmp_path / "table")
     assert len(open_table(tmp_path / "table")) == 0

@@ -29,12 +29,12 @@ from starlette.datastructures import QueryParams
 from clipserve.client import Client, Management
 from clipserve.errors import ServerError
 from clipserve.images import ImageLimits
-from pictures.errors import SearchError
 from pictures.files import MAX_BYTES
 from pictures.paths import path_to_text
-from pictures.rows import FileState
-from pictures.table import PictureTable, Row, open_or_create_table
+from pictures.rows import FileState, Row
+from pictures.table import PictureTable, open_or_create_table
 from pictures.thumbnails import make_thumbnail
+from search.errors import SearchError
 from search.indexer import index_folder
 from search.page.application import HEADERS
 from search.page.originals import NotServedError, read_original

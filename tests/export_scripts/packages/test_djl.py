@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from clipserve.encoder_spec import EncoderSpec, ImagePreprocessing, read_extra_file, read_spec
+from clipserve.encoder_spec import EncoderSpec, read_extra_file, read_spec
 from clipserve.errors import ExportError, SpecError
-from clipserve.images import ImageLimits, PixelArray, preprocess
 from export_scripts.packages import djl
 from export_scripts.packages.djl import djl_encoders, write_djl
-from export_scripts.parity.inputs import photograph_like
-
-ROOT = Path(__file__).parents[3]
-
-JAVA_MAIN = """
-import java.io.File;
-import java.nio.file.Files;
-import java.nio.file.Path;
-import javax.imageio.ImageIO;
-
-class Main {
-    public static void main(String[] a) throws Exception {
-        for (int i = 0; i < a.length; i += 5) {
-            byte[] pixels = ClipPixels.of(ImageIO.read(new File(a[i])), Integer.parseInt(a[i + 2]),
-                    Integer.parseInt(a[i + 3]), Integer.parseInt(a[i + 4]));
-            Files.write(Path.of(a[i + 1]), pixels);
-        }
-    }
-}
-"""
 
 
 @pytest.mark.parametrize(
@@ -127,36 +102,3 @@ def test_nothing_half_written(monkeypatch: pytest.MonkeyPatch, image_path: Path,
         write_djl(image_path, tmp_path)
     assert folder.stat().st_ino == before
     assert len(list((tmp_path / "djl").iterdir())) == 2
-
-
-@pytest.mark.skipif(shutil.which("javac") is None, reason="no javac")
-def test_pixels_of_the_document_are_pillows(tmp_path: Path) -> None:
-    document = (ROOT / "docs" / "djl.md").read_text(encoding="utf-8")
-    blocks = [
-        block
-        for block in re.findall(r"```java\n(.*?)```", document, re.DOTALL)
-        if "class ClipPixels" in block
-    ]
-    assert len(blocks) == 1
-    (tmp_path / "ClipPixels.java").write_text(blocks[0], encoding="utf-8")
-    (tmp_path / "Main.java").write_text(JAVA_MAIN, encoding="utf-8")
-    subprocess.run(["javac", "-d", ".", "ClipPixels.java", "Main.java"], cwd=tmp_path, check=True)
-    # Downscaled, upscaled, in one direction only, not at all; hard edges, so that bicubic overshoots.
-    sizes = [(640, 427), (300, 451), (31, 40), (48, 200), (48, 48), (1411, 97)]
-    rng = np.random.default_rng(0)
-    arguments: list[str] = []
-    expected: list[PixelArray] = []
-    for edge, height, width in ((48, 48, 48), (56, 40, 52)):
-        preprocessing = ImagePreprocessing(edge, height, width, "bicubic", (0.0,) * 3, (1.0,) * 3)
-        for size in sizes:
-            picture = photograph_like(rng, *size)
-            picture.paste((255, 255, 255), (size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2))
-            picture.paste((0, 0, 0), (size[0] // 2, size[1] // 2, size[0], size[1]))
-            name = str(len(expected))
-            picture.save(tmp_path / f"{name}.png")
-            arguments += [f"{name}.png", name, str(edge), str(height), str(width)]
-            expected.append(preprocess(picture, preprocessing, ImageLimits()))
-    subprocess.run(["java", "Main", *arguments], cwd=tmp_path, check=True)
-    for i, pixels in enumerate(expected):
-        found = np.frombuffer((tmp_path / str(i)).read_bytes(), np.uint8)
-        np.testing.assert_array_equal(found.reshape(pixels.shape), pixels)

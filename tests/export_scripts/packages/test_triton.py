@@ -17,7 +17,7 @@ import pytest
 import torch
 from google.protobuf import text_format
 
-from clipserve.encoder import TracedTextEncoder, load_torchscript
+from clipserve.encoder import ExportedTextEncoder, load_torchscript
 from clipserve.encoder_spec import read_spec
 from export_scripts.export import export_pair
 from export_scripts.packages.triton import config, main, write_repository
@@ -96,7 +96,7 @@ def test_misspelt_field_is_found(model_config: ModuleType, image_path: Path) -> 
         parse(model_config, text)
 
 
-def test_a_client_may_pad_to_any_length(text_encoder: TracedTextEncoder) -> None:
+def test_a_client_may_pad_to_any_length(text_encoder: ExportedTextEncoder) -> None:
     """Triton batches equal lengths only, so that a client pads: which changes no embedding."""
     rows = [
         text_encoder.tokenizer.tokenize(text).ids for text in ("két kutya", "a cat on the table by the sea")

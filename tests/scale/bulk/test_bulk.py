@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from clipserve.encoder_spec import read_spec
+from pictures.errors import PicturesError
 from pictures.files import Contents
 from pictures.rows import picture_schema
 from pictures.table import PictureTable, open_or_create_table
@@ -95,6 +96,28 @@ def test_tar_leaves_out_what_other_programs_put_beside_pictures(images: list[Pat
     path = write_tar(tmp_path / "a.tar", [(name, data) for name in names])
     found = [item.path.removeprefix(f"{path}/") for item in Source("tar", path).list()]
     assert found == ["./a.png", "b/c.png", "/d.png"]
+
+
+def test_what_a_person_leaves_out(images: list[Path], tmp_path: Path) -> None:
+    """Of folders and of tars alike; rows of Parquet have no names."""
+    root, data = tmp_path / "images", images[0].read_bytes()
+    (root / "screens").mkdir()
+    (root / "screens" / "a.png").write_bytes(data)
+    every = find_source(root, None)
+    some = find_source(root, None, ["screens/", f"{images[0].stem}.*"])
+    assert len(pictures_of(every)) == 21
+    assert {p.path for p in pictures_of(every)} - {p.path for p in pictures_of(some)} == {
+        str(root / "screens" / "a.png"), str(images[0])
+    }  # fmt: skip
+    path = write_tar(tmp_path / "a.tar", [(name, data) for name in ("a.png", "screens/b.png", "c.gif")])
+    assert [p.path for p in pictures_of(find_source(path, None, ["screens/", "*.gif"]))] == [f"{path}/a.png"]
+    pq.write_table(pa.table({"image": [data]}), tmp_path / "a.parquet")
+    with pytest.raises(BulkError, match="EXCLUDE: 'screens/' goes by names, which pictures in Parquet lack"):
+        find_source(tmp_path / "a.parquet", None, ["screens/"])
+    # A job that was begun goes on as it was begun.
+    plan = write_plan(tmp_path / "job", some, SCHEMA, 8, pictures_of(some))
+    assert open_plan(tmp_path / "job") == plan
+    assert every.identity != some.identity == find_source(root, None, some.exclude).identity
 
 
 def test_tar_of_two_members_of_one_name_fails_the_second(images: list[Path], tmp_path: Path) -> None:
@@ -288,7 +311,7 @@ def test_table_of_another_space_is_refused(images: list[Path], tmp_path: Path) -
     open_or_create_table(tmp_path / "other", "another space", "other", SPEC.embedding_dim)
     source = find_source(tmp_path / "images", None)
     with pytest.raises(
-        BulkError, match=r"in space another spac.*by a version that tells .* cannot be compared"
+        PicturesError, match=r"in space another spac.*by a version that tells .* cannot be compared"
     ):
         run_job(source, tmp_path / "other", ENCODER, Pool(1, 1, 0, 1, 8, 8))
 

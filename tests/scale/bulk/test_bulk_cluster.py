@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 import torch
 
-from clipserve.encoder import TracedImageEncoder
+from clipserve.encoder import ExportedImageEncoder
 from clipserve.images import ImageLimits, decode_image, preprocess
 from pictures.table import open_table
 from standins.image_encoder import export_image_encoder
@@ -149,7 +149,7 @@ def assert_once_each(table: Path, good: list[Path], bad: list[Path]) -> None:
 
 def assert_equal_to_one_process(table: Path, pictures: list[Path]) -> None:
     """The embeddings are those that the encoder gives here, without Ray."""
-    encoder = TracedImageEncoder(ENCODER, torch.device("cpu"))
+    encoder = ExportedImageEncoder(ENCODER, torch.device("cpu"))
     rows = lancedb.connect(table).open_table("pictures").search().select(["path", "embedding"]).limit(None)
     embeddings = {row["path"]: np.array(row["embedding"]) for row in rows.to_arrow().to_pylist()}
     for start in range(0, len(pictures), 32):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from clipserve.encoder import TracedImageEncoder
+from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import FloatArray, read_spec
 from pictures.files import MAX_BYTES, Contents
 from pictures.rows import picture_schema
@@ -175,7 +175,7 @@ class NamespaceWith:
 
 def test_every_door_gives_the_same_vectors(tmp_path: Path) -> None:
     """CASES 22 and the twenty files: the bulk job."""
-    encoder = TracedImageEncoder(ENCODER, torch.device("cpu"))
+    encoder = ExportedImageEncoder(ENCODER, torch.device("cpu"))
     schema = picture_schema(SPEC.space_id, SPEC.model_id, SPEC.embedding_dim)
     assert SPEC.image is not None
 

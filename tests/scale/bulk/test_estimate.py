@@ -1,4 +1,4 @@
-"""The table of docs/scale.md is the one that the command prints."""
+"""The table of docs/scale-estimate.md is the one that the command prints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scale.bulk.estimate import Assumptions, table
 
 
 def test_document_has_the_computed_table() -> None:
-    document = (Path(__file__).parents[3] / "docs" / "scale.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[3] / "docs" / "scale-estimate.md").read_text(encoding="utf-8")
     assert table(Assumptions()) in document
 
 

@@ -24,9 +24,10 @@ import numpy as np
 from clipserve.client import ENDPOINTS
 from clipserve.encoder_spec import SPEC_FILE, decode_vector, encode_vector, read_spec
 from clipserve.errors import RequestError, SpecError
-from clipserve.protocol import JSON, MAX_PARTS, OCTETS, Part, Row
+from clipserve.store import Store
+from clipserve.wire.rows import JSON, MAX_PARTS, OCTETS, Part, Row
 from clipserve.worker import BUILDERS
-from scale.serve.application import AppArguments, app, encoder_pair
+from scale.serve.application import AppArguments, app
 from scale.serve.multipart import multipart_parts
 from scale.serve.replica import Replica
 from scale.serve.settings import EndpointSettings, read_endpoints, read_server
@@ -97,7 +98,7 @@ def test_missing_settings_are_named(tmp_path: Path) -> None:
 def test_an_encoder_of_another_space_is_no_pair(tmp_path: Path) -> None:
     for path in STORE.glob("*.pt"):
         os.link(path, tmp_path / path.name)
-    encoder_pair(tmp_path, "cpu")
+    Store.read(tmp_path).pair("cpu")
     (text,) = tmp_path.glob("*-text-*.pt")
     source = text.rename(tmp_path / "text")
 
@@ -237,9 +238,9 @@ def test_of_two_models_none_is_served_silently(tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / f"another-{spec.modality}.pt", "w") as archive:
             archive.writestr(f"archive/extra/{SPEC_FILE}", spec.to_json())
     with pytest.raises(SpecError, match=r"holds 2 models \(another, demo\); say which: MODEL=another"):
-        encoder_pair(tmp_path, "cpu")
+        Store.read(tmp_path).model(None)
     arguments = AppArguments(store=tmp_path, key_file=tmp_path / "key_file.json")
     with pytest.raises(SpecError, match="say which: MODEL=another"):
         app(arguments)
     for model in ("another", "demo"):
-        assert {spec.model_id for spec in encoder_pair(tmp_path, "cpu", model)} == {model}
+        assert {f.spec.model_id for f in Store.read(tmp_path).model(model).pair("cpu")} == {model}

@@ -24,9 +24,9 @@ from sentencepiece import SentencePieceProcessor
 from clipserve.errors import ExportError
 from clipserve.images import ImageLimits, preprocess
 from clipserve.tokens import Tokenizer
-from export_scripts import checkpoints as loading
 from export_scripts import export
-from export_scripts.checkpoints import (
+from export_scripts.checkpoints import sentence_transformers as loading
+from export_scripts.checkpoints.sentence_transformers import (
     CheckpointPair,
     TextCheckpoint,
     load_image_checkpoint,

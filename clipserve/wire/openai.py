@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipserve.errors import RequestError
-from clipserve.protocol import JSON, Reply, Row, dump_json, has_json, json_object, shown
+from clipserve.wire.json_input import json_object
+from clipserve.wire.rows import JSON, Reply, Row, has_json, shown
 
 FIELDS = {"input", "model", "encoding_format", "dimensions", "user"}
 
@@ -87,7 +88,7 @@ def openai_reply(reply: Reply) -> Reply:
         "model": answer["model"],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    return Reply(200, dump_json(body))
+    return Reply.json(200, body)
 
 
 def openai_error(status: int, error: Mapping[str, Any]) -> Reply:
@@ -103,12 +104,12 @@ def openai_error(status: int, error: Mapping[str, Any]) -> Reply:
         "param": None if index is None else f"input[{index}]",
         "code": error["code"],
     }
-    return Reply(status, dump_json({"error": body}))
+    return Reply.json(status, {"error": body})
 
 
 def models_reply(model: str, created: int) -> Reply:
     """The answer to `GET /v1/models`; `created` is a Unix time in seconds."""
-    return Reply(200, dump_json({"object": "list", "data": [_model(model, created)]}))
+    return Reply.json(200, {"object": "list", "data": [_model(model, created)]})
 
 
 def model_reply(asked: str, model: str, created: int) -> Reply:
@@ -121,7 +122,7 @@ def model_reply(asked: str, model: str, created: int) -> Reply:
         raise RequestError(
             "model_not_found", f"the model {shown(asked)} is not served here, but {model!r} is", 404
         )
-    return Reply(200, dump_json(_model(model, created)))
+    return Reply.json(200, _model(model, created))
 
 
 def _model(model: str, created: int) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from transformers.utils.import_utils import is_protobuf_available, is_sentencepi
 from clipserve.encoder_spec import FloatArray, ImagePreprocessing, TextPreprocessing, sha256
 from clipserve.errors import ExportError
 from clipserve.tokens import Tokenizer, largest_token_id
-from export_scripts.encoders import (
+from export_scripts.encoders.clip import (
     Architecture,
     ClipTextArchitecture,
     ClipTextEncoder,
@@ -67,8 +67,8 @@ from export_scripts.identity import (
 )
 
 DEMO = "demo"
-DEMO_IMAGE = Path(__file__).parents[1] / "demo" / "checkpoint" / "clip"
-DEMO_TEXT = Path(__file__).parents[1] / "demo" / "checkpoint" / "multilingual"
+DEMO_IMAGE = Path(__file__).parents[2] / "demo" / "checkpoint" / "clip"
+DEMO_TEXT = Path(__file__).parents[2] / "demo" / "checkpoint" / "multilingual"
 
 # On the hub, of the names without a slash.
 DEFAULT_OWNER = "sentence-transformers/"
@@ -213,8 +213,13 @@ def load_pair(model: str, text_model: str | None = None) -> CheckpointPair:
             f"{model} gives {image.embedding_dim}-d embeddings and {text.name} {text.embedding_dim}-d "
             "ones: they are no pair; name a TEXT_MODEL trained for this image encoder"
         )
+    return CheckpointPair(model_id_of(model), image, text)
+
+
+def model_id_of(model: str) -> str:
+    """`EncoderSpec.model_id` of a pair whose image checkpoint is given so."""
     # Letters, digits, dots and dashes: it becomes part of file names.
-    return CheckpointPair(re.sub(r"[^\w.-]+", "-", image.name), image, text)
+    return re.sub(r"[^\w.-]+", "-", _name(_short(model)))
 
 
 def _short(given: str) -> str:

@@ -1,0 +1,62 @@
+"""What this machine can run, and run fast."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+from clipserve.encoder_spec import EncoderSpec, Precision
+from clipserve.errors import SpecError
+
+# What AOTInductor chooses its code by, and oneDNN the layout of packed weights; names of
+# `torch.cpu.get_capabilities`.
+INSTRUCTION_SETS = (
+    "avx2",
+    "fma3",
+    "avx512_f",
+    "avx512_bw",
+    "avx512_dq",
+    "avx512_vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "amx_fp16",
+)
+
+
+def cpu_capability() -> str:
+    """This CPU's architecture and instruction sets, such as `x86_64 avx2 fma3 avx512_f avx512_bf16`."""
+    has = torch.cpu.get_capabilities()
+    return " ".join([platform.machine(), *(name for name in INSTRUCTION_SETS if has.get(name))])
+
+
+def check_cpu(path: Path, spec: EncoderSpec) -> None:
+    """Checks that this CPU has what the machine code in an encoder file uses.
+
+    Raises:
+        SpecError: it lacks something.
+    """
+    here = cpu_capability().split()
+    lacking = [name for name in (spec.cpu_capability or "").split() if name not in here]
+    if lacking:
+        raise SpecError(
+            f"{path}: compiled for a CPU with {spec.cpu_capability}, this one ({' '.join(here)}) lacks "
+            f"{', '.join(lacking)}; run 'make export FORMAT=aoti' on this machine, or 'make export', whose "
+            "files run on any CPU"
+        )
+
+
+def cpu_has_native_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); emulated bf16 is slow."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def native_precisions(device: str) -> tuple[Precision, ...]:
+    """What a device multiplies in hardware, the fastest first; any other precision is emulated, slowly."""
+    if device == "cuda":
+        return "fp16", "fp32"
+    return ("bf16", "fp32") if cpu_has_native_bf16() else ("fp32",)

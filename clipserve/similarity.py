@@ -1,0 +1,23 @@
+"""How alike embeddings are: the product's arithmetic on vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from clipserve.encoder_spec import FloatArray
+
+
+def cosine_similarity(images: FloatArray, texts: FloatArray) -> np.ndarray[Any, Any]:
+    """Cosine of every `[I, D]` row with every `[T, D]` row: float64 `[I, T]` in [-1, 1]."""
+    i, t = images.astype(np.float64), texts.astype(np.float64)
+    i /= np.linalg.norm(i, axis=1, keepdims=True)
+    t /= np.linalg.norm(t, axis=1, keepdims=True)
+    return np.clip(i @ t.T, -1.0, 1.0)
+
+
+def softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Softmax over the last axis, shifted by its maximum so that no exponential overflows."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))

@@ -1,0 +1,79 @@
+import java.awt.image.BufferedImage;
+
+/** Pictures as CLIP takes them: resized as Pillow's BICUBIC does it, centre crop. */
+final class ClipPixels {
+    private static final int PRECISION = 22; // bits after the point, Pillow's
+
+    private ClipPixels() {}
+
+    /** Returns uint8 [3, cropHeight, cropWidth], RGB, of an opaque, upright picture. */
+    static byte[] of(BufferedImage image, int shortestEdge, int cropHeight, int cropWidth) {
+        int width = image.getWidth();
+        int height = image.getHeight();
+        boolean upright = width <= height;
+        // In double and truncated, not rounded.
+        int newWidth = upright ? shortestEdge : (int) ((double) (shortestEdge * (long) width) / height);
+        int newHeight = upright ? (int) ((double) (shortestEdge * (long) height) / width) : shortestEdge;
+        int[] rgb = image.getRGB(0, 0, width, height, null, 0, width);
+        int left = (newWidth - cropWidth) / 2;
+        int top = (newHeight - cropHeight) / 2;
+        byte[] pixels = new byte[3 * cropHeight * cropWidth];
+        for (int channel = 0; channel < 3; channel++) {
+            int[] plane = new int[width * height];
+            for (int i = 0; i < plane.length; i++) {
+                plane[i] = rgb[i] >> (16 - 8 * channel) & 0xff;
+            }
+            // Rows first; each pass gives whole values from 0 to 255.
+            plane = resize(plane, width, height, newWidth);
+            plane = resize(plane, height, newWidth, newHeight);
+            for (int y = 0; y < cropHeight; y++) {
+                for (int x = 0; x < cropWidth; x++) {
+                    pixels[(channel * cropHeight + y) * cropWidth + x] =
+                            (byte) plane[(top + y) * newWidth + left + x];
+                }
+            }
+        }
+        return pixels;
+    }
+
+    /** Resizes the rows of [height, width] to newWidth, and returns the result transposed: [newWidth, height]. */
+    private static int[] resize(int[] plane, int width, int height, int newWidth) {
+        int[] resized = new int[newWidth * height];
+        double scale = (double) width / newWidth;
+        double filterScale = Math.max(scale, 1);
+        double support = 2 * filterScale;
+        for (int i = 0; i < newWidth; i++) {
+            double center = (i + 0.5) * scale;
+            int first = Math.max((int) (center - support + 0.5), 0);
+            int count = Math.min((int) (center + support + 0.5), width) - first;
+            double[] weights = new double[count];
+            double sum = 0;
+            for (int j = 0; j < count; j++) {
+                weights[j] = bicubic((first + j - center + 0.5) / filterScale);
+                sum += weights[j];
+            }
+            int[] fixed = new int[count];
+            for (int j = 0; j < count; j++) {
+                double weight = weights[j] / sum * (1 << PRECISION);
+                fixed[j] = (int) (weight < 0 ? weight - 0.5 : weight + 0.5);
+            }
+            for (int y = 0; y < height; y++) {
+                int value = 1 << (PRECISION - 1);
+                for (int j = 0; j < count; j++) {
+                    value += plane[y * width + first + j] * fixed[j];
+                }
+                resized[i * height + y] = Math.min(Math.max(value >> PRECISION, 0), 255);
+            }
+        }
+        return resized;
+    }
+
+    private static double bicubic(double x) {
+        double a = -0.5;
+        double d = Math.abs(x);
+        if (d < 1) {
+            return ((a + 2) * d - (a + 3)) * d * d + 1;
+        }
+        return d < 2 ? (((d - 5) * d + 8) * d - 4) * a : 0;
+    }
+}

@@ -1,0 +1,1 @@
+"""Loads a checkpoint pair: one file a layout."""

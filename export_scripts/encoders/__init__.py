@@ -1,0 +1,1 @@
+"""Plain traceable encoders: one file a family."""

@@ -1,0 +1,30 @@
+##@ benchmarks
+
+BENCH = $(RUN) -m benchmarks.compare $(call GIVEN,SECONDS,--seconds) $(call GIVEN,ROUNDS,--rounds) \
+	$(call GIVEN,BENCH_STORE,--store) $(foreach w,$(WORKERS),--workers $(w))
+
+# A peer that cannot be installed here is named in the table; the others are measured without it.
+.PHONY: bench
+bench: $(VENV)/.bench-stamp #: all peers, half an hour, 8 GB; SECONDS ROUNDS BENCH_STORE WORKERS=clip_image=2
+	@$(MAKE) --no-print-directory $(INFINITY_VENV)/.run-stamp || echo "infinity-emb cannot be installed here" >&2
+	@$(BENCH)
+
+.PHONY: bench-small
+bench-small: $(VENV)/.bench-stamp #: ours beside sentence-transformers in process, sized for CI: a minute or two
+	@$(BENCH) --small --output .bench/small.json
+
+.PHONY: bench-report
+bench-report: $(VENV)/.bench-stamp #: docs/benchmarks.md and its plots from benchmarks/results/latest.json
+	@$(RUN) -m benchmarks.compare --report
+
+.PHONY: figures
+figures: setup #: the figures in README and docs, again from the results that lie in benchmarks/ and demo/
+	@$(RUN) -m benchmarks.figures
+
+.PHONY: bench-bulk
+bench-bulk: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp #: the bulk job beside plain processes on the same cores: minutes
+	@$(SCALE) -m benchmarks.bulk
+
+.PHONY: bench-search
+bench-search: $(SEARCH_VENV)/.run-stamp #: ROWS=100000 KIND=clustered|uniform: latency, recall, size and memory
+	@$(SEARCH) -m search.benchmark $(call GIVEN,ROWS,--rows) $(call GIVEN,KIND,--kind)

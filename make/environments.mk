@@ -1,0 +1,60 @@
+# Every environment, and the one way into each of them.
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+SEARCH_VENV := .venv-search
+SEARCH := $(SEARCH_VENV)/bin/python
+SCALE_VENV := .venv-scale
+SCALE := $(SCALE_VENV)/bin/python
+OLD_TORCH_VENV := .venv-old-torch
+OLD_TORCH := $(OLD_TORCH_VENV)/bin/python
+INFINITY_VENV := .venv-infinity
+UV_VENV := .venv-uv
+
+# $(call INTO,environment,lock file,what it holds,further options)
+INSTALLER := requirements/install.py $(UV_VENV)/.stamp
+INTO = $(UV_VENV)/bin/python requirements/install.py $(1) $(2) --what "$(3)" --python "$(PYTHON)" \
+	--device $(call VALUE,DEVICE) $(4)
+# For a stamp in its environment that needs a lock file first of all: $(call INSTALL,what the lock file holds,options)
+define INSTALL
+	@$(call INTO,$(@D),$<,$(1),$(2))
+	@touch $@
+endef
+TORCH := --torch requirements/torch.txt
+
+$(UV_VENV)/.stamp: requirements/uv.lock
+	@$(PYTHON) -m venv --clear $(UV_VENV) || { rm -rf $(UV_VENV); echo "$(PYTHON) -m venv failed; name another Python (make PYTHON=python3.12 …), or on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(UV_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $<
+	@touch $@
+
+$(VENV)/.run-stamp: requirements/run.lock requirements/java.lock requirements/torch.txt $(INSTALLER)
+	$(call INSTALL,transformers and TorchServe and what they need,$(TORCH))
+	@$(RUN) -m serving.java >/dev/null 2>&1 || $(call INTO,$(VENV),requirements/java.lock,a Java as none of version 17 or later is on PATH) || { rm $@; exit 1; }
+
+$(VENV)/.onnx-stamp: requirements/onnx.lock $(VENV)/.run-stamp
+	$(call INSTALL,ONNX's packages)
+
+$(VENV)/.dev-stamp: requirements/dev.lock $(VENV)/.onnx-stamp
+	$(call INSTALL,the tests' packages)
+
+$(VENV)/.bench-stamp: requirements/bench.lock $(VENV)/.dev-stamp
+	$(call INSTALL,the benchmark's packages)
+
+$(SEARCH_VENV)/.run-stamp: requirements/search.lock $(INSTALLER)
+	$(call INSTALL,the search room's packages)
+
+$(SEARCH_VENV)/.dev-stamp: requirements/search-dev.lock $(SEARCH_VENV)/.run-stamp
+	$(call INSTALL,its tests' packages)
+
+$(SCALE_VENV)/.run-stamp: requirements/scale.lock requirements/torch.txt $(INSTALLER)
+	$(call INSTALL,Ray and the scale room's packages,$(TORCH))
+
+$(SCALE_VENV)/.dev-stamp: requirements/scale-dev.lock $(SCALE_VENV)/.run-stamp
+	$(call INSTALL,its tests' packages)
+
+$(INFINITY_VENV)/.run-stamp: requirements/infinity.lock requirements/torch.txt $(INSTALLER)
+	$(call INSTALL,infinity-emb a peer of the benchmark,--newest 3.13 $(TORCH))
+
+$(OLD_TORCH_VENV)/.run-stamp: requirements/old-torch.lock requirements/old-torch.txt tests/old_torch/stand_ins.py $(INSTALLER)
+	$(call INSTALL,an old PyTorch (620 MB to fetch),--newest 3.11 --without-needs requirements/old-torch.txt)
+	@$(OLD_TORCH) tests/old_torch/stand_ins.py || { rm $@; exit 1; }

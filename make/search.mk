@@ -1,0 +1,41 @@
+##@ your own pictures
+
+TABLE_GIVEN = $(call GIVEN,TABLE,--table)
+
+.PHONY: index
+index: $(SEARCH_VENV)/.run-stamp ## IMAGES=~/Pictures: put a folder's pictures into the table, through the server
+#: TABLE=folder EXCLUDE='Screenshots/|*.gif' AGAIN=1; FORGET=folder takes one out of the table
+	@$(if $(value FORGET),:,$(call NEEDED,IMAGES,~/Pictures))
+	@$(SEARCH) -m search index $(TABLE_GIVEN) $(call GIVEN,EXCLUDE,--exclude) $(if $(value AGAIN),--again) \
+		$(if $(value FORGET),$(call GIVEN,FORGET,--forget)) $(if $(value IMAGES),-- $(call VALUE,IMAGES))
+
+.PHONY: search
+search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban", or IMAGE=photo.jpg, or CAPTIONS=file
+#: LIMIT=10 MIN_SCORE=0.25 PART='holiday/*.jpg' SHEET=found.png JSON=1 TABLE=folder
+	@$(SEARCH) -m search search $(call GIVEN,TEXT,--text) $(call GIVEN,IMAGE,--image) \
+		$(call GIVEN,CAPTIONS,--captions) $(call GIVEN,LIMIT,--limit) $(call GIVEN,MIN_SCORE,--min-score) \
+		$(call GIVEN,PART,--path) $(call GIVEN,SHEET,--sheet) $(if $(value JSON),--json) $(TABLE_GIVEN)
+
+.PHONY: ui
+ui: $(SEARCH_VENV)/.run-stamp ## search and compare in a browser, on 127.0.0.1 (PORT=7860)
+	@$(SEARCH) -m search ui $(call GIVEN,PORT,--port) $(TABLE_GIVEN)
+
+.PHONY: duplicates
+duplicates: $(SEARCH_VENV)/.run-stamp #: SIMILAR=0.98 PAGE=found.html JSON=1: equal and nearly equal pictures
+#: TABLE=folder; deletes nothing
+	@$(SEARCH) -m search duplicates $(TABLE_GIVEN) $(call GIVEN,SIMILAR,--threshold) $(call GIVEN,PAGE,--page) \
+		$(if $(value JSON),--json)
+
+.PHONY: demo-search
+demo-search: $(DEMO_ARCHIVE) $(SEARCH_VENV)/.run-stamp #: draw 1,960 pictures, index them, ask in ten languages
+	@$(SEARCH) -m search.demo --store $(DEMO_STORE)
+
+.PHONY: test-search
+test-search: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp #: types and tests of pictures/ and search/, in a browser too
+	@command -v chromium >/dev/null || { echo "no chromium for the page's test: apt-get install chromium" >&2; exit 1; }
+	@$(SEARCH) -m mypy -p pictures -p search
+	@$(SEARCH) -m pytest --confcutdir tests/search tests/pictures tests/search -m "not full" $(PYTEST_ARGS)
+
+.PHONY: test-search-full
+test-search-full: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp #: 2,000 pictures: killed, resumed, changed, compared
+	@$(SEARCH) -m pytest --confcutdir tests/search tests/search -m full $(PYTEST_ARGS)

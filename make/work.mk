@@ -1,0 +1,37 @@
+##@ work on it
+
+.PHONY: setup
+setup: $(VENV)/.run-stamp #: create .venv with pinned versions, and a Java where there is none
+
+.PHONY: test
+test: $(VENV)/.bench-stamp #: every test that needs no GPU, a real TorchServe included
+	@$(RUN) -m pytest -m "not full" $(PYTEST_ARGS)
+
+.PHONY: test-full
+test-full: $(VENV)/.dev-stamp #: the whole flow with full-size checkpoints (random weights): minutes, 6 GB
+	@$(RUN) -m pytest -m full tests/full tests/export_scripts $(PYTEST_ARGS)
+
+.PHONY: test-old-torch
+test-old-torch: $(VENV)/.dev-stamp $(OLD_TORCH_VENV)/.run-stamp #: today's encoder files in PyTorch 2.0, the oldest that opens them
+	@$(RUN) -m pytest tests/old_torch $(PYTEST_ARGS)
+
+.PHONY: check
+check: $(VENV)/.dev-stamp #: formatting, lint and types
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
+
+.PHONY: lock
+lock: $(VENV)/.dev-stamp #: resolve the pinned versions anew
+	@$(RUN) requirements/lock.py
+
+.PHONY: sbom
+sbom: setup $(UV_VENV)/.stamp #: sbom.json: what .venv holds, as CycloneDX, for a scanner of vulnerabilities
+	@echo "asking cyclonedx-py what $(VENV) holds"
+	@$(UV_VENV)/bin/uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py environment --output-reproducible \
+		--short-PURLs --of JSON -o sbom.json $(RUN)
+	@echo "sbom.json"
+
+.PHONY: clean
+clean: #: remove what was built (not .venv, not the exported encoders)
+	@rm -rf $(DEMO_STORE) .mypy_cache .ruff_cache .pytest_cache .hypothesis logs
