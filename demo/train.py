@@ -29,6 +29,7 @@ from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer, DistilBertTokenizer, get_cosine_schedule_with_warmup
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from clipserve.command import run_command
 from demo.captions import caption, load_vocabularies
 from demo.layouts import write_clip, write_multilingual
 from demo.models import IMAGE_SIZE, Student, new_teacher
@@ -214,11 +215,7 @@ def train_student(work: Path, targets: Tensor, steps: int, seed: int) -> Student
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains both models and writes them.
-
-    Returns:
-        The exit status, 0.
-    """
+    """Trains both models and writes them; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "checkpoint", help="where to write")
     parser.add_argument("--work", type=Path, default=ROOT.parent / ".train", help="checkpoints")
@@ -227,14 +224,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
 
-    teacher, english = train_teacher(options.work, options.teacher_steps, options.seed)
-    targets = scene_targets(teacher, english)
-    student = train_student(options.work, targets, options.student_steps, options.seed)
-    for name in ("clip", "multilingual"):
-        shutil.rmtree(options.out / name, ignore_errors=True)
-    write_clip(options.out / "clip", teacher, options.work / "english")
-    write_multilingual(options.out / "multilingual", student, options.work / "multilingual")
-    return 0
+    def train() -> None:
+        teacher, english = train_teacher(options.work, options.teacher_steps, options.seed)
+        targets = scene_targets(teacher, english)
+        student = train_student(options.work, targets, options.student_steps, options.seed)
+        for name in ("clip", "multilingual"):
+            shutil.rmtree(options.out / name, ignore_errors=True)
+        write_clip(options.out / "clip", teacher, options.work / "english")
+        write_multilingual(options.out / "multilingual", student, options.work / "multilingual")
+
+    return run_command("train", train, "interrupted; the same command goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

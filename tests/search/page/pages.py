@@ -23,7 +23,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from search.indexer import index_folder
-from search.server_process import ROOT, Addresses
+from serving.local import ROOT
+from serving.running import RunningServer
 from tests.search.conftest import picture
 
 CHROMIUM = shutil.which("chromium")
@@ -116,7 +117,7 @@ def served(server_url: str, key_file: str, table: Path, folder: Path) -> Iterato
 
 
 @pytest.fixture(scope="session")
-def page(server: Addresses, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def page(server: RunningServer, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     table = tmp_path_factory.mktemp("table")
     with server.client() as client:
         index_folder(client, pictures, table)

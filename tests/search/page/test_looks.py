@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
 
+from clipserve.client import Management
 from pictures.rows import FileState, Row
 from pictures.table import open_or_create_table
 from pictures.thumbnails import make_thumbnail
 from search.page.searcher import PAGE
-from search.server_process import Addresses
+from serving.running import RunningServer
 from tests.search.conftest import picture
 from tests.search.page.pages import (
     COUNT,
@@ -30,7 +31,7 @@ from tests.search.page.pages import (
 
 
 @pytest.fixture(scope="session")
-def many(server: Addresses, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def many(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A page with more pictures than it sends at once; only their thumbnails exist."""
     folder = tmp_path_factory.mktemp("many").resolve()
     with server.client() as client:

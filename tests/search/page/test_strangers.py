@@ -17,7 +17,7 @@ from PIL import Image
 from pictures.files import MAX_BYTES
 from search.indexer import index_folder
 from search.page.application import HEADERS
-from search.server_process import Addresses
+from serving.running import RunningServer
 from tests.search.page.pages import (
     LOGO,
     MILLISECONDS,
@@ -123,7 +123,7 @@ def test_a_dropped_picture_goes_through_the_cores_limits(page: Served, kind: str
 
 @pytest.mark.server
 def test_sigterm_leaves_nothing_behind(
-    server: Addresses, page: Served, pictures: Path, tmp_path: Path
+    server: RunningServer, page: Served, pictures: Path, tmp_path: Path
 ) -> None:
     """ATTACKS C5: nothing is written to disk while the page runs, nothing is left when it was ended."""
     before = sorted(tmp_path.rglob("*"))

@@ -15,7 +15,7 @@ from clipserve.client import Client
 from clipserve.errors import ServerError
 from pictures.files import MAX_BYTES
 from search.indexer import index_folder
-from search.server_process import Addresses
+from serving.running import RunningServer
 from tests.search.page.pages import (
     COUNT,
     LOGO,
@@ -139,7 +139,7 @@ def test_retries_are_a_choice(
 
 @pytest.mark.server
 def test_server_that_is_down(
-    browser: Browser, server: Addresses, tmp_path: Path, pictures: Path, dead: Dead
+    browser: Browser, server: RunningServer, tmp_path: Path, pictures: Path, dead: Dead
 ) -> None:
     """CASES 56: said after one attempt; what needs no server is still there, and one may try again."""
     table = tmp_path / "table"
@@ -172,7 +172,7 @@ def test_server_that_is_down(
 
 
 @pytest.mark.server
-def test_no_table_yet(browser: Browser, server: Addresses, tmp_path: Path) -> None:
+def test_no_table_yet(browser: Browser, server: RunningServer, tmp_path: Path) -> None:
     with (
         served(server.url, server.key_file, tmp_path / "nothing", tmp_path) as page,
         opened(browser, page.url, problems=True) as tab,
