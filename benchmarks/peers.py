@@ -26,6 +26,7 @@ from clipserve.client import KeyFile, Management
 from clipserve.encoder_spec import FloatArray, decode_vector
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ServerError
+from clipserve.similarity import cosine
 from serving.local import free_ports
 from serving.server import Server, private_server
 
@@ -441,9 +442,9 @@ def _text_groups(workload: Workload) -> list[list[str]]:
 
 
 def _check_same(found: FloatArray, reference: FloatArray, title: str) -> None:
-    cosine = float(found @ reference / (np.linalg.norm(found) * np.linalg.norm(reference)))
-    if not cosine >= SAME_COSINE:
-        raise PeerError(f"{title} answers another vector than the original: cosine {cosine:.4f}")
+    alike = cosine(found, reference)
+    if not alike >= SAME_COSINE:
+        raise PeerError(f"{title} answers another vector than the original: cosine {alike:.4f}")
 
 
 def _base64(path: Path) -> str:
