@@ -24,6 +24,7 @@ from benchmarks.usage import family
 from benchmarks.workloads import SMALLEST, Workload, sentences
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ServerError
+from clipserve.similarity import cosine
 
 ROOT = Path(__file__).parents[1]
 
@@ -214,9 +215,9 @@ def check_same(found: FloatArray, reference: FloatArray, title: str) -> None:
     Raises:
         PeerError: it is another.
     """
-    cosine = float(found @ reference / (np.linalg.norm(found) * np.linalg.norm(reference)))
-    if not cosine >= SAME_COSINE:
-        raise PeerError(f"{title} answers another vector than the original: cosine {cosine:.4f}")
+    alike = cosine(found, reference)
+    if not alike >= SAME_COSINE:
+        raise PeerError(f"{title} answers another vector than the original: cosine {alike:.4f}")
 
 
 def encoded(path: Path) -> str:

@@ -25,6 +25,7 @@ from clipserve.hardware import check_cpu
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
 from clipserve.operators import check_operators, check_records
 from clipserve.prepack import prepack_linear_layers
+from clipserve.similarity import cosine
 from clipserve.store import check_unchanged
 from clipserve.tokens import TokenArray, Tokenizer
 
@@ -123,11 +124,10 @@ class _ExportedEncoder:
                 f"{self.path}: its golden embedding has {len(expected)} numbers, the encoder gives "
                 f"{len(embedding)}; run 'make export'"
             )
-        norms = float(np.linalg.norm(embedding) * np.linalg.norm(expected))
-        cosine = float(np.dot(embedding, expected)) / norms if norms > 0 else 0.0
-        if not cosine >= GOLDEN_MIN_COSINE:
+        alike = cosine(embedding, expected)
+        if not alike >= GOLDEN_MIN_COSINE:
             raise SpecError(
-                f"{self.path}: the golden input's embedding has cosine {cosine:.6f} with the "
+                f"{self.path}: the golden input's embedding has cosine {alike:.6f} with the "
                 f"certificate's, allowed is >= {GOLDEN_MIN_COSINE}; run 'make export' on this machine"
             )
 

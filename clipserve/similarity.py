@@ -9,6 +9,18 @@ import numpy as np
 from clipserve.encoder_spec import FloatArray
 
 
+def unit_vectors(vectors: FloatArray) -> FloatArray:
+    """Vectors `[N, D]`, none of them zero, brought to length 1."""
+    scaled: FloatArray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return scaled
+
+
+def cosine(one: FloatArray, other: FloatArray) -> float:
+    """Cosine of two vectors `[D]`; 0 where one of them has no direction, as zero or NaN."""
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(np.dot(one, other)) / norms if norms > 0 else 0.0
+
+
 def cosine_similarity(images: FloatArray, texts: FloatArray) -> np.ndarray[Any, Any]:
     """Cosine of every `[I, D]` row with every `[T, D]` row: float64 `[I, T]` in [-1, 1]."""
     i, t = images.astype(np.float64), texts.astype(np.float64)

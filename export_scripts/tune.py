@@ -24,13 +24,14 @@ from tqdm import tqdm
 
 from clipserve.command import run_command
 from clipserve.encoder_spec import Device, Modality, Precision, read_spec
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ExportError, ParityError
 from clipserve.hardware import cpu_capability, native_precisions
 from clipserve.store import EncoderFile, Store
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.export import DEFAULT_MODEL, STORE
-from export_scripts.packages.archive import ARCHIVES, ROOT, TUNED_FILE, Tuned, build_archives, write_tuned
+from export_scripts.packages.archive import ROOT, TUNED_FILE, Tuned, build_archives, write_tuned
 from export_scripts.publish import check_device, export_encoder
 from export_scripts.timing import TEXT_TOKENS
 
@@ -191,10 +192,10 @@ def tune(pair: CheckpointPair, device: Device, store: Path, seconds: float = SEC
         for modality in ("image", "text")
     }
     tuned = {}
-    for name, modalities in ARCHIVES.items():
+    for name, endpoint in ENDPOINTS.items():
         # Similarity is mostly pictures: its texts are remembered.
-        leading = best[modalities[0]]
-        files = tuple(best[modality].file for modality in modalities)
+        leading = best[endpoint.modalities[0]]
+        files = tuple(best[modality].file for modality in endpoint.modalities)
         fitting = layouts(device, sum((store / f).stat().st_size for f in files) / 1e6 + WORKER_MEGABYTES)
         workers, threads = max(layout for layout in fitting if layout[0] <= leading.workers)
         tuned[name] = Tuned(files, workers, threads, leading.batch)

@@ -19,6 +19,7 @@ import numpy as np
 
 from clipserve.command import run_command
 from clipserve.encoder_spec import FloatArray
+from clipserve.similarity import unit_vectors
 from pictures.ann import ANN_ROWS
 from pictures.rows import FileState, Row
 from pictures.table import RECALL_AT, PictureTable, open_or_create_table
@@ -44,14 +45,14 @@ def clustered(random: np.random.Generator) -> Generate:
         which = random.integers(0, len(subjects), count)
         variation = random.standard_normal((count, len(directions)), np.float32) @ directions
         noise = random.standard_normal((count, EMBEDDING_DIM), np.float32)
-        return _normalised(offset + 0.5 * subjects[which] + 0.8 * variation + 0.3 * noise)
+        return unit_vectors(offset + 0.5 * subjects[which] + 0.8 * variation + 0.3 * noise)
 
     return draw
 
 
 def uniform(random: np.random.Generator) -> Generate:
     """Gives functions of a count that draw evenly from the sphere."""
-    return lambda count: _normalised(random.standard_normal((count, EMBEDDING_DIM), np.float32))
+    return lambda count: unit_vectors(random.standard_normal((count, EMBEDDING_DIM), np.float32))
 
 
 KINDS: dict[str, Callable[[np.random.Generator], Generate]] = {"clustered": clustered, "uniform": uniform}
@@ -104,11 +105,6 @@ def _milliseconds(table: PictureTable, queries: FloatArray, *, exact: bool) -> l
         table.nearest(query, RECALL_AT, exact=exact)
         times.append(1000 * (time.perf_counter() - start))
     return times
-
-
-def _normalised(vectors: FloatArray) -> FloatArray:
-    unit: FloatArray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
 
 
 def _megabytes(folder: Path) -> int:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipserve.encoder_spec import FloatArray
+from clipserve.similarity import unit_vectors
 from pictures.paths import printable, text_to_path
 from pictures.table import PictureTable
 
@@ -111,7 +112,7 @@ def similar_rows(embeddings: FloatArray, threshold: float) -> Iterator[tuple[lis
     Yields:
         Row numbers, and cosine similarities with the first of them.
     """
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    unit = unit_vectors(embeddings)
     free = np.ones(len(unit), bool)
     for first in range(0, len(unit), ROWS):
         near: dict[int, list[tuple[int, float]]] = {}

@@ -7,15 +7,15 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from clipserve.client.calls import Client
 from clipserve.client.tokens import KeyFile, MissingKeyFileError, RefusedTokenError
 from clipserve.encoder_spec import GOLDEN_MIN_COSINE, EncoderSpec, decode_vector
 from clipserve.endpoint_status import READY, EndpointStatus, Worker
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ClipServeError, ServerError, SpecError
+from clipserve.similarity import cosine
 
-ENDPOINTS = ("clip_image", "clip_text", "clip_similarity")
+WITHOUT_EMBEDDINGS = {name for name, endpoint in ENDPOINTS.items() if not endpoint.gives_embeddings}
 
 POLL_SECONDS = 0.25
 
@@ -54,7 +54,7 @@ class Management:
         except SpecError as error:
             raise ServerError(str(error)) from error
 
-    def check_ready(self, endpoints: Sequence[str] = ENDPOINTS) -> None:
+    def check_ready(self, endpoints: Sequence[str] = tuple(ENDPOINTS)) -> None:
         """Checks that every endpoint has all its workers, and answers its golden input as certified.
 
         Raises:
@@ -75,7 +75,7 @@ class Management:
             for spec in self.specs(endpoint):
                 self._check_golden(endpoint, spec)
 
-    def wait_ready(self, timeout: float = 120.0, endpoints: Sequence[str] = ENDPOINTS) -> None:
+    def wait_ready(self, timeout: float = 120.0, endpoints: Sequence[str] = tuple(ENDPOINTS)) -> None:
         """Waits until `check_ready` holds.
 
         Args:
@@ -106,19 +106,16 @@ class Management:
         return EndpointStatus.from_json(self._connection.describe(endpoint, params), endpoint)
 
     def _check_golden(self, endpoint: str, spec: EncoderSpec) -> None:
-        if endpoint == "clip_similarity":
-            # Its workers compared both golden embeddings before they called themselves ready; over HTTP it
-            # gives no embeddings.
+        if endpoint in WITHOUT_EMBEDDINGS:
+            # Its workers compared their golden embeddings before they called themselves ready.
             return
         golden = spec.certificate.golden
         if spec.modality == "image":
             found = self._client.embed_images([base64.b64decode(golden.input)])[0]
         else:
             found = self._client.embed_texts([golden.input])[0]
-        expected = decode_vector(golden.embedding)
-        cosine = float(found @ expected / (np.linalg.norm(found) * np.linalg.norm(expected)))
-        if not cosine >= GOLDEN_MIN_COSINE:
+        alike = cosine(found, decode_vector(golden.embedding))
+        if not alike >= GOLDEN_MIN_COSINE:
             raise ServerError(
-                f"{endpoint}: the golden input's embedding has cosine {cosine:.6f}, "
-                f"not >= {GOLDEN_MIN_COSINE}"
+                f"{endpoint}: the golden input's embedding has cosine {alike:.6f}, not >= {GOLDEN_MIN_COSINE}"
             )

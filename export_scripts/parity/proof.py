@@ -20,6 +20,7 @@ from clipserve.encoder_spec import (
     encode_vector,
 )
 from clipserve.errors import ExportError, ParityError
+from clipserve.similarity import unit_vectors
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.formats.base import Module
@@ -77,10 +78,7 @@ def runner(module: Module, device: Device) -> Run:
 
 
 def _as(normalized: bool, embeddings: FloatArray) -> FloatArray:
-    if not normalized:
-        return embeddings
-    unit: FloatArray = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return unit
+    return unit_vectors(embeddings) if normalized else embeddings
 
 
 def _compare(name: str, exported: FloatArray, original: FloatArray) -> ParityCase:

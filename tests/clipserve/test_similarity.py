@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipserve.similarity import cosine_similarity, softmax
+from clipserve.similarity import cosine, cosine_similarity, softmax, unit_vectors
 from tests.clipserve.wire.bodies import (
     KNOWN_COSINES,
     KNOWN_PROBABILITIES,
@@ -34,3 +34,18 @@ def test_cosines_do_not_depend_on_lengths_and_stay_within_1() -> None:
     assert found.min() >= -1
     # The caller's arrays stay as they were.
     assert images[0].tolist() == [3, 4, 0]
+
+
+def test_cosine_of_two_vectors() -> None:
+    one, other = np.array([3, 4], np.float32), np.array([-0.06, -0.08], np.float32)
+    assert cosine(one, one) == pytest.approx(1)
+    assert cosine(one, other) == pytest.approx(-1)
+    # No direction is no likeness: what is compared with a bound does not pass it.
+    assert cosine(one, np.zeros(2, np.float32)) == 0
+    assert cosine(one, np.array([np.nan, 1], np.float32)) == 0
+
+
+def test_unit_vectors_keep_their_direction() -> None:
+    found = unit_vectors(np.array([[3, 4], [0, -0.5]], np.float32))
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0, -1]], rtol=1e-6)
+    assert found.dtype == np.float32
