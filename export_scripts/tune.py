@@ -35,6 +35,9 @@ from export_scripts.timing import TEXT_TOKENS
 
 SECONDS = 0.5  # of one measurement
 
+# What is timed, for people.
+THINGS: dict[Modality, str] = {"image": "pictures", "text": f"texts of {TEXT_TOKENS} tokens"}
+
 # A larger batch must gain more than this to be worth the longer wait.
 WORTH = 0.03
 
@@ -240,8 +243,7 @@ def plot(timings: Sequence[Timing], chosen: Sequence[Timing], path: Path) -> Non
             fontsize=10,
         )
         axes.set_xlabel("1 - min cosine to the original (further right is closer)")
-        things = "pictures" if best.modality == "image" else f"texts of {TEXT_TOKENS} tokens"
-        axes.set_ylabel(f"{things}/s, with the time between two batches")
+        axes.set_ylabel(f"{THINGS[best.modality]}/s, with the time between two batches")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=8, title="workers x threads; larger: larger batch"
