@@ -43,7 +43,7 @@ class TorchServeHandler:
     """Base of the classes in `handlers/`, which say what they serve.
 
     Attributes:
-        endpoint: its name, one of `clipserve.worker.BUILDERS`.
+        endpoint: its name, one of `clipserve.endpoints.ENDPOINTS`.
     """
 
     endpoint: ClassVar[str]

@@ -82,7 +82,7 @@ def app(arguments: AppArguments) -> Application:
         # Far enough for the endpoints' queues to refuse first, and in our own words.
         max_queued_requests=waiting,
     )(Ingress)
-    model = TextModel(text.model_id, text.embedding_dim, int(time.time()))
+    model = TextModel(text.model_id, int(time.time()))
     return ingress.bind(replicas, {e.name: e for e in endpoints}, server, str(arguments.key_file), model)
 
 

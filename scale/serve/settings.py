@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from clipserve.client import ENDPOINTS
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import SettingsError
 from clipserve.settings import Settings
 from serving.local import read_properties
@@ -28,7 +28,6 @@ class EndpointSettings:
         batch_wait_seconds: how long a lone request waits for company.
         min_replicas, max_replicas: workers; more are started as requests wait.
         response_seconds: until a stuck worker is replaced, and its callers are told to ask again.
-        startup_seconds: that a worker may take to load and to prove its encoders.
         handler: what the endpoint itself is told.
     """
 
@@ -38,7 +37,6 @@ class EndpointSettings:
     min_replicas: int
     max_replicas: int
     response_seconds: float
-    startup_seconds: float
     handler: Settings
 
 
@@ -81,7 +79,6 @@ def _endpoint(name: str, path: Path) -> EndpointSettings:
         min_replicas=_number(config, "minWorkers", path),
         max_replicas=_number(config, "maxWorkers", path),
         response_seconds=_number(config, "responseTimeout", path),
-        startup_seconds=_number(config, "startupTimeout", path),
         handler=Settings.from_mapping(config.get("handler") or {}),
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipserve.encoder_spec import Modality, Precision
-from export_scripts.checkpoints.sentence_transformers import load_pair
+from export_scripts.checkpoints.loading import load_pair
 from export_scripts.export import export_pair
 from export_scripts.publish import export_encoder
 from standins.checkpoints import TINY_CLIP, write_clip, write_multilingual

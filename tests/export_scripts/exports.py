@@ -15,7 +15,7 @@ from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import SUFFIXES, EncoderSpec, FloatArray, Modality, Precision
 from clipserve.images import ImageLimits, preprocess
 from clipserve.store import EncoderFile
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.formats.base import EncoderFormat
 from export_scripts.parity.inputs import photograph_like

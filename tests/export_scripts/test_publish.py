@@ -21,7 +21,8 @@ from clipserve.encoder_spec import (
 )
 from clipserve.errors import ExportError, ParityError
 from export_scripts import publish
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.checkpoints.loading import load_pair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats.torchscript import device_constants
 from export_scripts.publish import Made, check_device, export_encoder
 from tests.export_scripts.exports import (

@@ -17,7 +17,7 @@ import pytest
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import SPEC_FILE, TOKENIZER_FILE, read_extra_file, read_spec
 from clipserve.errors import ExportError, SpecError
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS, aoti
 from export_scripts.publish import check_device
 from tests.conftest import ExportedAs

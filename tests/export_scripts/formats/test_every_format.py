@@ -27,7 +27,7 @@ from clipserve.errors import ExportError, ParityError, SpecError
 from clipserve.hardware import cpu_capability
 from clipserve.store import Store
 from clipserve.tokens import Tokenizer
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.parity.proof import recheck
 from export_scripts.publish import check_device, export_encoder

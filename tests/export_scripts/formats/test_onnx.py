@@ -9,7 +9,7 @@ import pytest
 
 from clipserve.encoder_spec import SPEC_FILE, TOKENIZER_FILE
 from clipserve.errors import ExportError, SpecError
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import onnx
 from export_scripts.publish import check_device, export_encoder
 from tests.conftest import ExportedAs

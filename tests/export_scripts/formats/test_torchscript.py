@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from clipserve.encoder import load_torchscript
 from clipserve.encoder_spec import Modality, Precision, read_spec
 from clipserve.errors import ExportError
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats.torchscript import device_constants
 from export_scripts.publish import export_encoder
 from tests.export_scripts.exports import CPU, TEXT_LAYOUTS, Exported, Pairs, empty, rebuilt

@@ -14,7 +14,7 @@ from clipserve import encoder as encoder_module
 from clipserve.encoder import ExportedTextEncoder
 from clipserve.encoder_spec import PARITY_BOUNDS, Modality, ParityBound, Precision
 from clipserve.errors import ParityError
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.parity import subjects
 from export_scripts.publish import export_encoder
 from tests.export_scripts.exports import CPU, empty, rebuilt

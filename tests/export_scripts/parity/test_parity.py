@@ -26,8 +26,9 @@ from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_to
 from clipserve.encoder_spec import PARITY_BOUNDS, Modality, Precision, decode_vector, read_spec
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
-from export_scripts.encoders.clip import ACTIVATIONS, Mlp
+from export_scripts.checkpoints.loading import load_pair
+from export_scripts.checkpoints.pair import CheckpointPair
+from export_scripts.encoders.layers import ACTIVATIONS, Mlp
 from export_scripts.parity import subjects
 from export_scripts.parity.proof import recheck
 from export_scripts.publish import export_encoder

@@ -21,12 +21,11 @@ if importlib.util.find_spec("python_multipart") is None:
 
 import numpy as np
 
-from clipserve.client import ENDPOINTS
 from clipserve.encoder_spec import SPEC_FILE, decode_vector, encode_vector, read_spec
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import RequestError, SettingsError, SpecError
 from clipserve.store import Store
 from clipserve.wire.rows import JSON, MAX_PARTS, OCTETS, Part, Row
-from clipserve.worker import BUILDERS
 from scale.serve.application import AppArguments, app
 from scale.serve.multipart import multipart_parts
 from scale.serve.replica import Replica
@@ -48,7 +47,7 @@ def text_settings() -> EndpointSettings:
 
 def test_settings_are_those_of_torchserves_files() -> None:
     endpoints = read_endpoints(HANDLERS)
-    assert [e.name for e in endpoints] == list(ENDPOINTS) == list(BUILDERS)
+    assert [e.name for e in endpoints] == list(ENDPOINTS)
     for endpoint in endpoints:
         text = (HANDLERS / f"{endpoint.name}.yaml").read_text()
         numbers = {name: int(value) for name, value in re.findall(r"^(\w+): (\d+)", text, re.MULTILINE)}
