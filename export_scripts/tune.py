@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import psutil
@@ -24,13 +25,14 @@ from tqdm import tqdm
 
 from clipserve.command import run_command
 from clipserve.encoder_spec import Device, Modality, Precision, read_spec
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ExportError, ParityError
 from clipserve.hardware import cpu_capability, native_precisions
 from clipserve.store import EncoderFile, Store
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.export import DEFAULT_MODEL, STORE
-from export_scripts.packages.archive import ARCHIVES, ROOT, TUNED_FILE, Tuned, build_archives, write_tuned
+from export_scripts.packages.archive import ROOT, TUNED_FILE, Tuned, build_archives, write_tuned
 from export_scripts.publish import check_device, export_encoder
 from export_scripts.timing import TEXT_TOKENS
 
@@ -189,12 +191,13 @@ def tune(pair: CheckpointPair, device: Device, store: Path, seconds: float = SEC
         for path, workers, threads in bar:
             bar.set_description(f"{path.name}, {workers} workers x {threads} threads")
             timings += time_file(path, workers, threads, seconds)
-    best = {
+    best: dict[Modality, Timing] = {
         modality: choose([timing for timing in timings if timing.modality == modality])
-        for modality in ("image", "text")
+        for modality in get_args(Modality)
     }
     tuned = {}
-    for name, modalities in ARCHIVES.items():
+    for name, endpoint in ENDPOINTS.items():
+        modalities = endpoint.modalities
         # Similarity is mostly pictures: its texts are remembered.
         leading = best[modalities[0]]
         files = tuple(best[modality].file for modality in modalities)

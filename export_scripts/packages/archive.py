@@ -20,19 +20,13 @@ from clipserve import __version__
 from clipserve.archive_files import SUMS_FILE, file_sha256
 from clipserve.command import run_command
 from clipserve.encoder_spec import PARITY_BOUNDS, Device
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ExportError
 from clipserve.store import EncoderFile, Store
 from export_scripts import zips
 from export_scripts.packages.folders import link_or_copy
 
 ROOT = Path(__file__).parents[2]
-
-# Archive and endpoint name -> what its workers load.
-ARCHIVES: dict[str, tuple[str, ...]] = {
-    "clip_image": ("image",),
-    "clip_text": ("text",),
-    "clip_similarity": ("image", "text"),
-}
 
 TUNED_FILE = "tuned.json"
 
@@ -103,12 +97,13 @@ def build_archives(store: Path, model_id: str | None, precision: str | None) -> 
     tuned = _read_tuned(encoders)
     with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as work:
         made = []
-        for name, modalities in ARCHIVES.items():
+        for name, endpoint in ENDPOINTS.items():
             settings = tuned.get(name)
             chosen = [
                 file
                 for file in encoders.encoders
-                if file.spec.modality in modalities and (settings is None or file.path.name in settings.files)
+                if file.spec.modality in endpoint.modalities
+                and (settings is None or file.path.name in settings.files)
             ]
             print(f"packaging {name}.mar: {', '.join(file.path.name for file in chosen)}", flush=True)
             made.append(_build(name, chosen, settings, Path(work)))
