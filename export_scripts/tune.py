@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import psutil
@@ -36,6 +37,9 @@ from export_scripts.publish import check_device, export_encoder
 from export_scripts.timing import TEXT_TOKENS
 
 SECONDS = 0.5  # of one measurement
+
+# What is timed, for people.
+THINGS: dict[Modality, str] = {"image": "pictures", "text": f"texts of {TEXT_TOKENS} tokens"}
 
 # A larger batch must gain more than this to be worth the longer wait.
 WORTH = 0.03
@@ -187,9 +191,9 @@ def tune(pair: CheckpointPair, device: Device, store: Path, seconds: float = SEC
         for path, workers, threads in bar:
             bar.set_description(f"{path.name}, {workers} workers x {threads} threads")
             timings += time_file(path, workers, threads, seconds)
-    best = {
+    best: dict[Modality, Timing] = {
         modality: choose([timing for timing in timings if timing.modality == modality])
-        for modality in ("image", "text")
+        for modality in get_args(Modality)
     }
     tuned = {}
     for name, endpoint in ENDPOINTS.items():
@@ -242,8 +246,7 @@ def plot(timings: Sequence[Timing], chosen: Sequence[Timing], path: Path) -> Non
             fontsize=10,
         )
         axes.set_xlabel("1 - min cosine to the original (further right is closer)")
-        things = "pictures" if best.modality == "image" else f"texts of {TEXT_TOKENS} tokens"
-        axes.set_ylabel(f"{things}/s, with the time between two batches")
+        axes.set_ylabel(f"{THINGS[best.modality]}/s, with the time between two batches")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=8, title="workers x threads; larger: larger batch"

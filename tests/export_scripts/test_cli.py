@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_both_models_are_named(capsys: pytest.CaptureFixture[str], made: Path, t
     assert "image encoder of clip, text encoder of clip\n" in capsys.readouterr().out
     assert export.main([*checkpoints_of(made), "--store", str(tmp_path)]) == 0
     assert "image encoder of clip, text encoder of multilingual\n" in capsys.readouterr().out
+
+
+def test_auto_says_what_it_timed_and_keeps_one(
+    capsys: pytest.CaptureFixture[str], made: Path, tmp_path: Path
+) -> None:
+    assert export.main([*checkpoints_of(made), "--precision", "auto", "--store", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    kept = re.findall(r"^      a batch of 8: (?:\w+ [\d.]+ ms(?:, |; ))+(\w+) is kept$", said, re.MULTILINE)
+    assert len(kept) == 2
+    names = [f"clip-{modality}-cpu-{name}" for modality, name in zip(("image", "text"), kept, strict=True)]
+    assert sorted(contents(tmp_path)) == [f"{name}{suffix}" for name in names for suffix in (".json", ".pt")]
 
 
 @pytest.mark.parametrize("wrong", [ExportError("no such luck"), KeyboardInterrupt(), OSError(28, "No space")])
