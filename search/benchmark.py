@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipserve.command import run_command
 from clipserve.encoder_spec import FloatArray
 from pictures.ann import ANN_ROWS
 from pictures.rows import FileState, Row
@@ -122,17 +123,20 @@ def keep(measured: dict[str, object], results: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; prints what was measured as a JSON object, and keeps it."""
+    """Command line; prints what was measured as a JSON object, and keeps it; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m search.benchmark", description=__doc__)
     parser.add_argument("--rows", type=int, default=ANN_ROWS)
     parser.add_argument("--kind", choices=list(KINDS), default="clustered")
     parser.add_argument("--folder", type=Path, default=Path(".bench/search"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="the JSON file that keeps it")
     arguments = parser.parse_args(argv)
-    measured = measure(arguments.folder, arguments.rows, arguments.kind)
-    print(json.dumps(measured, indent=2))
-    keep(measured, arguments.results)
-    return 0
+
+    def work() -> None:
+        measured = measure(arguments.folder, arguments.rows, arguments.kind)
+        print(json.dumps(measured, indent=2))
+        keep(measured, arguments.results)
+
+    return run_command("search benchmark", work)
 
 
 if __name__ == "__main__":
