@@ -90,9 +90,10 @@ def test_what_is_no_picture_is_told_what_adds_heic(monkeypatch: pytest.MonkeyPat
     """Text with a picture's name: a decoder that is not there is not among what is allowed as it is."""
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "pillow_heif", None)
-        assert refused(b"not a picture").message.endswith("BMP, TIFF, AVIF, HEIF after 'make heic')")
+        assert "HEIF after 'make heic'" in refused(b"not a picture").message
     pytest.importorskip("pillow_heif")
-    assert refused(b"not a picture").message.endswith("BMP, TIFF, AVIF, HEIF)")
+    assert "HEIF" in refused(b"not a picture").message
+    assert "make heic" not in refused(b"not a picture").message
 
 
 def test_every_format_of_the_table_is_recognised_by_its_files() -> None:
