@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
-import numpy as np
 import psutil
 
 from benchmarks.child import OFFLINE, PeerError
