@@ -220,8 +220,7 @@ class _Run:
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         bar.update()
-                        read = self._outcome(running.pop(future), future.result)
-                        if read is not None:
+                        if read := self._outcome(running.pop(future), future.result):
                             yield read
             finally:
                 for future in running:
@@ -237,8 +236,7 @@ class _Run:
             found = self._suspects.pop(0)
             self._require_server()
             self._suspected.clear()
-            read = self._outcome(found, partial(self._read, found), alone=True)
-            if read is not None:
+            if read := self._outcome(found, partial(self._read, found), alone=True):
                 yield read
 
     def _require_server(self) -> None:
