@@ -16,6 +16,7 @@ import torch
 
 from clipserve.archive_files import verify_archive_files
 from clipserve.encoder_spec import SPEC_FILE, EncoderSpec, read_spec
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ExportError, SpecError
 from export_scripts import export, tune, verify
 from export_scripts.export import export_pair
@@ -337,7 +338,7 @@ def test_archives_are_reproducible(capsys: pytest.CaptureFixture[str], store: Pa
     for _ in range(2):
         assert run(archive.main, capsys, "--store", str(store))[0] == 0
         archives.append({path.name: path.read_bytes() for path in store.glob("*.mar")})
-    assert set(archives[0]) == {"clip_image.mar", "clip_text.mar", "clip_similarity.mar"}
+    assert set(archives[0]) == {f"{name}.mar" for name in ENDPOINTS}
     assert archives[0] == archives[1]
 
 
