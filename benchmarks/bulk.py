@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from clipserve.command import run_command
 from clipserve.encoder_spec import EncoderSpec, read_spec
 from pictures.rows import picture_schema
 from scale.bulk.encoding import Encoder
@@ -148,7 +149,7 @@ def bulk(images: Path, work: Path, encoder_path: Path, cores: int, cluster: RayC
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bulk", description=__doc__)
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--pictures", type=int, default=1024)
@@ -157,6 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--encoder", type=Path, help="an image encoder for cpu (a ViT-B/32 of random weights)"
     )
     arguments = parser.parse_args(argv)
+    return run_command("bench-bulk", lambda: _compare(arguments))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
     cores = arguments.cores
     with tempfile.TemporaryDirectory(prefix="clipserve-bulk-") as name:
         work = Path(name)
@@ -186,7 +191,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"bulk job / plain processes: {medians['ratio_images_per_s']:.2f} by the clock, "
         f"{medians['ratio_by_cpu_time']:.2f} by CPU time"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ import transformers
 
 from benchmarks import ratios, report
 from benchmarks.child import PeerError, say
-from benchmarks.peers import INFINITY_ENVIRONMENT
+from benchmarks.infinity import INFINITY_ENVIRONMENT
 from benchmarks.rounds import Rounds, archive_settings
 from benchmarks.workloads import SIZES, write_pictures
+from clipserve.command import run_command
 from clipserve.endpoints import ENDPOINTS
-from clipserve.errors import ClipServeError
 from clipserve.hardware import cpu_has_native_bf16
 from clipserve.interrupt import interrupt_on_sigterm
-from export_scripts.checkpoints.sentence_transformers import load_pair
+from export_scripts.checkpoints.loading import load_pair
 from export_scripts.export import export_pair
 from export_scripts.packages.archive import build_archives
 from export_scripts.tune import tune
@@ -56,7 +56,7 @@ VERSIONS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at least three for a spread")
@@ -77,11 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="measure nothing: write the page and the plots")
     parser.add_argument("--output", type=Path, default=ratios.LATEST, help="the JSON file")
     arguments = parser.parse_args(argv)
-    if (arguments.model is None) != (arguments.text_model is None):
-        parser.error("--model and --text-model go together")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    try:
+
+    def compare() -> None:
+        if (arguments.model is None) != (arguments.text_model is None):
+            parser.error("--model and --text-model go together")
         if not arguments.report:
             measured = run(
                 seconds=arguments.seconds,
@@ -95,10 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(report.summary(measured))
         if arguments.output == ratios.LATEST:
             report.write_page(ratios.read(ratios.LATEST))
-    except ClipServeError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_command("bench", compare)
 
 
 def _workers(text: str) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ratios import LATEST, RATIOS, Results
+from clipserve.command import run_command
 from scale.bulk import estimate
 
 ROOT = Path(__file__).parents[1]
@@ -255,15 +256,19 @@ FIGURES: dict[str, Callable[[], str]] = {
 }
 
 
-def main() -> int:
-    """Writes the figures of every page anew; 0 done."""
+def write_pages() -> None:
+    """Writes the figures of every page anew."""
     for path in pages():
         before = path.read_text(encoding="utf-8")
         after = written(before)
         if after != before:
             path.write_text(after, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")
-    return 0
+
+
+def main() -> int:
+    """Command line; see `run_command`."""
+    return run_command("figures", write_pages)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ import transformers
 from torch import Tensor
 
 from benchmarks import figures, ratios
+from clipserve.command import run_command
 from clipserve.encoder_spec import EncoderSpec, Format, Modality, Precision
-from clipserve.errors import ClipServeError
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.checkpoints.loading import load_pair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.formats.base import Module
 from export_scripts.publish import export_encoder
@@ -130,7 +131,7 @@ def collect(measured: Sequence[Measured], rounds: int, loads: Sequence[float]) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.formats", description=__doc__)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--tiny", action="store_true", help="tiny checkpoints, and the table printed only")
@@ -138,27 +139,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    clip_shape, text_shape = (TINY_CLIP, TINY_TEXT) if arguments.tiny else (VIT_B_32, DISTILBERT_MULTILINGUAL)
+    return run_command("formats", lambda: _compare(arguments.rounds, arguments.tiny))
+
+
+def _compare(rounds: int, tiny: bool) -> None:
+    clip_shape, text_shape = (TINY_CLIP, TINY_TEXT) if tiny else (VIT_B_32, DISTILBERT_MULTILINGUAL)
     loads = [os.getloadavg()[0]]
     measured: list[Measured] = []
-    try:
-        with tempfile.TemporaryDirectory(prefix="clipserve-formats-") as name:
-            work = Path(name)
-            clip = write_clip(work / "clip-ViT-B-32", clip_shape)
-            pair = load_pair(str(clip), str(write_multilingual(work / "multilingual", text_shape)))
-            modalities: tuple[Modality, ...] = ("image", "text")
-            for modality in modalities:
-                measured += measure(pair, modality, work / "store", arguments.rounds)
-                loads.append(os.getloadavg()[0])
-    except ClipServeError as error:
-        print(f"formats: {error}", file=sys.stderr)
-        return 1
-    results = collect(measured, arguments.rounds, loads)
+    with tempfile.TemporaryDirectory(prefix="clipserve-formats-") as name:
+        work = Path(name)
+        clip = write_clip(work / "clip-ViT-B-32", clip_shape)
+        pair = load_pair(str(clip), str(write_multilingual(work / "multilingual", text_shape)))
+        modalities: tuple[Modality, ...] = ("image", "text")
+        for modality in modalities:
+            measured += measure(pair, modality, work / "store", rounds)
+            loads.append(os.getloadavg()[0])
+    results = collect(measured, rounds, loads)
     print(figures.formats_text(results))
-    if not arguments.tiny:
+    if not tiny:
         ratios.write(results, figures.FORMATS)
-        figures.main()
-    return 0
+        figures.write_pages()
 
 
 if __name__ == "__main__":

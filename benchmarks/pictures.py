@@ -177,7 +177,7 @@ def round_all(values: dict[str, float]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; the status is `run_command`'s, 2 is usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__)
     parser.add_argument("store", type=Path, help="folder of an image encoder for the CPU")
     arguments = parser.parse_args(argv)

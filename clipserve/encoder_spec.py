@@ -213,7 +213,7 @@ class EncoderSpec:
     Attributes:
         format: `torchscript` (`.pt`), `aoti` (a package compiled by AOTInductor, `.pt2`) or `onnx`.
         cpu_capability: what the CPU must have that runs machine code in the file, as `cpu_capability` of
-            `clipserve.encoder` puts it; None where the file holds none.
+            `clipserve.hardware` puts it; None where the file holds none.
         model_id: name of the pair, as in the endpoint's `model` field and the file's stem.
         checkpoint: name or folder name of the checkpoint this encoder came from.
         embedding_dim: length of an embedding.

@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from clipserve.client import Client
+from clipserve.command import run_command
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ClipServeError
 from clipserve.similarity import cosine_similarity
@@ -259,7 +260,7 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 all within bounds, 1 weak languages or a known error, 2 usage."""
+    """Command line; 1 also where languages are weak, see `run_command`."""
     defaults = Bounds()
     parser = argparse.ArgumentParser(prog="python -m demo.languages", description=__doc__)
     parser.add_argument("--vocabulary", type=Path, default=VOCABULARY_DIR, help="folder of <code>.json")
@@ -272,25 +273,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--min-probability", type=float, default=defaults.probability, help="of an example sentence; 0 to 1"
     )
     arguments = parser.parse_args(argv)
-    bounds = Bounds(arguments.min_probability, arguments.min_recall)
-    scenes = pool(arguments.seed)
-    print(f"drawing and embedding {len(scenes)} scenes, then their captions in each language", flush=True)
-    try:
-        vocabularies = load_vocabularies(arguments.vocabulary)
+
+    def work() -> bool:
+        bounds = Bounds(arguments.min_probability, arguments.min_recall)
+        scenes = pool(arguments.seed)
+        print(f"drawing and embedding {len(scenes)} scenes, then their captions in each language", flush=True)
+        try:
+            vocabularies = load_vocabularies(arguments.vocabulary)
+        except ValueError as error:
+            raise ClipServeError(str(error)) from error
         with project_server().client() as client:
             results = measure(client, vocabularies, scenes, arguments.seed)
-    except (ClipServeError, ValueError, OSError) as error:
-        print(f"languages: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(table(summarise(results, scenes))))
-    write_heat_map(results, scenes, arguments.heat_map)
-    print(f"\nheat map: {arguments.heat_map}")
-    problems = weak_languages(results, bounds) + failed_means(results, scenes, bounds)
-    if not problems:
-        print("none of them is weak")
-    for problem in problems:
-        print(f"languages: weak: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+        print("\n".join(table(summarise(results, scenes))))
+        write_heat_map(results, scenes, arguments.heat_map)
+        print(f"\nheat map: {arguments.heat_map}")
+        problems = weak_languages(results, bounds) + failed_means(results, scenes, bounds)
+        if not problems:
+            print("none of them is weak")
+        for problem in problems:
+            print(f"languages: weak: {problem}", file=sys.stderr)
+        return not problems
+
+    return run_command("languages", work)
 
 
 if __name__ == "__main__":

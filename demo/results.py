@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import transformers
 
+from clipserve.command import run_command
 from clipserve.encoder_spec import Precision
-from clipserve.errors import ClipServeError
 from demo.captions import load_vocabularies
 from demo.languages import (
     Bounds,
@@ -34,7 +34,7 @@ from demo.languages import (
 from demo.world import HELD_OUT_ONE_IN, Scene, all_scenes
 from export_scripts.export import export_pair
 from export_scripts.packages.archive import build_archives
-from serving.server import private_server
+from serving.server import Server
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 DATA = Path(__file__).parent / "results.json"
@@ -49,17 +49,11 @@ def measure_precision(precision: Precision, scenes: Sequence[Scene], seed: int, 
     Raises:
         ClipServeError: a step fails.
     """
-    store, folder = work / f"store-{precision}", work / f"server-{precision}"
+    store = work / f"store-{precision}"
     export_pair("demo", None, "cpu", precision, store)
     build_archives(store, None, None)
-    server = private_server(store, folder)
-    try:
-        server.start()
-        server.wait_ready()
-        with server.client() as client:
-            return measure(client, load_vocabularies(), scenes, seed)
-    finally:
-        server.stop()
+    with Server.private(store) as server, server.client() as client:
+        return measure(client, load_vocabularies(), scenes, seed)
 
 
 def collect(fp32: Results, bf16: Results, scenes: Sequence[Scene], seed: int) -> dict[str, Any]:
@@ -128,27 +122,26 @@ def report(results: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m demo.results", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the fresh scenes")
     arguments = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    scenes = pool(arguments.seed)
-    try:
+
+    def work() -> None:
+        scenes = pool(arguments.seed)
         with tempfile.TemporaryDirectory(prefix="clipserve-results-") as folder:
             fp32, bf16 = (
                 measure_precision(precision, scenes, arguments.seed, Path(folder))
                 for precision in ("fp32", "bf16")
             )
-    except ClipServeError as error:
-        print(f"results: {error}", file=sys.stderr)
-        return 1
-    results = collect(fp32, bf16, scenes, arguments.seed)
-    DATA.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    RESULTS.write_text(report(results), encoding="utf-8")
-    print(f"wrote {RESULTS} and {DATA}; 'make figures' brings README to them")
-    return 0
+        results = collect(fp32, bf16, scenes, arguments.seed)
+        DATA.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        RESULTS.write_text(report(results), encoding="utf-8")
+        print(f"wrote {RESULTS} and {DATA}; 'make figures' brings README to them")
+
+    return run_command("results", work)
 
 
 if __name__ == "__main__":

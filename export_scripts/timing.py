@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clipserve.command import run_command
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import read_spec
-from clipserve.errors import ClipServeError
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 TEXT_TOKENS = 16  # of a caption in the 40 languages, about
@@ -78,22 +78,22 @@ def time_batches(path: Path, workers: int, threads: int, seconds: float) -> dict
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m export_scripts.timing", description=__doc__)
     parser.add_argument("path", type=Path, help="an encoder file")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     arguments = parser.parse_args(argv)
-    try:
+
+    def measure() -> None:
         # Here first: what is wrong with it is told once, in one line.
         loaded(arguments.path)
-        rates = time_batches(arguments.path, arguments.workers, arguments.threads, arguments.seconds)
-    except ClipServeError as error:
-        print(f"timing: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(rates))
-    return 0
+        print(
+            json.dumps(time_batches(arguments.path, arguments.workers, arguments.threads, arguments.seconds))
+        )
+
+    return run_command("timing", measure)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import psutil
@@ -28,13 +29,17 @@ from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ExportError, ParityError
 from clipserve.hardware import cpu_capability, native_precisions
 from clipserve.store import EncoderFile, Store
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.checkpoints.loading import load_pair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.export import DEFAULT_MODEL, STORE
 from export_scripts.packages.archive import ROOT, TUNED_FILE, Tuned, build_archives, write_tuned
 from export_scripts.publish import check_device, export_encoder
 from export_scripts.timing import TEXT_TOKENS
 
 SECONDS = 0.5  # of one measurement
+
+# What is timed, for people.
+THINGS: dict[Modality, str] = {"image": "pictures", "text": f"texts of {TEXT_TOKENS} tokens"}
 
 # A larger batch must gain more than this to be worth the longer wait.
 WORTH = 0.03
@@ -186,9 +191,9 @@ def tune(pair: CheckpointPair, device: Device, store: Path, seconds: float = SEC
         for path, workers, threads in bar:
             bar.set_description(f"{path.name}, {workers} workers x {threads} threads")
             timings += time_file(path, workers, threads, seconds)
-    best = {
+    best: dict[Modality, Timing] = {
         modality: choose([timing for timing in timings if timing.modality == modality])
-        for modality in ("image", "text")
+        for modality in get_args(Modality)
     }
     tuned = {}
     for name, endpoint in ENDPOINTS.items():
@@ -241,8 +246,7 @@ def plot(timings: Sequence[Timing], chosen: Sequence[Timing], path: Path) -> Non
             fontsize=10,
         )
         axes.set_xlabel("1 - min cosine to the original (further right is closer)")
-        things = "pictures" if best.modality == "image" else f"texts of {TEXT_TOKENS} tokens"
-        axes.set_ylabel(f"{things}/s, with the time between two batches")
+        axes.set_ylabel(f"{THINGS[best.modality]}/s, with the time between two batches")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=8, title="workers x threads; larger: larger batch"

@@ -11,8 +11,8 @@ demo: $(DEMO_ARCHIVE) ## set up, export the bundled checkpoint, serve it, run th
 
 $(DEMO_ARCHIVE): $(DEMO_FILES) $(EXPORT_CODE) $(wildcard handlers/*) | $(VENV)/.run-stamp
 	@rm -rf $(DEMO_STORE)
-	@$(RUN) -m export_scripts.export --model demo --precision fp32 --store $(DEMO_STORE)
-	@$(RUN) -m export_scripts.packages.archive --store $(DEMO_STORE)
+	@$(RUN) -m export_scripts export --model demo --precision fp32 --store $(DEMO_STORE)
+	@$(RUN) -m export_scripts archive --store $(DEMO_STORE)
 
 .PHONY: languages
 languages: setup #: is the running server good in all 40 languages? a table, the weak ones, a heat map

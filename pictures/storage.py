@@ -60,6 +60,12 @@ def put(table: lancedb.table.Table, rows: pa.Table) -> None:
     merge.when_not_matched_insert_all().execute(rows)
 
 
+def remove(table: lancedb.table.Table, paths: Iterable[str]) -> None:
+    """Removes the rows of paths."""
+    for condition in naming("path", paths):
+        table.delete(condition)
+
+
 @contextlib.contextmanager
 def sole_writer(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Holds the folder's writer lock, which the system takes back from a process that dies.

@@ -19,7 +19,7 @@ from pictures import ann
 from pictures.errors import PicturesError
 from pictures.paths import below_condition, folded, printable, sql_text
 from pictures.rows import FOLDED_PATH, FileState, Row, picture_schema, row_batch
-from pictures.storage import all_of, connect, naming, put, storage_errors
+from pictures.storage import all_of, connect, naming, put, remove, storage_errors
 
 NAME = "pictures"
 
@@ -180,8 +180,7 @@ class PictureTable:
             PicturesError: the folder cannot be written.
         """
         with storage_errors(self.folder):
-            for condition in naming("path", paths):
-                self._table.delete(condition)
+            remove(self._table, paths)
 
     def forget_below(self, folder: str) -> int:
         """Removes the rows of what lies in a folder, given in text form; says how many there were.

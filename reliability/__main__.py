@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from clipserve.command import run_command
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm
 from reliability.attacks import AT_THE_FRONTEND, ATTACKS
@@ -20,7 +21,7 @@ from reliability.largest import run_largest
 from reliability.proxy import ProxiedServer, running_proxy
 from reliability.soak import run_soak
 from serving.local import ROOT
-from serving.server import Server, private_server, project_server
+from serving.server import Server, project_server
 
 # Seconds between two requests of a caller: all are one address to the proxy, which lets 50 a second in.
 PROXY_PAUSE = 0.25
@@ -77,19 +78,13 @@ def _deployment(arguments: argparse.Namespace) -> Iterator[Server]:
     if arguments.running:
         yield project_server()
         return
-    with tempfile.TemporaryDirectory(prefix="clipserve-reliability-") as folder:
-        server = private_server(arguments.store, Path(folder))
-        print(f"starting TorchServe with {arguments.store} on free ports", flush=True)
-        try:
-            server.start()
-            server.wait_ready(READY_SECONDS)
-            yield server
-        finally:
-            server.stop()
+    print(f"starting TorchServe with {arguments.store} on free ports", flush=True)
+    with Server.private(arguments.store, READY_SECONDS) as server:
+        yield server
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 as promised, 1 not so or a known error in one line on stderr, 2 usage."""
+    """Command line; 1 also where not all is as promised, see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m reliability", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     for run in (chaos, soak, fuzz, cost, largest):
@@ -112,14 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_cost.add_argument("--every", type=int, default=1, help="3: a third of the attacks, and so on")
     of_cost.add_argument("--proxy", action="store_true", help="through the nginx of docs/deployment.md")
     arguments = parser.parse_args(argv)
-    try:
-        return 0 if arguments.run(arguments) else 1
-    except (ClipServeError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; a server of its own was stopped", file=sys.stderr)
-        return 130
+    return run_command(
+        "reliability", lambda: bool(arguments.run(arguments)), "interrupted; a server of its own was stopped"
+    )
 
 
 if __name__ == "__main__":

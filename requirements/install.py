@@ -248,12 +248,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--device", default="cpu", help="cuda: a CUDA build, whether there is a driver or not"
     )
     parser.add_argument("--without-needs", metavar="FILE", help="requirements to install without theirs")
+    arguments = parser.parse_args(argv)
+    # As `run_command` of clipserve, which cannot be imported before there is NumPy.
     try:
-        install(parser.parse_args(argv))
-    except InstallError as error:
-        print(error, file=sys.stderr)
+        install(arguments)
+    except (InstallError, OSError) as error:
+        print(f"install: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("install: interrupted", file=sys.stderr)
         return 130
     return 0
 

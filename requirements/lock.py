@@ -41,7 +41,23 @@ WITH_TORCH = {".venv", ".venv-scale"}
 
 
 def main() -> int:
-    """Writes the lock files; uv's exit status."""
+    """Writes the lock files; uv's exit status, 130 interrupted."""
+    try:
+        resolve()
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    except KeyboardInterrupt:
+        print("lock: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def resolve() -> None:
+    """Writes the lock files.
+
+    Raises:
+        subprocess.CalledProcessError: uv says why.
+    """
     uv = [sys.executable, "-m", "uv", "pip", "compile", "--universal", "--python-version", "3.11"]
     uv += ["--generate-hashes", "--no-header", "--quiet", "--no-annotate"]
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +83,6 @@ def main() -> int:
             subprocess.run(alone, check=True)
         infinity = [*uv, str(HERE / "infinity.in"), str(needs), "--override", str(left_out)]
         subprocess.run([*infinity, "--output-file", str(HERE / "infinity.lock")], check=True)
-    return 0
 
 
 if __name__ == "__main__":

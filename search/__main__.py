@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipserve.arguments import Parser, path, port, whole
 from clipserve.client import INFERENCE_URL, KEY_FILE, MANAGEMENT_URL, Client, KeyFile
-from clipserve.errors import ClipServeError
+from clipserve.command import run_command
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from pictures.exclusions import read_patterns
 from pictures.paths import printable
@@ -194,17 +194,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     arguments = _parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (ClipServeError, OSError) as error:
-        print(f"search: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(
+        "search", lambda: arguments.run(arguments), "interrupted; the same command goes on from here"
+    )
 
 
 if __name__ == "__main__":

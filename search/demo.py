@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipserve.arguments import Parser, path
-from clipserve.errors import ClipServeError
+from clipserve.command import run_command
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from demo.captions import load_vocabularies
 from demo.scenes import draw
@@ -17,7 +17,7 @@ from search.finder import Finder
 from search.indexer import index_folder
 from search.output import write_contact_sheet
 from search.report import print_report
-from search.server_process import running_server
+from serving.running import running_torchserve
 
 # Five of every scene, as one has several of what one looks for. Of one of each, the small checkpoint found it
 # first for 88 % of all captions (in these ten languages), of two one of them for 93 %, of five for 98 %.
@@ -59,7 +59,7 @@ def run(store: Path, work: Path) -> None:
     captions = [vocabularies[code].captions(scene)[0] for code, scene in QUERIES]
     notes = [f"{vocabularies[code].name}: {vocabularies['en'].captions(scene)[0]}" for code, scene in QUERIES]
     print("starting TorchServe on free ports", flush=True)
-    with running_server(store) as addresses, addresses.client() as client:
+    with running_torchserve(store) as server, server.client() as client:
         print_report(index_folder(client, work / "pictures", work / "table"))
         finder = Finder(client, open_table(work / "table"), SHOWN, None, None)
         results = finder.by_texts(captions)
@@ -81,21 +81,14 @@ def run(store: Path, work: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = Parser(prog="python -m search.demo", description=__doc__)
     parser.add_argument("--store", type=path, required=True, help="folder of the archives")
     parser.add_argument("--work", type=path, default=Path(".search/demo"), help="folder for what is made")
     arguments = parser.parse_args(argv)
     say_what_ends_it(sys.stderr)
-    try:
-        run(arguments.store, arguments.work)
-    except (ClipServeError, OSError) as error:
-        print(f"search demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    interrupted = "interrupted; the same command goes on from here"
+    return run_command("search demo", lambda: run(arguments.store, arguments.work), interrupted)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clipserve.client import Management
+from clipserve.command import run_command
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm
 from serving.example import EXAMPLE_IMAGE, EXAMPLE_TEXTS, PICTURES, curl_lines, run_example
 from serving.local import ROOT, check_port_free, telling
 from serving.probe import probe_server
-from serving.server import private_server, project_server, running_servers, server_in
+from serving.server import Server, project_server, running_servers, server_in
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -84,19 +84,14 @@ def example(arguments: argparse.Namespace) -> None:
 
 def demo(arguments: argparse.Namespace) -> None:
     """Runs the running example on a server of its own, and stops it."""
-    with tempfile.TemporaryDirectory(prefix="clipserve-demo-") as folder:
-        server = private_server(arguments.store, Path(folder))
-        try:
-            with telling("starting TorchServe on free ports"):
-                server.start()
-                server.wait_ready(arguments.timeout)
-            print(f"ready at {server.properties['inference_address']}\n", flush=True)
-            with server.client() as client:
-                for picture in sorted(PICTURES.glob("*.jpg")):
-                    run_example(client, picture, EXAMPLE_TEXTS)
-                    print()
-        finally:
-            server.stop()
+    with contextlib.ExitStack() as stack:
+        with telling("starting TorchServe on free ports"):
+            server = stack.enter_context(Server.private(arguments.store, arguments.timeout))
+        print(f"ready at {server.properties['inference_address']}\n", flush=True)
+        with server.client() as client:
+            for picture in sorted(PICTURES.glob("*.jpg")):
+                run_example(client, picture, EXAMPLE_TEXTS)
+                print()
     print("stopped. Next:")
     print("  make export MODEL=demo archive serve      serve this demo checkpoint from model_store/")
     print("  make export MODEL=clip-ViT-B-32           export a real checkpoint pair (needs the model hub)")
@@ -104,7 +99,7 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -128,15 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_example.add_argument("--image", type=Path, default=EXAMPLE_IMAGE)
     of_example.add_argument("--texts", default="|".join(EXAMPLE_TEXTS), help="texts, separated by |")
     arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (ClipServeError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the server was stopped", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(
+        "serving", lambda: arguments.run(arguments), "interrupted; a server that this started was stopped"
+    )
 
 
 if __name__ == "__main__":

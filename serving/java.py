@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from clipserve.command import run_command
 from clipserve.errors import ServerError
 
 MINIMUM_JAVA = 17
@@ -49,13 +50,8 @@ def java_version(java: Path) -> int:
 
 
 def main() -> int:
-    """Prints where Java is; 1 where there is none."""
-    try:
-        print(java_home() or shutil.which("java"))
-    except ServerError as error:
-        print(f"java: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Prints where Java is; see `run_command`."""
+    return run_command("java", lambda: print(java_home() or shutil.which("java")))
 
 
 if __name__ == "__main__":

@@ -1,44 +1,37 @@
-"""`python -m serving.private STORE`: a TorchServe of its own for as long as standard input is open.
-
-Prints one line of JSON with its addresses once it is ready, and ends when standard input does. So a program
-of another environment, which has no TorchServe, can have a server that never outlives it.
-"""
+"""`python -m serving.private STORE`: a TorchServe for a program of another environment, see `running`."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from clipserve.errors import ClipServeError
+from clipserve.client import KEY_FILE
+from clipserve.command import run_command
 from clipserve.interrupt import interrupt_on_sigterm
-from serving.server import private_server
+from serving.running import RunningServer
+from serving.server import Server
 
-READY_SECONDS = 240.0
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; see `run_command`."""
+    parser = argparse.ArgumentParser(prog="python -m serving.private", description=__doc__)
+    parser.add_argument("store", type=Path, help="folder of the archives")
+    arguments = parser.parse_args(argv)
 
-def main() -> int:
-    """Serves the archives of the folder that is named on the command line."""
-    with tempfile.TemporaryDirectory(prefix="clipserve-search-") as folder:
-        server = private_server(Path(sys.argv[1]), Path(folder))
-        try:
-            server.start()
-            server.wait_ready(READY_SECONDS)
-            addresses = {
-                "url": server.properties["inference_address"],
-                "management_url": server.properties["management_address"],
-                "metrics_url": server.properties["metrics_address"],
-                "key_file": str(server.folder / "key_file.json"),
-            }
-            print(json.dumps(addresses), flush=True)
-            sys.stdin.read()
-        except ClipServeError as error:
-            print(f"private server: {error}", file=sys.stderr)
-            return 1
-        finally:
-            server.stop()
-    return 0
+    def serve() -> None:
+        with Server.private(arguments.store) as server:
+            properties = server.properties
+            RunningServer(
+                properties["inference_address"],
+                properties["management_address"],
+                properties["metrics_address"],
+                str(server.folder / KEY_FILE),
+                server.running_pid() or 0,
+            ).serve_until_stdin_ends()
+
+    return run_command("private server", serve)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -30,6 +31,9 @@ GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
 SETTINGS = ("metrics.yaml", "log4j2.xml")
 
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
+
+# A busy machine may need them.
+PRIVATE_SECONDS = 240.0
 
 STOP_SECONDS = 30.0
 
@@ -62,6 +66,28 @@ class Server:
     config: Path
     store: Path
     temporary: Path
+
+    @classmethod
+    @contextlib.contextmanager
+    def private(cls, store: Path, timeout: float = PRIVATE_SECONDS) -> Iterator[Server]:
+        """A server of the archives in `store`, ready, for as long as the `with` block lasts; nothing stays.
+
+        It has free ports and a folder of its own; the settings are those of the project.
+
+        Args:
+            timeout: seconds that it may take to be ready.
+
+        Raises:
+            ServerError: it does not start.
+        """
+        with tempfile.TemporaryDirectory(prefix="clipserve-server-") as folder:
+            server = private_server(store, Path(folder))
+            try:
+                server.start()
+                server.wait_ready(timeout)
+                yield server
+            finally:
+                server.stop()
 
     @property
     def properties(self) -> dict[str, str]:
@@ -281,7 +307,7 @@ def _whose(port: int) -> str:
 
 
 def private_server(store: Path, folder: Path, *, overrides: Mapping[str, str] | None = None) -> Server:
-    """A server on free ports with everything of its own in `folder`; the settings are those of the project.
+    """A server on free ports with everything of its own in `folder`, not started yet; see `Server.private`.
 
     Args:
         overrides: properties that differ from the project's.

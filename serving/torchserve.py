@@ -9,21 +9,22 @@ import os
 import sys
 from pathlib import Path
 
-from clipserve.errors import ServerError
+from clipserve.command import run_command
 from serving.local import private_folder
 from serving.server import environment, server_in, torchserve
 
 
-def main() -> None:
-    """Becomes `torchserve` with the same words; ends with 1 where there is no Java."""
-    try:
+def main() -> int:
+    """Becomes `torchserve` with the same words; see `run_command` for where it cannot."""
+
+    def become() -> None:
         variables = environment(private_folder(server_in(Path.cwd()).temporary))
-    except (ServerError, OSError) as error:
-        sys.exit(f"torchserve: {error}")
-    os.umask(0o077)
-    # Not a child: signals are torchserve's.
-    os.execve(torchserve(), [torchserve(), *sys.argv[1:]], variables)  # noqa: S606
+        os.umask(0o077)
+        # Not a child: signals are torchserve's.
+        os.execve(torchserve(), [torchserve(), *sys.argv[1:]], variables)  # noqa: S606
+
+    return run_command("torchserve", become)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

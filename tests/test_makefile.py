@@ -39,10 +39,10 @@ LOGS_ITS_TIME = f"""#!{sys.executable}
 import pathlib, sys, time
 log = pathlib.Path(__file__).with_name("log")
 with log.open("a") as file:
-    file.write(f"begin {{sys.argv[2]}}\\n")
+    file.write(f"begin {{sys.argv[2:4]}}\\n")
 time.sleep(0.3)
 with log.open("a") as file:
-    file.write(f"end {{sys.argv[2]}}\\n")
+    file.write(f"end {{sys.argv[2:4]}}\\n")
 """
 
 Make = Callable[..., subprocess.CompletedProcess[str]]
@@ -150,6 +150,8 @@ def test_what_is_left_out_and_done_again_is_passed_on(make: Make) -> None:
     """CASES 40: the patterns go to the program as they are, and no shell sees a file name in them."""
     arguments = passed(make("index", "IMAGES=/b", "EXCLUDE=*.py|$x/", "AGAIN=1"))
     assert arguments == ["-m", "search", "index", "--exclude=*.py|$x/", "--again", "--", "/b"]
+    arguments = passed(make("bulk", "IMAGES=/b", "EXCLUDE=*.py|$x/", "MODEL=a b"))
+    assert arguments == ["-m", "scale.bulk", "--model=a b", "--exclude=*.py|$x/", "--", "/b"]
 
 
 def test_goals_keep_their_order_in_a_parallel_make(make: Make, tmp_path: Path) -> None:
@@ -157,8 +159,8 @@ def test_goals_keep_their_order_in_a_parallel_make(make: Make, tmp_path: Path) -
     fake = program(tmp_path / "logs", LOGS_ITS_TIME)
     done = make("-j4", "export", "archive", "serve", python=fake)
     assert done.returncode == 0, done.stderr
-    modules = ["export_scripts.export", "export_scripts.packages.archive", "serving"]
-    wanted = [f"{what} {module}" for module in modules for what in ("begin", "end")]
+    commands = [["export_scripts", "export"], ["export_scripts", "archive"], ["serving", "serve"]]
+    wanted = [f"{what} {command}" for command in commands for what in ("begin", "end")]
     assert (tmp_path / "log").read_text().splitlines() == wanted
 
 

@@ -119,9 +119,9 @@ def picture_files(seed: int, edge: int, draft_factor: int) -> list[PictureFile]:
     ]
 
 
-def _encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

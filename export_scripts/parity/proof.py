@@ -21,7 +21,7 @@ from clipserve.encoder_spec import (
 )
 from clipserve.errors import ExportError, ParityError
 from clipserve.similarity import unit_vectors
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.formats.base import Module
 from export_scripts.parity.subjects import SUBJECTS, Run, Subject

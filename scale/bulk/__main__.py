@@ -11,8 +11,8 @@ from pathlib import Path
 import ray
 
 from clipserve.arguments import Parser, path, whole
+from clipserve.command import run_command
 from clipserve.encoder_spec import read_spec
-from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from clipserve.store import Store
 from pictures.exclusions import read_patterns
@@ -104,10 +104,11 @@ def _encoder(arguments: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     arguments = _parser().parse_args(argv)
     say_what_ends_it(sys.stderr)
-    try:
+
+    def embed() -> None:
         source = find_source(arguments.images, arguments.column, arguments.exclude)
         encoder = _encoder(arguments)
         shares = GPU_SHARES if read_spec(encoder).device == "cuda" else CPU_SHARES
@@ -124,13 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_report(run_job(source, arguments.table.absolute(), encoder, pool))
         finally:
             ray.shutdown()
-    except (ClipServeError, OSError) as error:
-        print(f"bulk: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_command("bulk", embed, "interrupted; the same command goes on from here")
 
 
 if __name__ == "__main__":

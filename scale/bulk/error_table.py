@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pictures.storage import connect, naming, put, storage_errors
+from pictures.storage import connect, put, remove, storage_errors
 from scale.bulk.sources import Failure
 
 NAME = "errors"
@@ -61,5 +61,4 @@ class ErrorTable:
             PicturesError: the folder cannot be written.
         """
         with storage_errors(self._folder):
-            for condition in naming("path", paths):
-                self._table.delete(condition)
+            remove(self._table, paths)

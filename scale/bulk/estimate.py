@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from clipserve.command import run_command
+
 PICTURES = (1_000_000, 100_000_000, 10_000_000_000)
 
 
@@ -123,13 +125,13 @@ def _usd(value: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m scale.bulk.estimate", description=__doc__)
     for item in fields(Assumptions):
         option = "--" + item.name.replace("_", "-")
         parser.add_argument(option, type=float, default=item.default, help=f"{item.default:g}")
-    print(table(Assumptions(**vars(parser.parse_args(argv)))))
-    return 0
+    arguments = parser.parse_args(argv)
+    return run_command("estimate", lambda: print(table(Assumptions(**vars(arguments)))))
 
 
 if __name__ == "__main__":

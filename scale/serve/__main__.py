@@ -16,14 +16,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipserve.errors import ClipServeError, ServerError
+from clipserve.command import run_command
+from clipserve.errors import ServerError
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from scale.ray_files import keep_token_private, private_files
-from scale.serve.server_process import READY, RunningServer
 from scale.serve.settings import EndpointSettings, read_endpoints
 from scale.serve.tokens import write_key_file
 from serving.example import curl_lines
 from serving.local import CONFIG, ROOT, check_port_free, telling
+from serving.running import RunningServer
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -83,7 +84,8 @@ def start(
     write_key_file(arguments.key_file)
     try:
         with _ray(endpoints, temporary), _serve(application, endpoints, host, port):
-            yield RunningServer(f"http://{host}:{port}", arguments.key_file, os.getpid())
+            url = f"http://{host}:{port}"
+            yield RunningServer(url, url, None, str(arguments.key_file), os.getpid())
     finally:
         arguments.key_file.unlink(missing_ok=True)
 
@@ -151,16 +153,18 @@ def _reason(error: RuntimeError) -> str:
     return "; ".join(dict.fromkeys(raised)) or str(error).strip().splitlines()[-1]
 
 
-def _wait(until_stdin_ends: bool) -> None:
-    if until_stdin_ends:
-        sys.stdin.read()
-    else:
-        while True:
-            signal.pause()
+def _serve_until_interrupted(server: RunningServer) -> None:
+    token = server.keys.token("inference")
+    print(f"\nready at {server.url}\ntoken (in {server.key_file}): {token}\n")
+    print(curl_lines(server.url, token))
+    print(f"\n# OpenAI's clients: base_url={server.url}/v1, and the token as api_key\n")
+    print("Ctrl-C stops it.", flush=True)
+    while True:
+        signal.pause()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error in one line on stderr, 2 usage."""
+    """Command line; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m scale.serve", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--store", type=Path, default=ROOT / "model_store", help="folder of the encoder files"
@@ -175,12 +179,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--handlers", type=Path, default=HANDLERS, help="folder of the endpoints' YAML files")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the server's settings")
     parser.add_argument("--temporary", type=Path, help="folder of Ray's sessions and logs, with a short path")
-    parser.add_argument("--until-stdin-ends", action="store_true", help="for programs that start this one")
+    parser.add_argument(
+        "--until-stdin-ends",
+        action="store_true",
+        help="for programs that start it, see serving.running",
+    )
     arguments = parser.parse_args(argv)
     say_what_ends_it(sys.stderr)
-    try:
+
+    def serve() -> None:
         with contextlib.ExitStack() as stack:
-            with telling("starting Ray Serve"):
+            # Whoever reads the one line of JSON is told nothing else.
+            said = contextlib.nullcontext() if arguments.until_stdin_ends else telling("starting Ray Serve")
+            with said:
                 server = stack.enter_context(
                     start(
                         arguments.store,
@@ -196,18 +207,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
             # Ray put a handler of its own in the place of this one.
             interrupt_on_sigterm()
-            print(f"\nready at {server.url}\ntoken (in {server.key_file}): {server.token}\n")
-            print(curl_lines(server.url, server.token))
-            print(f"\n# OpenAI's clients: base_url={server.url}/v1, and the token as api_key\n")
-            print(READY, flush=True)
-            _wait(arguments.until_stdin_ends)
-    except (ClipServeError, OSError) as error:
-        print(f"serve-ray: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+            if arguments.until_stdin_ends:
+                server.serve_until_stdin_ends()
+            else:
+                _serve_until_interrupted(server)
+
+    return run_command("serve-ray", serve, "interrupted; the server was stopped")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def app(arguments: AppArguments) -> Application:
     """The application, for `serve.run` and for Serve configs (`import_path: scale.serve.application:app`).
 
     Raises:
-        SpecError: the store has no encoders for this device, or the settings are wrong.
+        SpecError: the store has no encoders for this device, or several models and it was not said which.
+        SettingsError: the settings are wrong.
     """
     server = read_server(arguments.config)
     endpoints = read_endpoints(arguments.handlers)

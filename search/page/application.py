@@ -37,6 +37,7 @@ from search.examples import LABELS, QUERIES
 from search.page.originals import NotServedError, find_original, read_original
 from search.page.searcher import LIMIT, MAX_LIMIT, PAGE, Query, Searcher
 from search.queries import normalized
+from serving.local import check_port_free
 
 HOST = "127.0.0.1"
 FOLDER = Path(__file__).parent
@@ -287,14 +288,12 @@ def serve_page(connect: Callable[[], Client], folder: Path, port: int) -> None:
     """Serves the page on 127.0.0.1 until interrupted.
 
     Raises:
-        SearchError: the port is taken.
+        ServerError: the port is taken, or not to be had.
     """
+    check_port_free(HOST, port, f"name another: make ui PORT={port + 1}")
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((HOST, port))
-        except OSError as error:
-            raise SearchError(f"port {port} is taken; name another: make ui PORT={port + 1}") from error
+        listening.bind((HOST, port))
         listening.listen()
         server = uvicorn.Server(
             uvicorn.Config(

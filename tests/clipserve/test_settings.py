@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from clipserve.errors import SpecError
+from clipserve.errors import SettingsError
 from clipserve.images import ImageLimits
 from clipserve.settings import Settings
 from clipserve.wire.rows import RequestLimits
@@ -35,7 +35,7 @@ def test_settings() -> None:
 
 @pytest.mark.parametrize("key", ["thread", "", "images", "requests", "maxBatch"])
 def test_unknown_settings(key: str) -> None:
-    with pytest.raises(SpecError, match=f"{key!r} is unknown; allowed are threads, "):
+    with pytest.raises(SettingsError, match=f"{key!r} is unknown; allowed are threads, "):
         Settings.from_mapping({key: 1})
 
 
@@ -44,22 +44,22 @@ def test_unknown_settings(key: str) -> None:
 )
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8", None, True, [1]], ids=str)
 def test_settings_that_are_no_number(key: str, value: Any) -> None:
-    with pytest.raises(SpecError, match=f"{key}: .*whole number >= 1"):
+    with pytest.raises(SettingsError, match=f"{key}: .*whole number >= 1"):
         Settings.from_mapping({key: value})
 
 
 def test_a_draft_factor_below_0() -> None:
-    with pytest.raises(SpecError, match="draft_factor: -1, should be a whole number >= 0"):
+    with pytest.raises(SettingsError, match="draft_factor: -1, should be a whole number >= 0"):
         Settings.from_mapping({"draft_factor": -1})
 
 
 @pytest.mark.parametrize("value", ["sRGB", "", None, 1, ["srgb"]], ids=str)
 def test_colors_that_are_no_choice(value: Any) -> None:
-    with pytest.raises(SpecError, match=r"color: .*one of srgb, ignore"):
+    with pytest.raises(SettingsError, match=r"color: .*one of srgb, ignore"):
         Settings.from_mapping({"color": value})
 
 
 @pytest.mark.parametrize("value", ["JPEG", [], None, ["JPG"], [5], 5], ids=str)
 def test_formats_that_are_no_list_of_formats(value: Any) -> None:
-    with pytest.raises(SpecError, match="formats"):
+    with pytest.raises(SettingsError, match="formats"):
         Settings.from_mapping({"formats": value})

@@ -19,7 +19,7 @@ import yaml
 
 from clipserve.archive_files import SUMS_FILE, file_sha256
 from clipserve.encoder_spec import FloatArray, read_spec
-from clipserve.errors import SpecError
+from clipserve.errors import SettingsError, SpecError
 from clipserve.torchserve_adapter import Reporter, TorchServeHandler
 from clipserve.wire.rows import JSON
 from handlers.clip_image import ClipImageHandler
@@ -464,18 +464,20 @@ def test_torchserve_settings_reach_the_worker(start: Start) -> None:
 
 
 def test_torchserve_wrong_settings(start: Start) -> None:
-    with pytest.raises(SpecError, match="'max_batches' is unknown"):
+    with pytest.raises(SettingsError, match="'max_batches' is unknown"):
         start(ClipTextHandler, model_yaml_config={"handler": {"max_batches": 8}})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 def test_torchserve_gives_a_gpu_that_pytorch_does_not_see(start: Start) -> None:
-    with pytest.raises(SpecError, match=r"GPU 0, but this PyTorch sees no CUDA device; set deviceType: cpu"):
+    with pytest.raises(
+        SettingsError, match=r"GPU 0, but this PyTorch sees no CUDA device; set deviceType: cpu"
+    ):
         start(ClipTextHandler, gpu_id=0)
 
 
 def test_torchserve_gives_no_gpu_where_the_archive_wants_one(start: Start) -> None:
-    with pytest.raises(SpecError, match=r"deviceType: gpu .* gave this worker no GPU"):
+    with pytest.raises(SettingsError, match=r"deviceType: gpu .* gave this worker no GPU"):
         start(ClipTextHandler, model_yaml_config={"deviceType": "gpu"})
 
 

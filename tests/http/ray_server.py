@@ -12,7 +12,8 @@ import psutil
 
 from clipserve.client import Client, KeyFile, Management
 from clipserve.endpoints import ENDPOINTS
-from scale.serve.server_process import RunningServer, running_server
+from scale.serve.server_process import running_ray_serve
+from serving.running import RunningServer
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RayServer:
 
     @property
     def key_file(self) -> KeyFile:
-        return KeyFile(self.running.key_file, self.running.url)
+        return self.running.keys
 
     @property
     def logs(self) -> Path:
@@ -58,5 +59,8 @@ class RayServer:
 @contextlib.contextmanager
 def ray_server(store: Path) -> Iterator[RayServer]:
     # Not pytest's folder: Ray's sockets need a short path.
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder, running_server(store, Path(folder)) as running:
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-") as folder,
+        running_ray_serve(store, Path(folder)) as running,
+    ):
         yield RayServer(Path(folder), running)

@@ -297,7 +297,7 @@ def test_interrupting_serve_stops_the_server(
     _, alive = psutil.wait_procs(family, timeout=30)
     assert alive == []
     assert workers_below(short_path) == []
-    assert list(short_path.glob("clipserve-demo-*")) == []
+    assert list(short_path.glob("clipserve-*")) == []
 
 
 def test_more_threads_than_cores_are_warned_of(store: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pictures.storage import sole_writer
 from pictures.table import Hit, PictureTable, open_or_create_table, open_table
 from search.journal import NAME as JOURNAL
 from search.journal import Journal
-from search.server_process import ROOT
+from serving.local import ROOT
 
 DIM = 32
 

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from clipserve.client import Client
-from search.server_process import ROOT, SERVER_PYTHON, Addresses, running_server
+from serving.local import ROOT
+from serving.running import TORCHSERVE_PYTHON, RunningServer, running_torchserve
 
 if importlib.util.find_spec("lancedb") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -32,21 +33,21 @@ def picture(path: Path, seed: int, size: tuple[int, int] = (96, 64)) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     store = tmp_path_factory.mktemp("store")
-    subprocess.run([SERVER_PYTHON, "-m", "standins.tiny_store", store, "0"], cwd=ROOT, check=True)
-    with running_server(store) as addresses:
-        yield addresses
+    subprocess.run([TORCHSERVE_PYTHON, "-m", "standins.tiny_store", store, "0"], cwd=ROOT, check=True)
+    with running_torchserve(store) as server:
+        yield server
 
 
 @pytest.fixture
-def client(server: Addresses) -> Iterator[Client]:
+def client(server: RunningServer) -> Iterator[Client]:
     with server.client() as client:
         yield client
 
 
 @pytest.fixture
-def embedded(server: Addresses) -> Callable[[], int]:
+def embedded(server: RunningServer) -> Callable[[], int]:
     """Counts, at the server, the pictures that it embedded since the test began; a request is a picture."""
 
     def count() -> int:
@@ -59,7 +60,7 @@ def embedded(server: Addresses) -> Callable[[], int]:
 
 
 @pytest.fixture
-def arguments(server: Addresses) -> list[str]:
+def arguments(server: RunningServer) -> list[str]:
     """The command line's words for the server."""
     return [
         *("--url", server.url),

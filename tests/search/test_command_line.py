@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,16 @@ def test_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["index", "~/nowhere", "--table", "~/table"]) == 1
     assert f"{tmp_path}/nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        assert main(["ui", "--port", str(port), "--table", str(tmp_path)]) == 1
+    assert (
+        f"port {port} is taken by another program; stop that, or name another: make ui PORT={port + 1}"
+        in (capsys.readouterr().err)
+    )
 
 
 def test_query_of_another_space_is_refused(

@@ -25,7 +25,7 @@ from pictures.table import open_or_create_table, open_table
 from search import indexer
 from search.errors import SearchError
 from search.indexer import Report, index_folder
-from search.server_process import ROOT
+from serving.local import ROOT
 from tests.search.conftest import picture
 
 pytestmark = pytest.mark.server

@@ -20,7 +20,7 @@ from pictures.table import open_table
 from pictures.thumbnails import EDGE, make_thumbnail
 from search.indexer import index_folder
 from search.page.application import Page, application
-from search.server_process import Addresses
+from serving.running import RunningServer
 from standins.twenty_files import FILES, assert_same_vectors, display_p3, file
 
 
@@ -49,7 +49,7 @@ def test_every_file_has_the_same_vector(client: Client, tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_every_file_finds_itself_on_the_page(server: Addresses, client: Client, tmp_path: Path) -> None:
+def test_every_file_finds_itself_on_the_page(server: RunningServer, client: Client, tmp_path: Path) -> None:
     """CASES 8: what is dropped there has the vector that the index gave the same file."""
     pictures, table = tmp_path / "pictures", tmp_path / "table"
     pictures.mkdir()

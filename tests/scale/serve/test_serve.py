@@ -36,7 +36,6 @@ import psutil
 
 from clipserve.client import Client, KeyFile, Management
 from clipserve.encoder_spec import read_spec
-from scale.serve.server_process import READY
 from serving.local import CONFIG, ROOT, free_ports
 
 STORE = ROOT / "model_store" / "demo"
@@ -86,7 +85,7 @@ def process(folder: Path) -> Iterator[subprocess.Popen[str]]:
             with (folder / "told").open("w") as told:
                 for line in process.stdout:
                     told.write(line)
-                    if line.strip() == READY:
+                    if line.strip() == "Ctrl-C stops it.":
                         break
             assert process.poll() is None, (folder / "stderr.log").read_text()
             yield process

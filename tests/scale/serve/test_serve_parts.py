@@ -23,7 +23,7 @@ import numpy as np
 
 from clipserve.encoder_spec import SPEC_FILE, decode_vector, encode_vector, read_spec
 from clipserve.endpoints import ENDPOINTS
-from clipserve.errors import RequestError, SpecError
+from clipserve.errors import RequestError, SettingsError, SpecError
 from clipserve.store import Store
 from clipserve.wire.rows import JSON, MAX_PARTS, OCTETS, Part, Row
 from scale.serve.application import AppArguments, app
@@ -83,14 +83,14 @@ def test_wrong_settings_are_named(tmp_path: Path, change: tuple[str, str], words
     text = path.read_text()
     assert change[0] in text
     path.write_text(text.replace(*change))
-    with pytest.raises(SpecError, match=words):
+    with pytest.raises(SettingsError, match=words):
         read_endpoints(tmp_path / "handlers")
 
 
 def test_missing_settings_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"clip_image\.yaml: cannot be read"):
+    with pytest.raises(SettingsError, match=r"clip_image\.yaml: cannot be read"):
         read_endpoints(tmp_path)
-    with pytest.raises(SpecError, match=r"config\.properties: cannot be read"):
+    with pytest.raises(SettingsError, match=r"config\.properties: cannot be read"):
         read_server(tmp_path / "config.properties")
 
 
