@@ -11,6 +11,7 @@ import pytest
 
 from clipserve.archive_files import verify_archive_files
 from clipserve.encoder_spec import Format, Precision, description_path
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import SpecError
 from export_scripts.export import export_pair
 from export_scripts.packages import archive
@@ -101,7 +102,7 @@ def test_archives_are_reproducible(capsys: pytest.CaptureFixture[str], own_store
     for _ in range(2):
         assert run(archive.main, capsys, "--store", str(own_store))[0] == 0
         archives.append({path.name: path.read_bytes() for path in own_store.glob("*.mar")})
-    assert set(archives[0]) == {"clip_image.mar", "clip_text.mar", "clip_similarity.mar"}
+    assert set(archives[0]) == {f"{name}.mar" for name in ENDPOINTS}
     assert archives[0] == archives[1]
 
 
