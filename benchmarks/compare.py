@@ -24,14 +24,14 @@ import transformers
 
 from benchmarks import ratios, report
 from benchmarks.child import PeerError, say
-from benchmarks.peers import INFINITY_ENVIRONMENT
+from benchmarks.infinity import INFINITY_ENVIRONMENT
 from benchmarks.rounds import Rounds, archive_settings
 from benchmarks.workloads import SIZES, write_pictures
-from clipserve.client import ENDPOINTS
 from clipserve.command import run_command
+from clipserve.endpoints import ENDPOINTS
 from clipserve.hardware import cpu_has_native_bf16
 from clipserve.interrupt import interrupt_on_sigterm
-from export_scripts.checkpoints.sentence_transformers import load_pair
+from export_scripts.checkpoints.loading import load_pair
 from export_scripts.export import export_pair
 from export_scripts.packages.archive import build_archives
 from export_scripts.tune import tune
@@ -136,7 +136,8 @@ def run(
             # What tuning would choose on most machines, without its minutes.
             export_pair(str(clip), str(text), "cpu", "bf16" if cpu_has_native_bf16() else "fp32", store)
             cores = psutil.cpu_count() or 1
-            workers = {"clip_image": cores, "clip_text": cores, **workers}
+            alone = [name for name, endpoint in ENDPOINTS.items() if endpoint.gives_embeddings]
+            workers = {**dict.fromkeys(alone, cores), **workers}
         else:
             say("tuning precision, workers, threads and batches for this machine")
             store.mkdir(parents=True)

@@ -26,7 +26,8 @@ from torch import Tensor
 from benchmarks import figures, ratios
 from clipserve.command import run_command
 from clipserve.encoder_spec import EncoderSpec, Format, Modality, Precision
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.checkpoints.loading import load_pair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.formats.base import Module
 from export_scripts.publish import export_encoder

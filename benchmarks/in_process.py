@@ -24,7 +24,7 @@ from benchmarks.usage import resident_megabytes
 from benchmarks.workloads import SMALLEST, TEXTS_AT_ONCE, sentences
 from clipserve.hardware import cpu_has_native_bf16
 from clipserve.images import ImageLimits, decode_image, preprocess
-from export_scripts.checkpoints.sentence_transformers import load_pair
+from export_scripts.checkpoints.loading import load_pair
 
 AT_ONCE = 32  # pictures or texts of a batch
 LEAST_RUNS = 3

@@ -17,8 +17,10 @@ import transformers
 import yaml
 
 from benchmarks.child import Child, ask_together, say
+from benchmarks.infinity import InfinityPeer
 from benchmarks.load import LoadJob
-from benchmarks.peers import HttpPeer, InfinityPeer, Inputs, RayServePeer, TorchServePeer
+from benchmarks.ours import RayServePeer, TorchServePeer
+from benchmarks.peers import HttpPeer, Inputs
 from benchmarks.usage import CpuMeter, resident_megabytes
 from benchmarks.workloads import WORKLOADS
 from clipserve.errors import ClipServeError

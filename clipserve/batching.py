@@ -6,7 +6,7 @@ An item that fails is carried along as its `RequestError`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -15,74 +15,34 @@ from clipserve.cost import Budget, PassCost, overloaded
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError
 from clipserve.meter import Meter
-from clipserve.settings import Settings
 from clipserve.wire.messages import Embedded, Result, Usage
-from clipserve.wire.native import encode_error
-from clipserve.wire.rows import Reply, RequestLimits, Row
 
 logger = logging.getLogger(__name__)
 
 ItemT = TypeVar("ItemT")
-RequestT = TypeVar("RequestT")
 ValueT = TypeVar("ValueT")
 
 
-def in_turns(
-    rows: Sequence[Row],
-    parse: Callable[[Row, RequestLimits], RequestT],
-    size: Callable[[RequestT], int],
-    answer: Callable[[Sequence[RequestT], Budget], list[Reply]],
-    settings: Settings,
-    meter: Meter,
-) -> list[Reply]:
-    """Answers a batch, as many requests at once as fill a forward pass, until its time is up.
+def in_turns(sizes: Mapping[int, int], most: int) -> Iterator[list[int]]:
+    """Requests in the order in which they are answered: those of few items first, several at once.
 
-    What costs little goes first, as far as it is known: small bodies are parsed first, requests of few items
-    answered first. So no request waits for one that takes all the time, or is told to come back for its sake.
+    Args:
+        sizes: how many items each has, by its place in the batch; those of as many stay in its order.
+        most: items of one forward pass.
+
+    Yields:
+        Places of one request, or of several that have as many items together as a forward pass takes.
     """
-    budget = Budget.of(settings.max_seconds)
-    meter.add("ClipBatches", 1)
-    meter.add("ClipRequests", len(rows))
-    replies: dict[int, Reply] = {}
-    requests: list[tuple[int, RequestT]] = []
-    parsing = budget.within(settings.max_seconds / 2)
-    for index in sorted(range(len(rows)), key=lambda index: rows[index].size):
-        with meter.stage("parse"):
-            request = _parsed(rows[index], parse, settings.requests, parsing)
-        if isinstance(request, RequestError):
-            meter.error(request.code)
-            replies[index] = encode_error(request)
-        else:
-            requests.append((index, request))
-    # Requests of as many items stay in the order in which they came.
-    requests.sort(key=lambda indexed: (size(indexed[1]), indexed[0]))
-    while requests:
-        turn = [requests.pop(0)]
-        items = size(turn[0][1])
-        while requests and (items := items + size(requests[0][1])) <= settings.max_batch:
-            turn.append(requests.pop(0))
-        if budget.left() > 0:
-            of_turn = answer([request for _, request in turn], budget.within(settings.max_request_seconds))
-            replies.update(zip((index for index, _ in turn), of_turn, strict=True))
-        else:
-            # The server counts these; the callers' clients ask again.
-            for index, _ in turn:
-                meter.error(overloaded().code)
-                replies[index] = encode_error(overloaded())
-    return [replies[index] for index in range(len(rows))]
-
-
-def _parsed(
-    row: Row, parse: Callable[[Row, RequestLimits], RequestT], limits: RequestLimits, budget: Budget
-) -> RequestT | RequestError:
-    if budget.left() <= 0:
-        return overloaded()
-    try:
-        return attempt(lambda row: parse(row, limits), row)
-    except Exception as error:
-        # A fault of ours, and this row's alone. Its message, or a traceback's, might quote the payload.
-        logger.error("parsing a request failed with %s", type(error).__name__)
-        return RequestError("internal_error", "the server failed at this request", 500)
+    turn: list[int] = []
+    items = 0
+    for place in sorted(sizes, key=lambda place: (sizes[place], place)):
+        items += sizes[place]
+        if turn and items > most:
+            yield turn
+            turn, items = [], sizes[place]
+        turn.append(place)
+    if turn:
+        yield turn
 
 
 def embed_fairly(

@@ -210,20 +210,19 @@ class CachedTextEmbedder:
             long, and its embedding.
     """
 
-    def __init__(self, embedder: TextEmbedder, capacity: int):
+    def __init__(self, embedder: TextEmbedder, capacity: int, meter: Meter | None = None):
         self._embedder = embedder
         self._capacity = capacity
+        self._meter = Meter() if meter is None else meter
         self._cache: OrderedDict[bytes, Embedded] = OrderedDict()
         self.bytes = 0
-        self.hits = 0
-        self.misses = 0
 
     def __call__(self, items: Sequence[str | RequestError], budget: Budget) -> list[Result]:
         """Embeds each text, or says what is wrong with it; in their order, as long as there is time."""
         keys = {item: _text_key(item) for item in items if isinstance(item, str)}
         fresh = [text for text, key in keys.items() if key not in self._cache]
-        self.misses += len(fresh)
-        self.hits += sum(isinstance(item, str) for item in items) - len(fresh)
+        self._meter.add("ClipTextCacheHits", sum(isinstance(item, str) for item in items) - len(fresh))
+        self._meter.add("ClipTextCacheMisses", len(fresh))
         known: dict[str, Result] = dict(zip(fresh, self._embedder(fresh, budget), strict=True))
         for text, key in keys.items():
             if key in self._cache:

@@ -14,6 +14,7 @@ from clipserve.encoder_spec import (
     GOLDEN_MIN_COSINE,
     TOKENIZER_FILE,
     FloatArray,
+    Modality,
     artifact_sha256,
     decode_vector,
     read_extra_file,
@@ -209,3 +210,9 @@ class ExportedTextEncoder(_ExportedEncoder):
         """
         tokens = self.tokenizer.tokenize(self.spec.certificate.golden.input)
         self._check_golden(self.embed(*self.tokenizer.pad([tokens.ids]))[0])
+
+
+ENCODERS: dict[Modality, type[ExportedImageEncoder] | type[ExportedTextEncoder]] = {
+    "image": ExportedImageEncoder,
+    "text": ExportedTextEncoder,
+}

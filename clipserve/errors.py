@@ -3,6 +3,7 @@
 ```
 ClipServeError
 ├── SpecError        an encoder file or its spec is missing, stale, tampered with or of another version
+├── SettingsError    a setting is missing or not allowed, or asks for what this machine has not
 ├── ExportError      an export cannot be made as asked
 │   └── ParityError  an exported encoder differs from its original by more than its bound
 ├── RequestError     one caller's input is wrong: has a code, an HTTP status and, in a list, an index
@@ -22,6 +23,10 @@ class ClipServeError(Exception):
 
 class SpecError(ClipServeError):
     """An encoder file or its spec is missing, stale, tampered with or of another version."""
+
+
+class SettingsError(ClipServeError):
+    """A setting is missing or not allowed, or asks for what this machine has not."""
 
 
 class ExportError(ClipServeError):

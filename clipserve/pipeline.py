@@ -1,155 +1,129 @@
-"""The endpoints: rows in, as many replies out.
+"""What runs an endpoint: rows in, as many replies out.
 
-Three endpoints on one mechanism. A batch of rows is decoded, all its items are converted and embedded
-together, and each row gets its own reply. Which server the rows come from is not known here.
+A batch of rows is decoded, all its items are converted and embedded together, and each row gets its own
+reply. Which server the rows come from is not known here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+import logging
+from collections.abc import Sequence
+from typing import Any
 
-from clipserve.batching import embed_fairly, in_turns
-from clipserve.cost import Budget
+from clipserve.batching import attempt, embed_fairly, in_turns
+from clipserve.cost import Budget, overloaded
 from clipserve.embedders import CachedTextEmbedder, Embedder, ImageEmbedder, LargestRequest, TextEmbedder
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
-from clipserve.encoder_spec import EncoderSpec
+from clipserve.endpoints import Endpoint
+from clipserve.errors import RequestError
 from clipserve.meter import Meter
 from clipserve.settings import Settings
 from clipserve.store import check_pair
-from clipserve.wire.messages import EmbeddingRequest, SimilarityRequest
-from clipserve.wire.native import (
-    decode_images,
-    decode_similarity,
-    decode_texts,
-    encode_embeddings,
-    encode_similarity,
-)
-from clipserve.wire.rows import Reply, RequestLimits, Row
+from clipserve.wire.messages import Request, Result
+from clipserve.wire.rows import Reply, Row
 
-ItemT = TypeVar("ItemT")
+logger = logging.getLogger(__name__)
 
 
-class Endpoint(Protocol):
-    """What a server needs of an endpoint."""
+class Pipeline:
+    """An endpoint with its encoders.
 
-    @property
-    def specs(self) -> list[EncoderSpec]:
-        """The specs of its encoders."""
+    Args:
+        endpoint: a row of `ENDPOINTS`.
+        encoders: of its modalities, in their order.
 
-    def handle(self, rows: Sequence[Row]) -> list[Reply]:
-        """Answers a batch: one reply for each row, in their order."""
-
-    @property
-    def meter(self) -> Meter:
-        """What it counts."""
-
-    def largest_requests(self) -> list[LargestRequest]:
-        """What its limits admit at most."""
-
-
-class EmbeddingEndpoint(Generic[ItemT]):
-    """`clip_image` and `clip_text`: rows of items to rows of embeddings."""
+    Raises:
+        SpecError: the encoders are not of one embedding space, or one does not fit its tokenizer.
+    """
 
     def __init__(
         self,
-        spec: EncoderSpec,
-        parse: Callable[[Row, RequestLimits], EmbeddingRequest[ItemT]],
-        embed: Embedder[ItemT],
+        endpoint: Endpoint,
+        encoders: Sequence[ExportedImageEncoder | ExportedTextEncoder],
         settings: Settings,
-        meter: Meter,
     ):
-        self._spec = spec
-        self._parse = parse
-        self._embed = embed
-        self._settings = settings
-        self.meter = meter
-
-    @property
-    def specs(self) -> list[EncoderSpec]:
-        """The spec of the one encoder."""
-        return [self._spec]
-
-    def largest_requests(self) -> list[LargestRequest]:
-        """What its limits admit at most."""
-        return [self._embed.largest("max_items", self._settings.requests.max_items)]
-
-    def handle(self, rows: Sequence[Row]) -> list[Reply]:
-        """Answers a batch: one reply for each row, in their order."""
-        return in_turns(rows, self._parse, lambda r: len(r.items), self._answer, self._settings, self.meter)
-
-    def _answer(self, requests: Sequence[EmbeddingRequest[ItemT]], budget: Budget) -> list[Reply]:
-        results = embed_fairly(self._embed, [r.items for r in requests], budget, self.meter)
-        with self.meter.stage("serialise"):
-            return [
-                encode_embeddings(self._spec, of_one, request.encoding_format)
-                for request, of_one in zip(requests, results, strict=True)
-            ]
-
-
-class SimilarityEndpoint:
-    """`clip_similarity`: pictures against texts, both encoders in one worker."""
-
-    def __init__(
-        self, image_encoder: ExportedImageEncoder, text_encoder: ExportedTextEncoder, settings: Settings
-    ):
-        check_pair(image_encoder.spec, text_encoder.spec)
-        self.specs = [image_encoder.spec, text_encoder.spec]
+        self.specs = [encoder.spec for encoder in encoders]
+        for spec in self.specs[1:]:
+            check_pair(self.specs[0], spec)
         self.meter = Meter()
-        self._embed_images = ImageEmbedder(image_encoder, settings, self.meter)
-        self._embed_texts = CachedTextEmbedder(
-            TextEmbedder(text_encoder, settings, self.meter), settings.text_cache_bytes
-        )
+        self._endpoint = endpoint
         self._settings = settings
+        self._embedders = dict(zip(endpoint.modalities, map(self._embedder, encoders), strict=True))
+
+    def _embedder(self, encoder: ExportedImageEncoder | ExportedTextEncoder) -> Embedder[Any]:
+        if isinstance(encoder, ExportedImageEncoder):
+            return ImageEmbedder(encoder, self._settings, self.meter)
+        embedder = TextEmbedder(encoder, self._settings, self.meter)
+        if not self._endpoint.remembers_texts:
+            return embedder
+        return CachedTextEmbedder(embedder, self._settings.text_cache_bytes, self.meter)
 
     def largest_requests(self) -> list[LargestRequest]:
         """What its limits admit at most."""
-        limits = self._settings.requests
         return [
-            self._embed_images.largest("max_items", limits.max_items),
-            self._embed_texts.largest("max_texts", limits.max_texts),
+            self._embedders[of.modality].largest(of.limit, getattr(self._settings.requests, of.limit))
+            for of in self._endpoint.inputs
         ]
 
     def handle(self, rows: Sequence[Row]) -> list[Reply]:
-        """Answers a batch: one reply for each row, in their order."""
-        return in_turns(
-            rows,
-            decode_similarity,
-            lambda r: len(r.images) + len(r.texts),
-            self._answer,
-            self._settings,
-            self.meter,
-        )
+        """Answers a batch: one reply for each row, in their order.
 
-    def _answer(self, requests: Sequence[SimilarityRequest], budget: Budget) -> list[Reply]:
-        images, texts = [r.images for r in requests], [r.texts for r in requests]
-        # The one is of no use without the other: whichever is less goes first, with half of the time.
-        half = Budget.of(budget.left() / 2)
-        if sum(map(len, images)) <= sum(map(len, texts)):
-            of_images = embed_fairly(self._embed_images, images, half, self.meter)
-            of_texts = embed_fairly(self._embed_texts, texts, budget, self.meter)
-        else:
-            of_texts = embed_fairly(self._embed_texts, texts, half, self.meter)
-            of_images = embed_fairly(self._embed_images, images, budget, self.meter)
-        cache = self._embed_texts
-        self.meter.add("ClipTextCacheHits", cache.hits)
-        self.meter.add("ClipTextCacheMisses", cache.misses)
-        cache.hits = cache.misses = 0
+        As many requests at once as fill a forward pass, until its time is up. What costs little goes first,
+        as far as it is known: small bodies are decoded first, requests of few items answered first. So no
+        request waits for one that takes all the time, or is told to come back for its sake.
+        """
+        budget = Budget.of(self._settings.max_seconds)
+        self.meter.add("ClipBatches", 1)
+        self.meter.add("ClipRequests", len(rows))
+        replies: dict[int, Reply] = {}
+        requests: dict[int, Request] = {}
+        parsing = budget.within(self._settings.max_seconds / 2)
+        for index in sorted(range(len(rows)), key=lambda index: rows[index].size):
+            with self.meter.stage("parse"):
+                request = self._decode(rows[index], parsing)
+            if isinstance(request, RequestError):
+                replies[index] = self._refuse(rows[index], request)
+            else:
+                requests[index] = request
+        sizes = {index: sum(map(len, request.inputs)) for index, request in requests.items()}
+        for turn in in_turns(sizes, self._settings.max_batch):
+            if budget.left() > 0:
+                asked = [(rows[index], requests.pop(index)) for index in turn]
+                answers = self._answer(asked, budget.within(self._settings.max_request_seconds))
+                replies.update(zip(turn, answers, strict=True))
+            else:
+                # The server counts these; the callers' clients ask again.
+                replies |= {index: self._refuse(rows[index], overloaded()) for index in turn}
+        return [replies[index] for index in range(len(rows))]
+
+    def _decode(self, row: Row, budget: Budget) -> Request | RequestError:
+        if budget.left() <= 0:
+            return overloaded()
+        decode, limits = self._endpoint.dialects[row.dialect].decode, self._settings.requests
+        try:
+            return attempt(lambda row: decode(row, limits, self.specs[0]), row)
+        except Exception as error:
+            # A fault of ours, and this row's alone. Its message, or a traceback's, might quote the payload.
+            logger.error("parsing a request failed with %s", type(error).__name__)
+            return RequestError("internal_error", "the server failed at this request", 500)
+
+    def _refuse(self, row: Row, error: RequestError) -> Reply:
+        self.meter.error(error.code)
+        return self._endpoint.dialects[row.dialect].refuse(error)
+
+    def _answer(self, asked: Sequence[tuple[Row, Request]], budget: Budget) -> list[Reply]:
+        inputs = [[request.inputs[i] for _, request in asked] for i in range(len(self._endpoint.inputs))]
+        results: dict[int, list[list[Result]]] = {}
+        # None is of use without the others: whichever has least goes first, with its share of the time.
+        for i in sorted(range(len(inputs)), key=lambda i: sum(map(len, inputs[i]))):
+            left = len(inputs) - len(results)
+            share = Budget.of(budget.left() / left) if left > 1 else budget
+            embed = self._embedders[self._endpoint.inputs[i].modality]
+            results[i] = embed_fairly(embed, inputs[i], share, self.meter)
         with self.meter.stage("serialise"):
             return [
-                encode_similarity(self.specs[0], *of_one) for of_one in zip(of_images, of_texts, strict=True)
+                self._endpoint.dialects[row.dialect].encode(
+                    self.specs[0], request, [results[i][place] for i in range(len(inputs))]
+                )
+                for place, (row, request) in enumerate(asked)
             ]
-
-
-def image_endpoint(encoder: ExportedImageEncoder, settings: Settings) -> Endpoint:
-    """The `clip_image` endpoint."""
-    meter = Meter()
-    embed = ImageEmbedder(encoder, settings, meter)
-    return EmbeddingEndpoint[bytes](encoder.spec, decode_images, embed, settings, meter)
-
-
-def text_endpoint(encoder: ExportedTextEncoder, settings: Settings) -> Endpoint:
-    """The `clip_text` endpoint."""
-    meter = Meter()
-    embed = TextEmbedder(encoder, settings, meter)
-    return EmbeddingEndpoint[str](encoder.spec, decode_texts, embed, settings, meter)

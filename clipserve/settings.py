@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from clipserve.colors import COLORS, Color
-from clipserve.errors import SpecError
+from clipserve.errors import SettingsError
 from clipserve.image_formats import FORMATS
 from clipserve.images import ImageLimits
 from clipserve.wire.rows import RequestLimits
@@ -69,7 +69,7 @@ class Settings:
         """Reads the section as YAML gives it: flat, integers, `formats` a list, `color` a word.
 
         Raises:
-            SpecError: an unknown key, or a value that is not allowed there.
+            SettingsError: an unknown key, or a value that is not allowed there.
         """
         groups: dict[str, dict[str, Any]] = {"": {}, "images": {}, "requests": {}}
         places = {
@@ -79,14 +79,16 @@ class Settings:
         }
         for key, value in section.items():
             if key not in places:
-                raise SpecError(f"handler setting {key!r} is unknown; allowed are {', '.join(places)}")
+                raise SettingsError(f"handler setting {key!r} is unknown; allowed are {', '.join(places)}")
             if key == "formats":
                 value = _formats(value)
             elif key == "color":
                 if not isinstance(value, str) or value not in COLORS:
-                    raise SpecError(f"handler setting color: {value!r}, should be one of {', '.join(COLORS)}")
+                    raise SettingsError(
+                        f"handler setting color: {value!r}, should be one of {', '.join(COLORS)}"
+                    )
             elif not isinstance(value, int) or isinstance(value, bool) or value < LEAST.get(key, 1):
-                raise SpecError(
+                raise SettingsError(
                     f"handler setting {key}: {value!r}, should be a whole number >= {LEAST.get(key, 1)}"
                 )
             groups[places[key]][key] = value
@@ -100,7 +102,7 @@ class Settings:
 def _formats(value: Any) -> tuple[str, ...]:
     """Checks a list of picture formats: a name that is not in the table would refuse every picture."""
     if not isinstance(value, list) or not value or not {*map(str, value)} <= FORMATS.keys():
-        raise SpecError(
+        raise SettingsError(
             f"handler setting formats: {value!r}, should be a list of {', '.join(FORMATS)}, as [JPEG, PNG]"
         )
     return tuple(value)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 
 from clipserve.archive_files import verify_archive_files
-from clipserve.errors import SpecError
+from clipserve.errors import SettingsError, SpecError
 from clipserve.meter import TIMING_HEADER, server_timing, stage_metric
 from clipserve.settings import Settings
 from clipserve.wire.rows import FORM, JSON, MULTIPART, Part, Row, media_type
@@ -43,7 +43,7 @@ class TorchServeHandler:
     """Base of the classes in `handlers/`, which say what they serve.
 
     Attributes:
-        endpoint: its name, one of `clipserve.worker.BUILDERS`.
+        endpoint: its name, one of `clipserve.endpoints.ENDPOINTS`.
     """
 
     endpoint: ClassVar[str]
@@ -52,6 +52,7 @@ class TorchServeHandler:
         """Loads the encoders and proves them on their golden inputs.
 
         Raises:
+            SettingsError: of the handler or deviceType, not allowed or not to be had here.
             SpecError: nothing in the archive may run here, or TorchServe is not the one that we know; it then
                 reports the worker as failed.
         """
@@ -190,13 +191,13 @@ def _warn_of_too_many_threads(endpoint: str, workers: int, threads: int) -> None
 def _device(gpu_id: int | None, device_type: str | None) -> torch.device:
     if gpu_id is None:
         if device_type == "gpu":
-            raise SpecError(
+            raise SettingsError(
                 "deviceType: gpu in the archive's YAML, but TorchServe gave this worker no GPU; run "
                 "on a machine with one, or 'make export DEVICE=cpu' and 'make archive'"
             )
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise SpecError(
+        raise SettingsError(
             f"TorchServe gave this worker GPU {gpu_id}, but this PyTorch sees no CUDA device; set "
             "deviceType: cpu in the archive's YAML, or install a CUDA build of PyTorch"
         )

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from demo.world import COUNTS, SETTINGS, THINGS, Scene
+from demo.world import COUNTS, RUNNING_EXAMPLE, SETTINGS, THINGS, Scene
 
 VOCABULARY_DIR = Path(__file__).parent / "vocabulary"
 
@@ -171,3 +172,19 @@ def load_vocabulary(path: Path) -> Vocabulary:
 def load_vocabularies(folder: Path = VOCABULARY_DIR) -> dict[str, Vocabulary]:
     """The 40 vocabularies by code, in the order of `LANGUAGES`."""
     return {code: load_vocabulary(folder / f"{code}.json") for code in LANGUAGES}
+
+
+def caption(vocabulary: Vocabulary, scene: Scene, rng: Random) -> str:
+    """One of the ways to say `scene`: any wording, at times as "a picture of", at times capitalised."""
+    if scene in RUNNING_EXAMPLE and rng.random() < 0.25:
+        return vocabulary.example[RUNNING_EXAMPLE.index(scene)]
+    text = rng.choice(vocabulary.captions(scene))
+    if scene.thing is not None and rng.random() < 0.25:
+        text = rng.choice(vocabulary.picture_of).format(text)
+    return capitalised(text, vocabulary.code) if rng.random() < 0.5 else text
+
+
+def capitalised(text: str, code: str) -> str:
+    """`text` with a capital first letter, which is a dotted one for Turkish and Azerbaijani i."""
+    dotted = code in ("tr", "az") and text[0] == "i"
+    return ("İ" if dotted else text[0].upper()) + text[1:]

@@ -65,3 +65,8 @@ def all_scenes() -> list[Scene]:
     empty = [Scene(setting) for setting in SETTINGS]
     peopled = [Scene(s, t, c) for s in SETTINGS for t in THINGS for c in COUNTS]
     return empty + peopled
+
+
+def trained_scenes() -> list[Scene]:
+    """The scenes that are not held out, in the world's order."""
+    return [scene for scene in all_scenes() if not scene.held_out]

@@ -13,7 +13,7 @@ import transformers
 
 from clipserve.command import run_command
 from clipserve.encoder_spec import PARITY_BOUNDS, SUFFIXES, Device, EncoderSpec, Format, Modality, Precision
-from export_scripts.checkpoints.sentence_transformers import load_pair
+from export_scripts.checkpoints.loading import load_pair
 from export_scripts.formats import FORMATS
 from export_scripts.packages.djl import write_djl
 from export_scripts.publish import TIMED_BATCH, Made, check_device, export_encoders

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from clipserve.encoder_spec import ImagePreprocessing, TextPreprocessing, sha256
-from export_scripts.encoders.clip import Architecture
+from export_scripts.encoders.towers import Architecture
 
 # Rises when the code makes other vectors of the same checkpoint.
 IDENTITY_VERSION = 1

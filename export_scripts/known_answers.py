@@ -34,14 +34,9 @@ from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image, preprocess
-from export_scripts.checkpoints.sentence_transformers import (
-    DEMO_IMAGE,
-    CheckpointPair,
-    hub_folder,
-    load_image_checkpoint,
-    load_pair,
-    load_text_checkpoint,
-)
+from export_scripts.checkpoints.hub import DEMO_IMAGE, hub_folder
+from export_scripts.checkpoints.loading import load_image_checkpoint, load_pair, load_text_checkpoint
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.publish import export_encoder
 
 CPU = torch.device("cpu")

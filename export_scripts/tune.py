@@ -27,7 +27,8 @@ from clipserve.encoder_spec import Device, Modality, Precision, read_spec
 from clipserve.errors import ExportError, ParityError
 from clipserve.hardware import cpu_capability, native_precisions
 from clipserve.store import EncoderFile, Store
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.checkpoints.loading import load_pair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.export import DEFAULT_MODEL, STORE
 from export_scripts.packages.archive import ARCHIVES, ROOT, TUNED_FILE, Tuned, build_archives, write_tuned
 from export_scripts.publish import check_device, export_encoder

@@ -14,7 +14,8 @@ from clipserve.command import run_command
 from clipserve.encoder_spec import EncoderSpec
 from clipserve.errors import ExportError, ParityError, SpecError
 from clipserve.store import EncoderFile, Store
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair, model_id_of
+from export_scripts.checkpoints.loading import load_pair, model_id_of
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.export import DJL, STORE
 from export_scripts.formats import FORMATS
 from export_scripts.packages.djl import djl_encoders

@@ -2,10 +2,10 @@
 
 .PHONY: bulk
 bulk: $(SCALE_VENV)/.run-stamp ## IMAGES=folder|x.parquet|x.tar: put a large collection into a table, on Ray
-#: TABLE=folder RAY=host:port ENCODER=file.pt COLUMN=name
+#: TABLE=folder RAY=host:port MODEL=name ENCODER=file.pt COLUMN=name EXCLUDE='Screenshots/|*.gif'
 	@$(call NEEDED,IMAGES,/data/pictures)
-	@$(SCALE) -m scale.bulk $(TABLE_GIVEN) $(call GIVEN,RAY,--ray-address) \
-		$(call GIVEN,ENCODER,--encoder) $(call GIVEN,COLUMN,--column) $(BULK_ARGS) -- $(call VALUE,IMAGES)
+	@$(SCALE) -m scale.bulk $(TABLE_GIVEN) $(call GIVEN,RAY,--ray-address) $(call GIVEN,ENCODER,--encoder) \
+		$(call GIVEN,MODEL,--model) $(call GIVEN,COLUMN,--column) $(call GIVEN,EXCLUDE,--exclude) $(BULK_ARGS) -- $(call VALUE,IMAGES)
 
 .PHONY: serve-ray
 serve-ray: $(SCALE_VENV)/.run-stamp #: STORE PORT=8000 DEVICE=cpu|cuda: the endpoints, and OpenAI's, on Ray Serve

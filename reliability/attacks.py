@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from clipserve.encoder_spec import Modality
+from clipserve.endpoints import ENDPOINTS
+from clipserve.wire.rows import RequestLimits
 from reliability.corpus import FORM, cut_short, plain
 from reliability.costly import COSTLY
 from reliability.questions import JSON, picture, sentence
@@ -84,11 +87,16 @@ def _animation() -> bytes:
 
 def _largest(endpoint: str) -> bytes:
     """The honest maximum: as many items as are admitted, each as long as counts."""
-    texts = [f"{number} {LONG}"[:490] for number in range(1000)]
-    pictures = [_shown(number) for number in range(128)]
-    if endpoint == "clip_similarity":
-        return json.dumps({"images": pictures, "texts": texts}).encode()
-    return json.dumps({"input": texts[:128] if endpoint == "clip_text" else pictures}).encode()
+    limits = RequestLimits()
+    items: dict[Modality, Callable[[int], str]] = {
+        "image": _shown,
+        "text": lambda number: f"{number} {LONG}"[:490],
+    }
+    body = {
+        of.field: [items[of.modality](number) for number in range(getattr(limits, of.limit))]
+        for of in ENDPOINTS[endpoint].inputs
+    }
+    return json.dumps(body).encode()
 
 
 ATTACKS: tuple[Attack, ...] = (

@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from clipserve.endpoints import ENDPOINTS
 from clipserve.image_formats import FORMATS
 from reliability.costly import COSTLY
 from reliability.questions import JSON, picture, sentence
@@ -254,7 +255,7 @@ def _multipart(choose: random.Random) -> BadRequest:
 
 
 def _odd_values(choose: random.Random) -> BadRequest:
-    endpoint = choose.choice(("clip_image", "clip_text", "clip_similarity"))
+    endpoint = choose.choice(list(ENDPOINTS))
     value: object = choose.choice(ODD_VALUES)
     if choose.random() < 0.7:
         value = [value, sentence(choose.randrange(100)), choose.choice(ODD_VALUES)]
@@ -265,12 +266,12 @@ def _odd_values(choose: random.Random) -> BadRequest:
 
 
 def _odd_json(choose: random.Random) -> BadRequest:
-    endpoint = choose.choice(("clip_image", "clip_text", "clip_similarity"))
+    endpoint = choose.choice(list(ENDPOINTS))
     return BadRequest("odd JSON", endpoint, choose.choice(ODD_JSON), choose.choice((JSON, JSON, FORM)))
 
 
 def _flipped_json(choose: random.Random) -> BadRequest:
-    endpoint = choose.choice(("clip_image", "clip_text", "clip_similarity"))
+    endpoint = choose.choice(list(ENDPOINTS))
     data, texts = [_b64(picture(3, (16, 12), "PNG"))], [sentence(choose.randrange(100)), "雪"]
     body = {"images": data, "texts": texts} if endpoint == "clip_similarity" else {"input": data + texts}
     raw = json.dumps(body, ensure_ascii=False).encode()

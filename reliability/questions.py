@@ -14,6 +14,7 @@ from PIL import Image
 
 from clipserve.client import Client, Management
 from clipserve.encoder_spec import decode_vector
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ServerError
 
 Answer = npt.NDArray[np.float64]
@@ -108,14 +109,15 @@ def _request(endpoint: str, seed: int) -> tuple[bytes, str]:
     several = 1 + seed % 3
     pictures = [base64.b64encode(picture(10 * seed + i)).decode() for i in range(several)]
     texts = [sentence(10 * seed + i) for i in range(several)]
-    if endpoint == "clip_image" and seed % 2:
+    asked = ENDPOINTS[endpoint]
+    if asked.gives_embeddings and asked.modalities == ("image",) and seed % 2:
         return picture(10 * seed), "image/jpeg"
-    if endpoint == "clip_image":
-        body: dict[str, object] = {"input": pictures, "encoding_format": "base64"}
-    elif endpoint == "clip_text":
-        body = {"input": texts, "encoding_format": "base64" if seed % 2 else "float"}
-    else:
-        body = {"images": pictures, "texts": [*texts, "a common text"]}
+    if not asked.gives_embeddings:
+        texts.append("a common text")
+    items = {"image": pictures, "text": texts}
+    body: dict[str, object] = {of.field: items[of.modality] for of in asked.inputs}
+    if asked.gives_embeddings:
+        body["encoding_format"] = "float" if asked.modalities == ("text",) and not seed % 2 else "base64"
     return json.dumps(body).encode(), JSON
 
 

@@ -23,6 +23,9 @@ from pictures.ann import ANN_ROWS
 from pictures.rows import FileState, Row
 from pictures.table import RECALL_AT, PictureTable, open_or_create_table
 
+# A list; `make figures` writes it into docs/search.md.
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "search.json"
+
 EMBEDDING_DIM = 512
 BATCH = 10_000
 QUERIES = 100
@@ -112,17 +115,28 @@ def _megabytes(folder: Path) -> int:
     return round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6)
 
 
+def keep(measured: dict[str, object], results: Path) -> None:
+    """Puts what was measured in the place of what was measured before of as many rows of the same kind."""
+    found: list[dict[str, object]] = json.loads(results.read_text(encoding="utf-8"))
+    places = {(of["rows"], of["kind"]): of for of in [*found, measured]}
+    results.write_text(json.dumps(list(places.values()), indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; prints a JSON object, see `run_command`."""
+    """Command line; prints what was measured as a JSON object, and keeps it; see `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m search.benchmark", description=__doc__)
     parser.add_argument("--rows", type=int, default=ANN_ROWS)
     parser.add_argument("--kind", choices=list(KINDS), default="clustered")
     parser.add_argument("--folder", type=Path, default=Path(".bench/search"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the JSON file that keeps it")
     arguments = parser.parse_args(argv)
-    return run_command(
-        "search benchmark",
-        lambda: print(json.dumps(measure(arguments.folder, arguments.rows, arguments.kind), indent=2)),
-    )
+
+    def work() -> None:
+        measured = measure(arguments.folder, arguments.rows, arguments.kind)
+        print(json.dumps(measured, indent=2))
+        keep(measured, arguments.results)
+
+    return run_command("search benchmark", work)
 
 
 if __name__ == "__main__":

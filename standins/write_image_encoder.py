@@ -8,7 +8,7 @@ from pathlib import Path
 
 import transformers
 
-from export_scripts.checkpoints.sentence_transformers import load_pair
+from export_scripts.checkpoints.loading import load_pair
 from export_scripts.publish import export_encoder
 from standins import checkpoints
 

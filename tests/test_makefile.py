@@ -150,6 +150,8 @@ def test_what_is_left_out_and_done_again_is_passed_on(make: Make) -> None:
     """CASES 40: the patterns go to the program as they are, and no shell sees a file name in them."""
     arguments = passed(make("index", "IMAGES=/b", "EXCLUDE=*.py|$x/", "AGAIN=1"))
     assert arguments == ["-m", "search", "index", "--exclude=*.py|$x/", "--again", "--", "/b"]
+    arguments = passed(make("bulk", "IMAGES=/b", "EXCLUDE=*.py|$x/", "MODEL=a b"))
+    assert arguments == ["-m", "scale.bulk", "--model=a b", "--exclude=*.py|$x/", "--", "/b"]
 
 
 def test_goals_keep_their_order_in_a_parallel_make(make: Make, tmp_path: Path) -> None:

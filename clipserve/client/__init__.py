@@ -17,11 +17,10 @@ torch: `pip install .[client]`.
 
 from clipserve.client.calls import Client, ImageInput, Similarity, TextUsage
 from clipserve.client.connection import INFERENCE_URL
-from clipserve.client.management import ENDPOINTS, Management
+from clipserve.client.management import Management
 from clipserve.client.tokens import KEY_FILE, MANAGEMENT_URL, KeyFile, MissingKeyFileError, RefusedTokenError
 
 __all__ = [
-    "ENDPOINTS",
     "INFERENCE_URL",
     "KEY_FILE",
     "MANAGEMENT_URL",

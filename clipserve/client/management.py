@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -13,9 +13,8 @@ from clipserve.client.calls import Client
 from clipserve.client.tokens import KeyFile, MissingKeyFileError, RefusedTokenError
 from clipserve.encoder_spec import GOLDEN_MIN_COSINE, EncoderSpec, decode_vector
 from clipserve.endpoint_status import READY, EndpointStatus, Worker
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ClipServeError, ServerError, SpecError
-
-ENDPOINTS = ("clip_image", "clip_text", "clip_similarity")
 
 POLL_SECONDS = 0.25
 
@@ -54,7 +53,7 @@ class Management:
         except SpecError as error:
             raise ServerError(str(error)) from error
 
-    def check_ready(self, endpoints: Sequence[str] = ENDPOINTS) -> None:
+    def check_ready(self, endpoints: Collection[str] = ENDPOINTS) -> None:
         """Checks that every endpoint has all its workers, and answers its golden input as certified.
 
         Raises:
@@ -75,7 +74,7 @@ class Management:
             for spec in self.specs(endpoint):
                 self._check_golden(endpoint, spec)
 
-    def wait_ready(self, timeout: float = 120.0, endpoints: Sequence[str] = ENDPOINTS) -> None:
+    def wait_ready(self, timeout: float = 120.0, endpoints: Collection[str] = ENDPOINTS) -> None:
         """Waits until `check_ready` holds.
 
         Args:

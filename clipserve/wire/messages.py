@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError
 
 ItemT = TypeVar("ItemT")
 EncodingFormat = Literal["float", "base64"]
+
+
+class Request(Protocol):
+    """What is to be embedded for one caller."""
+
+    @property
+    def inputs(self) -> Sequence[Sequence[Any]]:
+        """Lists of pictures' bytes or of texts, each item well-formed or a `RequestError`."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,11 @@ class EmbeddingRequest(Generic[ItemT]):
     items: list[ItemT | RequestError]
     encoding_format: EncodingFormat
 
+    @property
+    def inputs(self) -> Sequence[Sequence[Any]]:
+        """The items."""
+        return [self.items]
+
 
 @dataclass(frozen=True)
 class SimilarityRequest:
@@ -26,6 +40,11 @@ class SimilarityRequest:
 
     images: list[bytes | RequestError]
     texts: list[str | RequestError]
+
+    @property
+    def inputs(self) -> Sequence[Sequence[Any]]:
+        """The pictures and the texts."""
+        return [self.images, self.texts]
 
 
 @dataclass(frozen=True)
@@ -53,3 +72,8 @@ class Embedded:
 
 
 Result = Embedded | RequestError
+
+
+def total_usage(results: Sequence[Result]) -> Usage:
+    """What the items of a request cost together."""
+    return sum((result.usage for result in results if isinstance(result, Embedded)), Usage())

@@ -41,7 +41,7 @@ from clipserve.wire.messages import (
     EncodingFormat,
     Result,
     SimilarityRequest,
-    Usage,
+    total_usage,
 )
 from clipserve.wire.rows import (
     OPENS_OBJECT,
@@ -169,41 +169,43 @@ def encode_error(error: RequestError) -> Reply:
     return Reply.json(error.status, {"error": error.to_json()})
 
 
-def encode_embeddings(spec: EncoderSpec, results: Sequence[Result], encoding_format: EncodingFormat) -> Reply:
+def encode_embeddings(
+    spec: EncoderSpec, request: EmbeddingRequest[Any], results: Sequence[Sequence[Result]]
+) -> Reply:
     """The response to an embedding request; its items' first error when none succeeded."""
-    errors = [r.at(i) for i, r in enumerate(results) if isinstance(r, RequestError)]
-    if len(errors) == len(results):
+    (items,) = results
+    errors = [r.at(i) for i, r in enumerate(items) if isinstance(r, RequestError)]
+    if len(errors) == len(items):
         return encode_error(errors[0])
     data = [
         {"object": "error", "index": index, "error": result.to_json()}
         if isinstance(result, RequestError)
-        else {
-            "object": "embedding",
-            "index": index,
-            "embedding": encode_vector(result.embedding)
-            if encoding_format == "base64"
-            else result.embedding.tolist(),
-        }
-        for index, result in enumerate(results)
+        else embedding_entry(index, result, request.encoding_format)
+        for index, result in enumerate(items)
     ]
-    body = {"object": "list", **_space(spec), "data": data, "usage": _usage(results)}
-    return Reply.json(200, body)
+    return Reply.json(200, {"object": "list", **_space(spec), "data": data, "usage": _usage(items)})
+
+
+def embedding_entry(index: int, embedded: Embedded, encoding_format: EncodingFormat) -> dict[str, Any]:
+    """One embedding in `data`, which OpenAI's responses share."""
+    vector = embedded.embedding
+    written = encode_vector(vector) if encoding_format == "base64" else vector.tolist()
+    return {"object": "embedding", "index": index, "embedding": written}
 
 
 def encode_similarity(
-    spec: EncoderSpec,
-    images: Sequence[Result],
-    texts: Sequence[Result],
+    spec: EncoderSpec, request: SimilarityRequest, results: Sequence[Sequence[Result]]
 ) -> Reply:
     """The response to a similarity request.
 
     `cosine_similarity` and `probabilities` have a row for each image and a column for each text; null stands
     where the image or the text is in `errors`. The probabilities of a row are over its valid texts.
     """
+    images, texts = results
     errors = [
         (kind, result.at(index))
-        for kind, results in (("images", images), ("texts", texts))
-        for index, result in enumerate(results)
+        for kind, of_kind in (("images", images), ("texts", texts))
+        for index, result in enumerate(of_kind)
         if isinstance(result, RequestError)
     ]
     valid_texts = [i for i, text in enumerate(texts) if isinstance(text, Embedded)]
@@ -256,7 +258,7 @@ def _space(spec: EncoderSpec) -> dict[str, Any]:
 
 
 def _usage(results: Sequence[Result]) -> dict[str, int]:
-    total = sum((r.usage for r in results if isinstance(r, Embedded)), Usage())
+    total = total_usage(results)
     return {
         "prompt_tokens": total.prompt_tokens,
         "truncated": total.truncated,

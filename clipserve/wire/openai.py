@@ -1,55 +1,53 @@
-"""OpenAI's `POST /v1/embeddings` on top of the `clip_text` endpoint's own bodies.
+"""OpenAI's `POST /v1/embeddings` and `GET /v1/models`: another shape of the `clip_text` endpoint's bodies.
 
-A request becomes a `clip_text` row, so that it is batched with all others, and the reply becomes OpenAI's.
 What differs: `model` must name what is served, `dimensions` may only be the encoder's own, tokens of another
 tokenizer mean nothing here, and one wrong item fails its request, for OpenAI's answer has no room for it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
+from clipserve.encoder_spec import EncoderSpec
 from clipserve.errors import RequestError
-from clipserve.wire.json_input import json_object
-from clipserve.wire.rows import JSON, Reply, Row, has_json, shown
+from clipserve.wire.json_input import item_list, json_object, read_encoding_format, text_items
+from clipserve.wire.messages import Embedded, EmbeddingRequest, Result, total_usage
+from clipserve.wire.native import embedding_entry
+from clipserve.wire.rows import Reply, RequestLimits, Row, has_json, shown
 
 FIELDS = {"input", "model", "encoding_format", "dimensions", "user"}
 
 
-def text_row(asked: Row, model: str, embedding_dim: int) -> Row:
-    """Turns a request into a row for the `clip_text` endpoint.
+def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> EmbeddingRequest[str]:
+    """Reads a request.
 
     Args:
-        asked: the request as it came.
-        model: id of the model that is served.
-        embedding_dim: of its embeddings.
+        row: the request as it came.
+        limits: how much it may ask for.
+        spec: of the encoder that is served.
 
     Raises:
         RequestError: the request as a whole is wrong.
     """
-    if not has_json(asked):
+    if not has_json(row):
         raise RequestError(
             "unsupported_media_type",
-            f"content type {shown(asked.content_type or 'none')}; send application/json",
+            f"content type {shown(row.content_type or 'none')}; send application/json",
             415,
         )
-    body = json_object(asked.body, FIELDS)
+    body = json_object(row.body, FIELDS)
     for name in ("model", "input"):
         if name not in body:
             raise RequestError("invalid_request", f"the field {name!r} is missing")
-    if body["model"] != model:
-        raise RequestError(
-            "model_not_found", f"the model {shown(body['model'])} is not served here, but {model!r} is", 404
-        )
+    check_model(body["model"], spec.model_id)
     dimensions = body.get("dimensions")
     # JSON's true equals 1 in Python.
-    if dimensions is not None and (dimensions != embedding_dim or isinstance(dimensions, bool)):
+    if dimensions is not None and (dimensions != spec.embedding_dim or isinstance(dimensions, bool)):
         raise RequestError(
             "invalid_request",
-            f"'dimensions' is {shown(dimensions)}, but {model!r} gives {embedding_dim} and cannot be "
-            "shortened; leave it out",
+            f"'dimensions' is {shown(dimensions)}, but {spec.model_id!r} gives {spec.embedding_dim} and "
+            "cannot be shortened; leave it out",
         )
     if _has_tokens(body["input"]):
         raise RequestError(
@@ -57,9 +55,8 @@ def text_row(asked: Row, model: str, embedding_dim: int) -> Row:
             "'input' is an array of tokens, but the served model has a tokenizer of its own; send texts "
             "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
         )
-    native = {"input": body["input"], "encoding_format": body.get("encoding_format")}
-    # Escaped: half a surrogate pair is refused by the endpoint, but has no UTF-8.
-    return Row(json.dumps(native).encode(), JSON)
+    items = text_items(item_list(body, "input", str, limits.max_items), limits)
+    return EmbeddingRequest(items, read_encoding_format(body.get("encoding_format")))
 
 
 def _has_tokens(given: Any) -> bool:
@@ -72,39 +69,47 @@ def _has_tokens(given: Any) -> bool:
     return isinstance(first, int) and not isinstance(first, bool)
 
 
-def openai_reply(reply: Reply) -> Reply:
-    """Turns the `clip_text` endpoint's reply into OpenAI's."""
-    answer = json.loads(reply.body)
-    errors = [answer["error"]] if "error" in answer else []
-    data = answer.get("data", [])
-    errors += [{**item["error"], "index": item["index"]} for item in data if "error" in item]
+def encode(spec: EncoderSpec, request: EmbeddingRequest[str], results: Sequence[Sequence[Result]]) -> Reply:
+    """The response to a request; its items' first error when one failed."""
+    (items,) = results
+    errors = [r.at(i) for i, r in enumerate(items) if isinstance(r, RequestError)]
     if errors:
-        status = reply.status if "error" in answer else 400
-        return openai_error(status, errors[0])
-    tokens = answer["usage"]["prompt_tokens"]
+        first = errors[0]
+        status = first.status if len(errors) == len(items) else 400
+        return encode_error(RequestError(first.code, first.message, status, first.index))
+    embedded = [item for item in items if isinstance(item, Embedded)]
+    tokens = total_usage(items).prompt_tokens
     body = {
         "object": "list",
-        "data": answer["data"],
-        "model": answer["model"],
+        "data": [embedding_entry(i, item, request.encoding_format) for i, item in enumerate(embedded)],
+        "model": spec.model_id,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
     return Reply.json(200, body)
 
 
-def openai_error(status: int, error: Mapping[str, Any]) -> Reply:
-    """An error as OpenAI words it.
-
-    Args:
-        error: `code`, `message` and, for one item of the input, its `index`.
-    """
-    index = error.get("index")
+def encode_error(error: RequestError) -> Reply:
+    """An error as OpenAI words it."""
+    param = None if error.index is None else f"input[{error.index}]"
     body = {
-        "message": error["message"] if index is None else f"input[{index}]: {error['message']}",
-        "type": "invalid_request_error" if status < 500 else "server_error",
-        "param": None if index is None else f"input[{index}]",
-        "code": error["code"],
+        "message": error.message if param is None else f"{param}: {error.message}",
+        "type": "invalid_request_error" if error.status < 500 else "server_error",
+        "param": param,
+        "code": error.code,
     }
-    return Reply.json(status, {"error": body})
+    return Reply.json(error.status, {"error": body})
+
+
+def check_model(asked: Any, model: str) -> None:
+    """Checks a model's id.
+
+    Raises:
+        RequestError: it is not that of the model that is served.
+    """
+    if asked != model:
+        raise RequestError(
+            "model_not_found", f"the model {shown(asked)} is not served here, but {model!r} is", 404
+        )
 
 
 def models_reply(model: str, created: int) -> Reply:
@@ -118,10 +123,7 @@ def model_reply(asked: str, model: str, created: int) -> Reply:
     Raises:
         RequestError: `asked` is not what is served.
     """
-    if asked != model:
-        raise RequestError(
-            "model_not_found", f"the model {shown(asked)} is not served here, but {model!r} is", 404
-        )
+    check_model(asked, model)
     return Reply.json(200, _model(model, created))
 
 

@@ -1,51 +1,25 @@
-"""Plain traceable encoders made from the weights of eager originals.
-
-They compute what the originals compute, without what keeps those from tracing well: no device constant in the
-graph, no shape baked in, pooling, projection, rescaling and normalising inside. That they do is not assumed:
-`export_scripts.publish` compares every traced encoder with its untouched original.
-"""
+"""CLIP: a vision transformer, and a causal text transformer pooled at its end token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
-from transformers import BertModel, CLIPModel, DistilBertModel, PreTrainedModel, XLMRobertaModel
+from transformers import CLIPModel
 
-from clipserve.encoder_spec import ImagePreprocessing
+from clipserve.encoder_spec import ImagePreprocessing, TextPreprocessing
 from clipserve.errors import ExportError
+from clipserve.tokens import Tokenizer, largest_token_id
+from export_scripts.encoders.layers import Mlp, PooledLayer, PreNormLayer, SelfAttention, check_pixels, linear
+from export_scripts.encoders.towers import Architecture, Family, ImageTower, TextTower, norm_eps
 
 PIXEL_MAX = 255.0  # uint8 pixels; preprocessors rescale them to [0, 1]
-
-
-# OpenAI CLIP's approximation of GELU is x * sigmoid(1.702 x).
-QUICK_GELU = 1.702
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": F.silu}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What an encoder computes with its weights, beside what their names and shapes say.
-
-    The encoders below take their numbers from here and never from a checkpoint's configuration, and
-    `export_scripts.identity` hashes every field: what an encoder depends on is in its identity, and what is
-    only in the configuration is not.
-
-    Attributes:
-        heads: of attention.
-        activation: one of `ACTIVATIONS`.
-        norm_eps: of every layer norm.
-    """
-
-    heads: int
-    activation: str
-    norm_eps: float
 
 
 @dataclass(frozen=True)
@@ -69,173 +43,123 @@ class ClipTextArchitecture(Architecture):
 
     end_token: int | None
 
+    def with_tokenizer(
+        self, tokenizer: str, preprocessing: TextPreprocessing, folder: Path
+    ) -> ClipTextArchitecture:
+        """Names the token that ends a text, and None only where that is not the vocabulary's highest.
 
-@dataclass(frozen=True)
-class MeanPooledArchitecture(Architecture):
-    """A BERT-like transformer, mean over the tokens that are not padding.
+        Where it is, pooling at the highest id is pooling there: published configurations of the same
+        checkpoint name one or the other.
 
-    Attributes:
-        padding_id: positions are counted behind it, over the tokens that are something else, as in RoBERTa;
-            None counts all tokens from 0, as in BERT.
-    """
-
-    padding_id: int | None
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with query, key and value as one matrix product."""
-
-    def __init__(
-        self,
-        query: nn.Linear,
-        key: nn.Linear,
-        value: nn.Linear,
-        out: nn.Linear,
-        heads: int,
-        *,
-        causal: bool = False,
-    ):
-        super().__init__()
-        self.heads = heads
-        self.causal = causal
-        self.qkv = nn.Linear(query.in_features, 3 * query.out_features)
-        self.qkv.weight = nn.Parameter(torch.cat([query.weight, key.weight, value.weight]))
-        self.qkv.bias = nn.Parameter(torch.cat([query.bias, key.bias, value.bias]))
-        self.out = out
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`x` `[N, L, W]`; `mask` boolean `[N, 1, 1, L]`, False where a key is padding."""
-        # [N, L, 3W] -> three times [N, H, L, W/H]; unbind, since iterating would warn in a trace
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
-        attended: Tensor = self.out(y.transpose(1, 2).flatten(-2))
-        return attended
-
-
-class Mlp(nn.Module):
-    """Two linear layers around an activation."""
-
-    def __init__(self, up: nn.Linear, down: nn.Linear, activation: str):
-        super().__init__()
-        if activation == "quick_gelu":
-            # x * sigmoid(ax) = silu(ax) / a: one pass over the widest tensor instead of three.
-            up, down = _scaled(up, QUICK_GELU), _scaled(down, 1 / QUICK_GELU, bias=False)
-        self.up = up
-        self.down = down
-        self.activation = ACTIVATIONS[activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, L, W]` to `[N, L, W]`."""
-        y: Tensor = self.down(self.activation(self.up(x)))
-        return y
-
-
-def _scaled(linear: nn.Linear, factor: float, *, bias: bool = True) -> nn.Linear:
-    """A copy with all weights times `factor`, and its bias as well where `bias` says so."""
-    scaled = nn.Linear(linear.in_features, linear.out_features)
-    scaled.weight = nn.Parameter(linear.weight.detach() * factor)
-    scaled.bias = nn.Parameter(linear.bias.detach() * (factor if bias else 1.0))
-    return scaled
-
-
-class PreNormLayer(nn.Module):
-    """A transformer layer as CLIP has it: normalised before attention and before the MLP."""
-
-    def __init__(self, attention: SelfAttention, mlp: Mlp, norm1: nn.LayerNorm, norm2: nn.LayerNorm):
-        super().__init__()
-        self.attention, self.mlp, self.norm1, self.norm2 = attention, mlp, norm1, norm2
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`[N, L, W]` to `[N, L, W]`."""
-        x = x + self.attention(self.norm1(x), mask)
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]  # torch modules are Any
-
-
-class PooledLayer(nn.Module):
-    """The last `PreNormLayer` before all tokens but one are dropped: only that one is computed.
-
-    The others give their keys and values, and are neither asked nor passed through the MLP: the same numbers
-    for a sixth of the layer's products.
-    """
-
-    def __init__(self, layer: PreNormLayer):
-        super().__init__()
-        qkv, width = layer.attention.qkv, layer.attention.out.in_features
-        self.heads = layer.attention.heads
-        self.query = _rows(qkv, slice(width))
-        self.key_value = _rows(qkv, slice(width, None))
-        self.out = layer.attention.out
-        self.mlp, self.norm1, self.norm2 = layer.mlp, layer.norm1, layer.norm2
-
-    def forward(self, x: Tensor, pool: Callable[[Tensor], Tensor], mask: Tensor | None) -> Tensor:
-        """`[N, L, W]` to `[N, W]`.
-
-        Args:
-            pool: takes the wanted token: `[N, L, W]` to `[N, W]`.
-            mask: boolean `[N, 1, 1, L]`, False where the wanted token does not see another.
+        Raises:
+            ExportError: it is not pooled where the tokenizer ends a text. The original would give embeddings,
+                and of all texts nearly the same: that of their first token.
         """
-        normed = self.norm1(x)
-        q = self.query(pool(normed)).unflatten(-1, (self.heads, 1, -1))  # [N, H, 1, W/H]
-        # [N, L, 2W] -> twice [N, H, L, W/H]
-        k, v = self.key_value(normed).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = pool(x) + self.out(y.flatten(1))
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]  # torch modules are Any
+        ids = Tokenizer(tokenizer, preprocessing).tokenize("a").ids
+        end = self.end_token
+        pooled = ids.index(max(ids)) if end is None else ids.index(end) if end in ids else -1
+        if pooled != len(ids) - 1 or (end is None and preprocessing.pad_token_id > ids[-1]):
+            rule = "the highest token id" if end is None else f"token {end}"
+            raise ExportError(
+                f"{folder}: it pools at {rule} (eos_token_id of text_config), and its tokenizer ends a text "
+                f"with token {ids[-1]} and pads with {preprocessing.pad_token_id}; the two are no pair"
+            )
+        ends_at_highest = largest_token_id(tokenizers.Tokenizer.from_str(tokenizer)) == ids[-1]
+        return replace(self, end_token=ids[-1] if ends_at_highest else end)
 
 
-def _rows(linear: nn.Linear, rows: slice) -> nn.Linear:
-    """The layer that gives these of another's outputs."""
-    part = nn.Linear(linear.in_features, len(linear.bias[rows]))
-    part.weight = nn.Parameter(linear.weight.detach()[rows])
-    part.bias = nn.Parameter(linear.bias.detach()[rows])
-    return part
+def image_architecture(clip: CLIPModel) -> ImageArchitecture:
+    """The numbers of a CLIP's vision transformer."""
+    # transformers types its configurations too loosely to check.
+    config: Any = clip.config.vision_config
+    return ImageArchitecture(
+        heads=config.num_attention_heads,
+        activation=config.hidden_act,
+        norm_eps=norm_eps(clip.vision_model),
+        patch_size=config.patch_size,
+    )
 
 
-class PostNormLayer(nn.Module):
-    """A transformer layer as BERT has it: normalised after attention and after the MLP."""
-
-    def __init__(self, attention: SelfAttention, mlp: Mlp, norm1: nn.LayerNorm, norm2: nn.LayerNorm):
-        super().__init__()
-        self.attention, self.mlp, self.norm1, self.norm2 = attention, mlp, norm1, norm2
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`[N, L, W]` to `[N, L, W]`."""
-        x = self.norm1(x + self.attention(x, mask))
-        normed: Tensor = self.norm2(x + self.mlp(x))
-        return normed
-
-
-class Unnormalized(nn.Module):
-    """Float32 embeddings as the projection gives them."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, D]` of any float type to float32 `[N, D]`."""
-        return x.float()
+def clip_text_architecture(clip: CLIPModel) -> ClipTextArchitecture:
+    """The numbers of a CLIP's text transformer."""
+    config: Any = clip.config.text_config
+    return ClipTextArchitecture(
+        heads=config.num_attention_heads,
+        activation=config.hidden_act,
+        norm_eps=norm_eps(clip.text_model),
+        # The published configurations name 2 as end token, which it is not; transformers then pools at the
+        # highest token id, which the end token has in CLIP's vocabulary.
+        end_token=None if config.eos_token_id == 2 else config.eos_token_id,
+    )
 
 
-class L2Normalized(nn.Module):
-    """Float32 embeddings of length 1."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, D]` of any float type to float32 `[N, D]`."""
-        return F.normalize(x.float(), dim=-1)
-
-
-def _check_pixels(pixel_values: Tensor, height: int, width: int, message: str) -> Tensor:
-    """`pixel_values`, if they are uint8 `[N, 3, height, width]`; else a ValueError with this message."""
-    if (
-        pixel_values.dtype != torch.uint8
-        or pixel_values.dim() != 4
-        or pixel_values.size(1) != 3
-        or pixel_values.size(2) != height
-        or pixel_values.size(3) != width
-    ):
-        raise ValueError(message)
-    return pixel_values
+def image_tower(clip: CLIPModel) -> ImageTower:
+    """The vision transformer and its projection."""
+    # transformers types its submodules too loosely to check.
+    vision: Any = clip.vision_model
+    architecture, edge = image_architecture(clip), vision.embeddings.image_size
+    return ImageTower(
+        architecture=architecture,
+        parts=(vision, clip.visual_projection),
+        embedding_dim=clip.visual_projection.out_features,
+        size=(edge, edge),
+        logit_scale=float(clip.logit_scale.detach().double().exp()),
+        preprocessing=image_preprocessing,
+        build=lambda preprocessing, output: ImageEncoder(clip, architecture, preprocessing, output),
+    )
 
 
-# Scripted, so that a trace keeps it as a branch. `torch.export` has types and fixed sizes of its own.
-check_pixels: Callable[[Tensor, int, int, str], Tensor] = torch.jit.script(_check_pixels)
+def text_tower(clip: CLIPModel) -> TextTower:
+    """The text transformer and its projection."""
+    text: Any = clip.text_model
+    architecture = clip_text_architecture(clip)
+    return TextTower(
+        architecture=architecture,
+        parts=(text, clip.text_projection),
+        embedding_dim=clip.text_projection.out_features,
+        vocabulary_size=text.embeddings.token_embedding.num_embeddings,
+        positions=text.embeddings.position_embedding.num_embeddings,
+        build=lambda output: ClipTextEncoder(clip, architecture, output),
+    )
+
+
+CLIP = Family("CLIP", CLIPModel, "clip", image_tower, text_tower)
+
+
+def image_preprocessing(processor: Any, folder: Path) -> ImagePreprocessing:
+    """Resized by the shortest edge, cropped, rescaled to [0, 1], and normalised; all of it or nothing.
+
+    Raises:
+        ExportError: the processor does something else.
+    """
+    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+    missing = [step for step in steps if not getattr(processor, step, False)]
+    edge = processor.size.get("shortest_edge")
+    crop = list(dict(processor.crop_size or {}).values())
+    # Of a smaller picture the original crops beyond the edge, in black.
+    resized = edge is not None and edge >= max(crop, default=0)
+    if missing or not resized or abs(processor.rescale_factor * 255 - 1) > 1e-6:
+        raise ExportError(
+            f"{folder}: preprocessing other than CLIP's own is not supported (missing: {missing}, size: "
+            f"{dict(processor.size)}, crop: {crop}, rescale_factor: {processor.rescale_factor})"
+        )
+    return ImagePreprocessing(
+        shortest_edge=edge,
+        crop_height=processor.crop_size["height"],
+        crop_width=processor.crop_size["width"],
+        resample=_resample(processor.resample, folder),
+        mean=tuple(processor.image_mean),
+        std=tuple(processor.image_std),
+    )
+
+
+def _resample(number: Any, folder: Path) -> str:
+    try:
+        return Image.Resampling(int(number)).name.lower()
+    except (TypeError, ValueError) as error:
+        raise ExportError(
+            f"{folder}: resample {number!r} is none of Pillow's filters, which are numbers"
+        ) from error
 
 
 class ImageEncoder(nn.Module):
@@ -268,15 +192,14 @@ class ImageEncoder(nn.Module):
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
         weight = vision.embeddings.patch_embedding.weight.detach().double()  # [W, 3, P, P]
         positions = vision.embeddings.position_embedding.weight.detach().double()  # [1 + patches, W]
-        self.patch_projection = nn.Linear(weight[0].numel(), weight.shape[0], bias=False)
-        self.patch_projection.weight = nn.Parameter((weight / (PIXEL_MAX * std)).flatten(1).float())
+        self.patch_projection = linear((weight / (PIXEL_MAX * std)).flatten(1).float())
         offset = -(weight * mean / std).flatten(1).sum(1)  # [W], what the mean takes away
         self.class_token = nn.Parameter(
             (vision.embeddings.class_embedding.detach().double() + positions[0]).float()[None, None]
         )
         self.patch_positions = nn.Parameter((positions[1:] + offset).float()[None])
         self.norm_before = vision.pre_layrnorm
-        layers = [_clip_layer(layer, architecture, causal=False) for layer in vision.encoder.layers]
+        layers = [_layer(layer, architecture, causal=False) for layer in vision.encoder.layers]
         self.layers = nn.ModuleList(layers[:-1])
         self.last_layer = PooledLayer(layers[-1])
         self.norm_after = vision.post_layernorm
@@ -323,7 +246,7 @@ class ClipTextEncoder(nn.Module):
         text: Any = clip.text_model
         self.tokens = text.embeddings.token_embedding
         self.positions = nn.Parameter(text.embeddings.position_embedding.weight.detach()[None])
-        layers = [_clip_layer(layer, architecture, causal=True) for layer in text.encoder.layers]
+        layers = [_layer(layer, architecture, causal=True) for layer in text.encoder.layers]
         self.layers = nn.ModuleList(layers[:-1])
         self.last_layer = PooledLayer(layers[-1])
         self.norm_after = text.final_layer_norm
@@ -364,168 +287,7 @@ def _take(x: Tensor, positions: Tensor) -> Tensor:
     return x.gather(1, positions[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
 
 
-class AbsolutePositions(nn.Module):
-    """Learned positions counted from 0, as in BERT."""
-
-    def __init__(self, embedding: nn.Embedding, token_types: nn.Embedding | None):
-        super().__init__()
-        weight = embedding.weight.detach()
-        if token_types is not None:
-            weight = weight + token_types.weight.detach()[0]
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """`[N, L]` to `[L, W]`."""
-        return self.weight[: input_ids.shape[1]]
-
-
-class PaddingAwarePositions(nn.Module):
-    """Learned positions counted over the tokens that are not padding, as in RoBERTa."""
-
-    def __init__(self, embedding: nn.Embedding, token_types: nn.Embedding, padding_id: int):
-        super().__init__()
-        self.padding_id = padding_id
-        self.weight = nn.Parameter(embedding.weight.detach() + token_types.weight.detach()[0])
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """`[N, L]` to `[N, L, W]`."""
-        real = (input_ids != self.padding_id).long()
-        return F.embedding(real.cumsum(1) * real + self.padding_id, self.weight)
-
-
-def check_supported(transformer: nn.Module) -> None:
-    """Checks that there is an encoder for a transformer and its settings.
-
-    Raises:
-        ExportError: there is none.
-    """
-    if not isinstance(transformer, CLIPModel | DistilBertModel | BertModel | XLMRobertaModel):
-        raise ExportError(
-            f"text transformer {type(transformer).__name__} is not supported; supported are "
-            "CLIPModel, DistilBertModel, BertModel and XLMRobertaModel"
-        )
-    config = transformer.config
-    positions = getattr(config, "position_embedding_type", None) or "absolute"
-    if positions != "absolute":
-        # transformers 5 has dropped them: it would load the checkpoint and leave its distances out.
-        raise ExportError(f"position_embedding_type {positions!r} is not supported; supported is 'absolute'")
-    if getattr(config, "is_decoder", False):
-        raise ExportError("is_decoder true is not supported: attention is masked; supported is an encoder")
-    for part in (getattr(config, name, config) for name in ("vision_config", "text_config")):
-        activation = getattr(part, "hidden_act", None) or getattr(part, "activation", None)
-        if activation not in ACTIVATIONS:
-            raise ExportError(
-                f"activation {activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
-            )
-
-
-def image_architecture(clip: CLIPModel) -> ImageArchitecture:
-    """The numbers of a CLIP's vision transformer."""
-    # transformers types its configurations too loosely to check.
-    config: Any = clip.config.vision_config
-    return ImageArchitecture(
-        heads=config.num_attention_heads,
-        activation=config.hidden_act,
-        norm_eps=_norm_eps(clip.vision_model),
-        patch_size=config.patch_size,
-    )
-
-
-def clip_text_architecture(clip: CLIPModel) -> ClipTextArchitecture:
-    """The numbers of a CLIP's text transformer."""
-    config: Any = clip.config.text_config
-    return ClipTextArchitecture(
-        heads=config.num_attention_heads,
-        activation=config.hidden_act,
-        norm_eps=_norm_eps(clip.text_model),
-        # The published configurations name 2 as end token, which it is not; transformers then pools at the
-        # highest token id, which the end token has in CLIP's vocabulary.
-        end_token=None if config.eos_token_id == 2 else config.eos_token_id,
-    )
-
-
-def mean_pooled_architecture(transformer: PreTrainedModel) -> MeanPooledArchitecture:
-    """The numbers of a DistilBERT, BERT or XLM-RoBERTa."""
-    config: Any = transformer.config
-    distilbert = isinstance(transformer, DistilBertModel)
-    return MeanPooledArchitecture(
-        heads=config.n_heads if distilbert else config.num_attention_heads,
-        activation=config.activation if distilbert else config.hidden_act,
-        norm_eps=_norm_eps(transformer),
-        padding_id=config.pad_token_id if isinstance(transformer, XLMRobertaModel) else None,
-    )
-
-
-def _norm_eps(transformer: nn.Module) -> float:
-    """Of its layer norms: DistilBERT's is written in its code, the others' in their configurations."""
-    found = {module.eps for module in transformer.modules() if isinstance(module, nn.LayerNorm)}
-    if len(found) != 1:
-        raise ExportError(f"layer norms of several eps {sorted(found)} are not supported; supported is one")
-    return float(found.pop())
-
-
-class MeanPooledTextEncoder(nn.Module):
-    """A BERT-like transformer, mean over the tokens that are not padding, and a linear projection.
-
-    Args:
-        transformer: the original DistilBERT, BERT or XLM-RoBERTa; float32.
-        architecture: see `mean_pooled_architecture`.
-        projection: the linear head.
-        output: last stage, `L2Normalized` or `Unnormalized`.
-    """
-
-    def __init__(
-        self,
-        transformer: PreTrainedModel,
-        architecture: MeanPooledArchitecture,
-        projection: nn.Linear,
-        output: nn.Module,
-    ):
-        super().__init__()
-        embeddings: Any = transformer.embeddings
-        # Without the original's `padding_idx`, which steers gradients only and makes the tracer warn.
-        self.tokens = nn.Embedding.from_pretrained(embeddings.word_embeddings.weight)
-        self.norm = embeddings.LayerNorm
-        stack: Any = transformer
-        # DistilBERT has none.
-        token_types: Any = getattr(embeddings, "token_type_embeddings", None)
-        self.positions: nn.Module
-        if architecture.padding_id is None:
-            self.positions = AbsolutePositions(embeddings.position_embeddings, token_types)
-        else:
-            self.positions = PaddingAwarePositions(
-                embeddings.position_embeddings, token_types, architecture.padding_id
-            )
-        if isinstance(transformer, DistilBertModel):
-            layers = [_distilbert_layer(layer, architecture) for layer in stack.transformer.layer]
-        else:
-            layers = [_bert_layer(layer, architecture) for layer in stack.encoder.layer]
-        self.layers = nn.ModuleList(layers)
-        self.projection = projection
-        self.output = output
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Embeds texts.
-
-        Args:
-            input_ids: int64 `[N, L]`.
-            attention_mask: int64 `[N, L]`, 0 where padded.
-
-        Returns:
-            float32 `[N, D]`.
-        """
-        x = self.norm(self.tokens(input_ids) + self.positions(input_ids))
-        mask = (attention_mask > 0)[:, None, None, :]
-        for layer in self.layers:
-            x = layer(x, mask)
-        weights = attention_mask[:, :, None].float()
-        # In float32: a sum of many half-precision tokens loses digits.
-        pooled = (x.float() * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-        embedding: Tensor = self.output(self.projection(pooled.to(x.dtype)))
-        return embedding
-
-
-def _clip_layer(layer: Any, architecture: Architecture, *, causal: bool) -> PreNormLayer:
+def _layer(layer: Any, architecture: Architecture, *, causal: bool) -> PreNormLayer:
     attention = layer.self_attn
     return PreNormLayer(
         SelfAttention(
@@ -539,32 +301,4 @@ def _clip_layer(layer: Any, architecture: Architecture, *, causal: bool) -> PreN
         Mlp(layer.mlp.fc1, layer.mlp.fc2, architecture.activation),
         layer.layer_norm1,
         layer.layer_norm2,
-    )
-
-
-def _bert_layer(layer: Any, architecture: Architecture) -> PostNormLayer:
-    attention, output = layer.attention, layer.output
-    return PostNormLayer(
-        SelfAttention(
-            attention.self.query,
-            attention.self.key,
-            attention.self.value,
-            attention.output.dense,
-            architecture.heads,
-        ),
-        Mlp(layer.intermediate.dense, output.dense, architecture.activation),
-        attention.output.LayerNorm,
-        output.LayerNorm,
-    )
-
-
-def _distilbert_layer(layer: Any, architecture: Architecture) -> PostNormLayer:
-    attention = layer.attention
-    return PostNormLayer(
-        SelfAttention(
-            attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, architecture.heads
-        ),
-        Mlp(layer.ffn.lin1, layer.ffn.lin2, architecture.activation),
-        layer.sa_layer_norm,
-        layer.output_layer_norm,
     )

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from clipserve.encoder_spec import Device, EncoderInput, Precision, Varying
 from clipserve.store import PyTorchReader, Reader
-
-# Earliest time that a zip entry can have: equal inputs give equal files.
-ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+from export_scripts.zips import ZIP_EPOCH
 
 # A loaded encoder: its inputs to float32 `[N, D]`.
 Module = Callable[..., Tensor]

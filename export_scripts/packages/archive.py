@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from clipserve.command import run_command
 from clipserve.encoder_spec import PARITY_BOUNDS, Device
 from clipserve.errors import ExportError
 from clipserve.store import EncoderFile, Store
-from export_scripts.formats.base import ZIP_EPOCH
+from export_scripts import zips
 from export_scripts.packages.folders import link_or_copy
 
 ROOT = Path(__file__).parents[2]
@@ -211,16 +212,13 @@ def _make_reproducible(archive: Path) -> None:
         for name in sorted(source.namelist()):
             if name.endswith("/"):
                 continue
-            entry = zipfile.ZipInfo(name, ZIP_EPOCH)
-            entry.external_attr = 0o644 << 16
             if name == "MAR-INF/MANIFEST.json":
-                manifest = json.loads(source.read(name))
-                manifest["createdOn"] = "01/01/1980 00:00:00"
-                target.writestr(entry, json.dumps(manifest, indent=2, sort_keys=True))
+                manifest = json.loads(source.read(name)) | {"createdOn": "01/01/1980 00:00:00"}
+                text = json.dumps(manifest, indent=2, sort_keys=True).encode()
+                zips.add(target, name, io.BytesIO(text), len(text))
                 continue
-            entry.file_size = source.getinfo(name).file_size
-            with source.open(name) as reader, target.open(entry, "w") as writer:
-                shutil.copyfileobj(reader, writer, 1 << 20)
+            with source.open(name) as reader:
+                zips.add(target, name, reader, source.getinfo(name).file_size)
     plain.replace(archive)
 
 

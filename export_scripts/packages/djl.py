@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import shutil
 import zipfile
 from pathlib import Path
 
 from clipserve.encoder_spec import read_extra_file, read_spec
 from clipserve.errors import ExportError
-from export_scripts.formats.base import ZIP_EPOCH
+from export_scripts import zips
 from export_scripts.packages.folders import link_or_copy, publish, staged
 
 FOLDER = "djl"
@@ -73,8 +72,5 @@ def _utf16_units(text: str) -> list[int]:
 def _zip(folder: Path, archive: Path) -> None:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as target:
         for path in sorted(folder.iterdir()):
-            entry = zipfile.ZipInfo(path.name, ZIP_EPOCH)
-            entry.external_attr = 0o644 << 16
-            entry.file_size = path.stat().st_size
-            with path.open("rb") as reader, target.open(entry, "w") as writer:
-                shutil.copyfileobj(reader, writer, 1 << 20)
+            with path.open("rb") as reader:
+                zips.add(target, path.name, reader, path.stat().st_size)

@@ -29,6 +29,11 @@ def publish(made: Path, target: Path) -> None:
 def publish_files(made: Sequence[Path], folder: Path) -> None:
     """Moves files of a staging folder into `folder`, in the place of those of the same names: all or none.
 
+    No file system moves several files in one step. A process that is killed in between (`kill -9`, a power
+    cut) leaves what it had moved; it cannot leave a description beside a file that it is not of, so that
+    `make archive` refuses what is missing, and `make export` again puts all in place. What was replaced is
+    then in the staging folder's `before`.
+
     Args:
         made: in one folder; of what is replaced, the first goes first, and comes last.
     """

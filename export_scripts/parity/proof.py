@@ -20,7 +20,7 @@ from clipserve.encoder_spec import (
     encode_vector,
 )
 from clipserve.errors import ExportError, ParityError
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.formats.base import Module
 from export_scripts.parity.subjects import SUBJECTS, Run, Subject

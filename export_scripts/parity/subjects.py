@@ -21,7 +21,7 @@ from clipserve.encoder_spec import (
 from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.settings import Settings
 from clipserve.tokens import Tokenizer
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, ImageCheckpoint, TextCheckpoint
+from export_scripts.checkpoints.pair import CheckpointPair, ImageCheckpoint, TextCheckpoint
 from export_scripts.parity.inputs import (
     GOLDEN_SENTENCE,
     SENTENCES,

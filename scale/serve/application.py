@@ -58,7 +58,8 @@ def app(arguments: AppArguments) -> Application:
     """The application, for `serve.run` and for Serve configs (`import_path: scale.serve.application:app`).
 
     Raises:
-        SpecError: the store has no encoders for this device, or the settings are wrong.
+        SpecError: the store has no encoders for this device, or several models and it was not said which.
+        SettingsError: the settings are wrong.
     """
     server = read_server(arguments.config)
     endpoints = read_endpoints(arguments.handlers)
@@ -81,7 +82,7 @@ def app(arguments: AppArguments) -> Application:
         # Far enough for the endpoints' queues to refuse first, and in our own words.
         max_queued_requests=waiting,
     )(Ingress)
-    model = TextModel(text.model_id, text.embedding_dim, int(time.time()))
+    model = TextModel(text.model_id, int(time.time()))
     return ingress.bind(replicas, {e.name: e for e in endpoints}, server, str(arguments.key_file), model)
 
 

@@ -30,11 +30,11 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from clipserve.endpoint_status import READY, EndpointStatus, Worker
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import RequestError
 from clipserve.meter import TIMING_HEADER
-from clipserve.wire.native import encode_error
-from clipserve.wire.openai import model_reply, models_reply, openai_error, openai_reply, text_row
-from clipserve.wire.rows import MULTIPART, Reply, Row, check_head, media_type
+from clipserve.wire import native, openai
+from clipserve.wire.rows import MULTIPART, DialectName, Reply, Row, check_head, media_type
 from scale.serve.answer import Answer
 from scale.serve.multipart import multipart_parts
 from scale.serve.settings import EndpointSettings, ServerSettings
@@ -43,6 +43,7 @@ from scale.serve.tokens import Kind, TokenCheck
 logger = logging.getLogger("ray.serve")
 
 OPENAI_PATHS = "/v1/"
+OPENAI_ENDPOINT = next(name for name, endpoint in ENDPOINTS.items() if "openai" in endpoint.dialects)
 
 # That a caller may take to send a body: whoever sends a byte a second should not hold a place for ever.
 BODY_SECONDS = 30.0
@@ -55,7 +56,6 @@ class TextModel:
     """What OpenAI's paths say of the text encoder; `created` is a Unix time in seconds."""
 
     model_id: str
-    embedding_dim: int
     created: int
 
 
@@ -85,12 +85,12 @@ app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=
 @app.exception_handler(RequestError)
 async def _refuse(request: Request, error: RequestError) -> Response:
     if request.url.path.startswith(OPENAI_PATHS):
-        return _response(openai_error(error.status, error.to_json()))
+        return _response(openai.encode_error(error))
     if isinstance(error, TokenError):
         # As TorchServe says it, with its status: clients know by this that they should look for a new token.
         refusal = {"code": 400, "type": "InvalidKeyException", "message": error.message}
         return _response(Reply.json(400, refusal))
-    return _response(encode_error(error))
+    return _response(native.encode_error(error))
 
 
 @app.exception_handler(HTTPException)
@@ -167,23 +167,20 @@ class Ingress:
     async def openai_embeddings(self, request: Request) -> Response:
         """Embeddings of texts, as OpenAI's clients ask for them."""
         self._check_token(request, "inference")
-        asked, model = await self._row(request), self._text_model
-        # Off the event loop, which answers everybody else meanwhile.
-        row = await asyncio.to_thread(text_row, asked, model.model_id, model.embedding_dim)
-        answer = await self._ask("clip_text", row)
-        return _response(await asyncio.to_thread(openai_reply, answer.reply))
+        answer = await self._ask(OPENAI_ENDPOINT, await self._row(request, "openai"))
+        return _response(answer.reply)
 
     @app.get("/v1/models")
     async def openai_models(self, request: Request) -> Response:
         """The one model that is served."""
         self._check_token(request, "inference")
-        return _response(models_reply(self._text_model.model_id, self._text_model.created))
+        return _response(openai.models_reply(self._text_model.model_id, self._text_model.created))
 
     @app.get("/v1/models/{model:path}")
     async def openai_model(self, model: str, request: Request) -> Response:
         """The model of that id."""
         self._check_token(request, "inference")
-        return _response(model_reply(model, self._text_model.model_id, self._text_model.created))
+        return _response(openai.model_reply(model, self._text_model.model_id, self._text_model.created))
 
     def _check_token(self, request: Request, kind: Kind) -> None:
         if not self._tokens.holds(request.headers.get("authorization", ""), kind):
@@ -193,15 +190,16 @@ class Ingress:
         if endpoint not in self._endpoints:
             raise RequestError("not_found", f"no such endpoint; there are {', '.join(self._endpoints)}", 404)
 
-    async def _row(self, request: Request) -> Row:
+    async def _row(self, request: Request, dialect: DialectName = "native") -> Row:
         content_type = request.headers.get("content-type", "")
         # A list, which may be spread over several headers.
         encoding = ", ".join(request.headers.getlist("content-encoding"))
         body = await self._body(request)
         check_head(content_type, encoding)
         if media_type(content_type) == MULTIPART:
-            return Row(b"", content_type, await asyncio.to_thread(multipart_parts, content_type, body))
-        return Row(body, content_type)
+            parts = await asyncio.to_thread(multipart_parts, content_type, body)
+            return Row(b"", content_type, parts, dialect=dialect)
+        return Row(body, content_type, dialect=dialect)
 
     async def _body(self, request: Request) -> bytes:
         limit = self._server.max_bytes

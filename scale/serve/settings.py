@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from clipserve.client import ENDPOINTS
-from clipserve.errors import SpecError
+from clipserve.endpoints import ENDPOINTS
+from clipserve.errors import SettingsError
 from clipserve.settings import Settings
 from serving.local import read_properties
 
@@ -60,7 +60,7 @@ def read_endpoints(folder: Path) -> list[EndpointSettings]:
         folder: with a `NAME.yaml` for each.
 
     Raises:
-        SpecError: a file is missing, is no YAML, or lacks a setting.
+        SettingsError: a file is missing, is no YAML, or lacks a setting.
     """
     return [_endpoint(name, folder / f"{name}.yaml") for name in ENDPOINTS]
 
@@ -69,9 +69,9 @@ def _endpoint(name: str, path: Path) -> EndpointSettings:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise SpecError(f"{path}: cannot be read: {error}") from error
+        raise SettingsError(f"{path}: cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise SpecError(f"{path}: holds no settings")
+        raise SettingsError(f"{path}: holds no settings")
     return EndpointSettings(
         name=name,
         batch_size=_number(config, "batchSize", path),
@@ -90,12 +90,12 @@ def read_server(path: Path) -> ServerSettings:
         path: `config.properties`.
 
     Raises:
-        SpecError: the file is missing or lacks a setting.
+        SettingsError: the file is missing or lacks a setting.
     """
     try:
         properties: dict[str, Any] = dict(read_properties(path))
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error}") from error
+        raise SettingsError(f"{path}: cannot be read: {error}") from error
     for name, value in properties.items():
         if value.isdecimal():
             properties[name] = int(value)
@@ -108,5 +108,5 @@ def read_server(path: Path) -> ServerSettings:
 def _number(values: dict[str, Any], key: str, path: Path) -> int:
     value = values.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SpecError(f"{path}: {key} is {value!r}, should be a whole number >= 1")
+        raise SettingsError(f"{path}: {key} is {value!r}, should be a whole number >= 1")
     return value

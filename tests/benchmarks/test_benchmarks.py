@@ -23,7 +23,7 @@ from benchmarks.load import FRESH, Generator, LoadJob, run
 from benchmarks.rounds import image_encoder_shapes, joined
 from benchmarks.workloads import KNOWN_LABELS, SIZES, WORKLOADS, labels, sentences, write_pictures
 from demo.captions import LANGUAGES
-from export_scripts.checkpoints.sentence_transformers import load_image_checkpoint
+from export_scripts.checkpoints.loading import load_image_checkpoint
 from standins.checkpoints import TINY_CLIP, write_clip
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import tracemalloc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,19 @@ import pytest
 import torch
 from PIL import Image
 
-from clipserve import embedders, pipeline, worker
+from clipserve import embedders, worker
 from clipserve.cost import Budget, PassCost
 from clipserve.embedders import ENTRY_BYTES, CachedTextEmbedder, TextEmbedder
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
-from clipserve.encoder_spec import FloatArray
+from clipserve.encoder_spec import EncoderSpec, FloatArray
+from clipserve.endpoints import ENDPOINTS, Endpoint
 from clipserve.errors import SpecError
 from clipserve.images import PixelArray
 from clipserve.memory import resident_bytes
-from clipserve.pipeline import SimilarityEndpoint, image_endpoint, text_endpoint
+from clipserve.pipeline import Pipeline
 from clipserve.settings import Settings
 from clipserve.tokens import Tokenizer, Tokens
-from clipserve.wire.messages import Embedded, EmbeddingRequest
+from clipserve.wire.messages import Embedded, Request
 from clipserve.wire.rows import JSON, Reply, RequestLimits, Row
 from clipserve.worker import Worker
 from serving.server import private_server
@@ -98,6 +99,17 @@ def told(reply: Reply, kind: str) -> list[int]:
     return [e["error"]["index"] for e in errors if e["input"] == kind]
 
 
+def decoding(name: str, change: Callable[[Row, Callable[[], Request]], Request]) -> Endpoint:
+    """An endpoint that decodes its own bodies by `change`, which is given the row and what decodes it."""
+    endpoint = ENDPOINTS[name]
+    native = endpoint.dialects["native"]
+
+    def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> Request:
+        return change(row, lambda: native.decode(row, limits, spec))
+
+    return replace(endpoint, dialects={"native": replace(native, decode=decode)})
+
+
 # ---- within a request
 
 
@@ -105,7 +117,7 @@ def test_pictures_are_decoded_as_long_as_there_is_time(
     image_encoder: ExportedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6: 128 pictures of a second each killed the worker. What is done is kept."""
-    endpoint = image_endpoint(image_encoder, Settings(max_batch=2))
+    endpoint = Pipeline(ENDPOINTS["clip_image"], [image_encoder], Settings(max_batch=2))
     whole = vectors(endpoint.handle([json_row({"input": PICTURES})])[0])
     decoded: list[bytes] = []
     decode = clock.slow(embedders.decode_image, 3)
@@ -128,7 +140,7 @@ def test_pictures_are_decoded_as_long_as_there_is_time_to_embed_them(
     image_encoder: ExportedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6, with an encoder that is slower than the decoder: 0.5 s a picture is 16 pictures in 8 s."""
-    endpoint = image_endpoint(image_encoder, Settings(max_batch=32))
+    endpoint = Pipeline(ENDPOINTS["clip_image"], [image_encoder], Settings(max_batch=32))
     monkeypatch.setattr(PassCost, "seconds", lambda self, units: 0.5 * units)
     assert outcomes(endpoint.handle([json_row({"input": PICTURES})])[0]) == ["ok"] * 16 + ["overloaded"] * 4
 
@@ -137,7 +149,7 @@ def test_texts_are_embedded_as_long_as_their_known_cost_fits(
     text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A8: what would take longer than the request may is not begun, and not even tokenised."""
-    endpoint = text_endpoint(text_encoder, Settings())
+    endpoint = Pipeline(ENDPOINTS["clip_text"], [text_encoder], Settings())
     whole = vectors(endpoint.handle([json_row({"input": TEXTS})])[0])
     monkeypatch.setattr(PassCost, "seconds", lambda self, units: 0.1 * units)
     tokenised: list[int] = []
@@ -165,13 +177,13 @@ def test_time_that_was_thought_to_be_needed_is_used_after_all(
 ) -> None:
     """ATTACKS A8: timed while other workers started as well, a pass seemed to cost 40 s, and costs 0.1 s."""
     monkeypatch.setattr("clipserve.cost.time.perf_counter", lambda: clock.now)
-    for encoder, build, items in (
-        (image_encoder, image_endpoint, PICTURES),
-        (text_encoder, text_endpoint, TEXTS[:20]),
+    for encoder, name, items in (
+        (image_encoder, "clip_image", PICTURES),
+        (text_encoder, "clip_text", TEXTS[:20]),
     ):
         with monkeypatch.context() as starting:
             starting.setattr(encoder, "embed", clock.slow(encoder.embed, 40))
-            endpoint = build(encoder, Settings(max_batch=2))
+            endpoint = Pipeline(ENDPOINTS[name], [encoder], Settings(max_batch=2))
         monkeypatch.setattr(encoder, "embed", clock.slow(encoder.embed, 0.1))
         assert outcomes(endpoint.handle([json_row({"input": items})])[0]) == ["ok"] * 20
 
@@ -180,7 +192,7 @@ def test_tokenising_looks_at_the_deadline(
     text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A7: a thousand texts that take long to tokenise; those that were are embedded all the same."""
-    endpoint = text_endpoint(text_encoder, Settings(max_batch=128))
+    endpoint = Pipeline(ENDPOINTS["clip_text"], [text_encoder], Settings(max_batch=128))
     monkeypatch.setattr(PassCost, "seconds", lambda self, units: 0.0)
     monkeypatch.setattr(text_encoder.tokenizer, "tokenize", clock.slow(text_encoder.tokenizer.tokenize, 1.5))
     reply = endpoint.handle([json_row({"input": TEXTS})])[0]
@@ -192,7 +204,7 @@ def test_the_deadline_is_looked_at_between_forward_passes(
     text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A8: also where a pass takes longer than it should."""
-    endpoint = text_endpoint(text_encoder, Settings(max_batch=2))
+    endpoint = Pipeline(ENDPOINTS["clip_text"], [text_encoder], Settings(max_batch=2))
     monkeypatch.setattr(text_encoder, "embed", clock.slow(text_encoder.embed, 3))
     reply = endpoint.handle([json_row({"input": ["a"] * 20})])[0]
     assert sorted(outcomes(reply)) == ["ok"] * 6 + ["overloaded"] * 14
@@ -206,7 +218,10 @@ def test_the_first_item_is_done_however_long_it_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """ATTACKS A8: on a slow machine, whoever asks again for what was left out gets on."""
-    endpoints = image_endpoint(image_encoder, Settings()), text_endpoint(text_encoder, Settings())
+    endpoints = (
+        Pipeline(ENDPOINTS["clip_image"], [image_encoder], Settings()),
+        Pipeline(ENDPOINTS["clip_text"], [text_encoder], Settings()),
+    )
     monkeypatch.setattr(PassCost, "seconds", lambda self, units: 100.0 * units)
     monkeypatch.setattr(image_encoder, "embed", clock.slow(image_encoder.embed, 100))
     monkeypatch.setattr(text_encoder, "embed", clock.slow(text_encoder.embed, 100))
@@ -222,7 +237,7 @@ def test_neither_side_of_a_comparison_takes_all_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """ATTACKS A6, A7: pictures without texts, or texts without pictures, would be of no use."""
-    endpoint = SimilarityEndpoint(image_encoder, text_encoder, Settings())
+    endpoint = Pipeline(ENDPOINTS["clip_similarity"], [image_encoder, text_encoder], Settings())
     monkeypatch.setattr(embedders, "decode_image", clock.slow(embedders.decode_image, 1))
     monkeypatch.setattr(text_encoder.tokenizer, "tokenize", clock.slow(text_encoder.tokenizer.tokenize, 1))
     monkeypatch.setattr(PassCost, "seconds", lambda self, units: 0.0)
@@ -245,7 +260,7 @@ def test_labels_that_were_left_out_are_answered_when_asked_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """ATTACKS A8: the honest maximum succeeds after all, since what is done is remembered."""
-    endpoint = SimilarityEndpoint(image_encoder, text_encoder, Settings())
+    endpoint = Pipeline(ENDPOINTS["clip_similarity"], [image_encoder, text_encoder], Settings())
     monkeypatch.setattr(PassCost, "seconds", lambda self, units: 0.1 * units)
     row = json_row({"images": PICTURES[:1], "labels": TEXTS})
     left = [len(told(endpoint.handle([row])[0], "texts")) for _ in range(6)]
@@ -258,7 +273,7 @@ def test_items_that_take_long_and_are_wrong_are_no_reason_to_ask_again(
     image_encoder: ExportedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6: pictures cut short; a 503 would have the client send all of them once more."""
-    endpoint = image_endpoint(image_encoder, Settings())
+    endpoint = Pipeline(ENDPOINTS["clip_image"], [image_encoder], Settings())
     monkeypatch.setattr(embedders, "decode_image", clock.slow(embedders.decode_image, 3))
     wrong = base64.b64encode(b"no picture").decode()
     reply = endpoint.handle([json_row({"input": [wrong] * 9})])[0]
@@ -273,7 +288,7 @@ def test_a_costly_request_takes_nothing_from_its_neighbours(
     text_encoder: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6, A8: what costs little goes first, wherever it stands."""
-    endpoint = text_endpoint(text_encoder, Settings(max_batch=4))
+    endpoint = Pipeline(ENDPOINTS["clip_text"], [text_encoder], Settings(max_batch=4))
     monkeypatch.setattr(text_encoder, "embed", clock.slow(text_encoder.embed, 5))
     heavy, light = json_row({"input": ["a"] * 60}), json_row({"input": ["a", "b"]})
     replies = endpoint.handle([heavy, heavy, light, heavy, heavy, light])
@@ -287,7 +302,7 @@ def test_requests_that_share_a_pass_get_on_alike(
     image_encoder: ExportedImageEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ATTACKS A6: five pictures that take long, before two that do not, in one pass of 32."""
-    endpoint = image_endpoint(image_encoder, Settings())
+    endpoint = Pipeline(ENDPOINTS["clip_image"], [image_encoder], Settings())
     slow = {base64.b64decode(p) for p in PICTURES[:5]}
     decode = embedders.decode_image
 
@@ -305,15 +320,13 @@ def test_rows_are_parsed_under_the_deadline_of_their_batch(
 ) -> None:
     """ATTACKS A3: bodies that take long to parse; the small ones of their neighbours go before them."""
     parsed: list[bytes] = []
-    parse = pipeline.decode_texts
 
-    def slow(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]:
+    def slow(row: Row, decode: Callable[[], Request]) -> Request:
         parsed.append(row.body)
         clock.now += 10 if len(row.body) > 100 else 0
-        return parse(row, limits)
+        return decode()
 
-    monkeypatch.setattr(pipeline, "decode_texts", slow)
-    endpoint = text_endpoint(text_encoder, Settings())
+    endpoint = Pipeline(decoding("clip_text", slow), [text_encoder], Settings())
     heavy, light = Row(b"[" * 200, JSON), json_row({"input": "a"})
     replies = endpoint.handle([heavy, heavy, light, heavy, heavy])
     assert [outcomes(reply) for reply in replies] == [
@@ -326,15 +339,13 @@ def test_a_row_that_cannot_even_be_parsed_fails_alone(
     text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """ATTACKS A3: whatever parsing raises, memory used up included, the neighbours are answered."""
-    parse = pipeline.decode_texts
 
-    def fail(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]:
+    def fail(row: Row, decode: Callable[[], Request]) -> Request:
         if b"secret" in row.body:
             raise MemoryError("secret")
-        return parse(row, limits)
+        return decode()
 
-    monkeypatch.setattr(pipeline, "decode_texts", fail)
-    endpoint = text_endpoint(text_encoder, Settings())
+    endpoint = Pipeline(decoding("clip_text", fail), [text_encoder], Settings())
     replies = endpoint.handle([json_row({"input": "a"}), json_row({"input": "secret"}), Row(b"b", "")])
     assert [reply.status for reply in replies] == [200, 500, 200]
     assert outcomes(replies[1]) == ["internal_error"]
@@ -362,7 +373,7 @@ def test_an_input_that_makes_the_forward_pass_raise_fails_alone(
     text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CASES 3: one caller's word failed the whole batch, innocent 249 of 447 told 503."""
-    endpoint = text_endpoint(text_encoder, Settings())
+    endpoint = Pipeline(ENDPOINTS["clip_text"], [text_encoder], Settings())
     inputs = [TEXTS[10 * i : 10 * i + 10] for i in range(3)]
     inputs[1][3] = "snow"
     rows = [json_row({"input": texts}) for texts in inputs]
@@ -385,7 +396,7 @@ def test_a_picture_that_makes_the_forward_pass_raise_fails_alone(
     image_encoder: ExportedImageEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CASES 3, for the other encoder."""
-    endpoint = image_endpoint(image_encoder, Settings())
+    endpoint = Pipeline(ENDPOINTS["clip_image"], [image_encoder], Settings())
     rows = [json_row({"input": PICTURES[3 * i : 3 * i + 3]}) for i in range(3)]
     whole = [vectors(reply) for reply in endpoint.handle(rows)]
     seen: list[PixelArray] = []
@@ -412,7 +423,7 @@ def test_a_broken_encoder_is_no_fault_of_its_callers(
     text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CASES 3: a GPU that has failed fails at the golden input too; the server replaces the worker."""
-    endpoint = text_endpoint(text_encoder, Settings())
+    endpoint = Pipeline(ENDPOINTS["clip_text"], [text_encoder], Settings())
     monkeypatch.setattr(text_encoder, "embed", fail_at(text_encoder, lambda _: True))
     with pytest.raises(IndexError):
         endpoint.handle([json_row({"input": "a"})])
@@ -426,8 +437,8 @@ def test_what_is_no_vector_is_no_answer(
     value: float,
 ) -> None:
     """CASES 3: a NaN is no JSON, and failed the batch when it was written."""
-    texts = text_endpoint(text_encoder, Settings())
-    similarity = SimilarityEndpoint(image_encoder, text_encoder, Settings())
+    texts = Pipeline(ENDPOINTS["clip_text"], [text_encoder], Settings())
+    similarity = Pipeline(ENDPOINTS["clip_similarity"], [image_encoder, text_encoder], Settings())
     embed = text_encoder.embed
 
     def overflow(input_ids: Any, attention_mask: Any) -> FloatArray:

@@ -17,11 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipserve.encoder import (
-    ExportedImageEncoder,
-    ExportedTextEncoder,
-    load_torchscript,
-)
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_torchscript
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     SPEC_FILE,

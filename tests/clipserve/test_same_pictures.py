@@ -13,7 +13,8 @@ from transformers import CLIPImageProcessorPil
 
 from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import FloatArray
-from clipserve.pipeline import image_endpoint
+from clipserve.endpoints import ENDPOINTS
+from clipserve.pipeline import Pipeline
 from clipserve.settings import Settings
 from clipserve.wire.rows import Row
 from standins.twenty_files import FILES, assert_same_vectors, file, served_pixels, served_vector
@@ -80,7 +81,7 @@ def test_vectors_tell_the_files_apart(image_encoder: ExportedImageEncoder) -> No
 
 def test_every_file_has_the_same_vector_at_the_endpoint(image_encoder: ExportedImageEncoder) -> None:
     """What TorchServe and Ray Serve host, without either."""
-    endpoint = image_endpoint(image_encoder, Settings())
+    endpoint = Pipeline(ENDPOINTS["clip_image"], [image_encoder], Settings())
 
     def door(name: str, data: bytes) -> FloatArray:
         body = json.loads(endpoint.handle([Row(data, "")])[0].body)

@@ -18,7 +18,7 @@ from clipserve.encoder_spec import TextPreprocessing, sha256
 from clipserve.errors import SpecError
 from clipserve.tokens import PASS_TOKENS, Tokenizer, largest_token_id, length_groups
 from demo.captions import LANGUAGES, load_vocabularies
-from export_scripts.checkpoints.sentence_transformers import load_text_checkpoint
+from export_scripts.checkpoints.loading import load_text_checkpoint
 
 KINDS = ["clip-bpe", "wordpiece-json", "wordpiece-vocab", "unigram"]
 

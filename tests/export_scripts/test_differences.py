@@ -17,7 +17,7 @@ from transformers.image_utils import load_image
 from clipserve.encoder_spec import ImagePreprocessing
 from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.tokens import Tokenizer
-from export_scripts.checkpoints.sentence_transformers import load_text_checkpoint
+from export_scripts.checkpoints.loading import load_text_checkpoint
 from export_scripts.parity.inputs import photograph_like, picture_files
 
 EDGE = 48

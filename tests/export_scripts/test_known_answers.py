@@ -15,7 +15,8 @@ from sentence_transformers import SentenceTransformer
 
 from clipserve.encoder import ExportedTextEncoder
 from export_scripts import known_answers
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_text_checkpoint
+from export_scripts.checkpoints.loading import load_text_checkpoint
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.known_answers import DOGS_TEXTS, KnownAnswer, with_identity_dense
 from export_scripts.parity.inputs import SENTENCES, photograph_like
 from export_scripts.publish import export_encoder

@@ -16,7 +16,7 @@ from clipserve.encoder_spec import EncoderSpec
 from clipserve.errors import ExportError
 from clipserve.hardware import cpu_has_native_bf16
 from export_scripts import tune
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.packages.archive import TUNED_FILE, Tuned, build_archives, write_tuned
 from export_scripts.tune import Timing, choose, export_candidates, layouts, plot, time_file
 

@@ -19,7 +19,8 @@ from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray, Precision
 from demo.captions import load_vocabularies
 from demo.world import RUNNING_EXAMPLE
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair, load_pair
+from export_scripts.checkpoints.loading import load_pair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.export import export_pair
 from export_scripts.packages.archive import build_archives
 from serving.server import private_server

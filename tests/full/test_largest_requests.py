@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from clipserve.client import ENDPOINTS
+from clipserve.endpoints import ENDPOINTS
 from clipserve.settings import Settings
 from clipserve.wire.rows import JSON, Row
 from clipserve.worker import Worker

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from clipserve.client import ENDPOINTS, Client, KeyFile, Management
+from clipserve.client import Client, KeyFile, Management
+from clipserve.endpoints import ENDPOINTS
 from scale.serve.server_process import running_ray_serve
 from serving.running import RunningServer
 
@@ -33,7 +34,7 @@ class RayServer:
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        return ENDPOINTS
+        return tuple(ENDPOINTS)
 
     @property
     def key_file(self) -> KeyFile:

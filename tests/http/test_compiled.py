@@ -13,7 +13,7 @@ import pytest
 
 from clipserve.client import Management
 from clipserve.encoder_spec import description_path
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.packages.archive import build_archives
 from serving.server import Server, private_server
 from tests.conftest import ExportedAs

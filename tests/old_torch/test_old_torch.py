@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clipserve.encoder_spec import Precision
-from export_scripts.checkpoints.sentence_transformers import load_pair
+from export_scripts.checkpoints.loading import load_pair
 from export_scripts.publish import export_encoder
 from tests.golden import OTHER_PIXELS, flip_golden, save_golden_inputs
 

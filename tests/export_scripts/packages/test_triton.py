@@ -21,6 +21,7 @@ from clipserve.encoder import ExportedTextEncoder, load_torchscript
 from clipserve.encoder_spec import read_spec
 from export_scripts.export import export_pair
 from export_scripts.packages.triton import config, main, write_repository
+from tests.export_scripts.commands import assert_one_sentence
 from tests.golden import golden_inputs
 
 CPU = torch.device("cpu")
@@ -174,3 +175,15 @@ def test_changed_encoder(capsys: pytest.CaptureFixture[str], store: Path, tmp_pa
     assert status == 1
     assert "make export" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_triton_of_two_models(
+    capsys: pytest.CaptureFixture[str], own_store: Path, made: Path, tmp_path: Path
+) -> None:
+    """CASES 14."""
+    other = Path(shutil.copytree(made / "clip", tmp_path / "other"))
+    export_pair(str(other), str(made / "multilingual"), "cpu", "fp32", own_store)
+    options = ["--store", str(own_store), "--output", str(tmp_path / "triton")]
+    status, message = run(capsys, options)
+    assert_one_sentence(status, message, "holds 2 models (clip, other); say which: 'make triton MODEL=clip'")
+    assert run(capsys, [*options, "--model", "other"])[0] == 0

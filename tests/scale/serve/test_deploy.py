@@ -19,7 +19,7 @@ import yaml
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
-from clipserve.client import ENDPOINTS
+from clipserve.endpoints import ENDPOINTS
 from scale.bulk.__main__ import _parser
 from scale.serve import application
 from scale.serve.application import AppArguments

@@ -21,12 +21,11 @@ if importlib.util.find_spec("python_multipart") is None:
 
 import numpy as np
 
-from clipserve.client import ENDPOINTS
 from clipserve.encoder_spec import SPEC_FILE, decode_vector, encode_vector, read_spec
-from clipserve.errors import RequestError, SpecError
+from clipserve.endpoints import ENDPOINTS
+from clipserve.errors import RequestError, SettingsError, SpecError
 from clipserve.store import Store
 from clipserve.wire.rows import JSON, MAX_PARTS, OCTETS, Part, Row
-from clipserve.worker import BUILDERS
 from scale.serve.application import AppArguments, app
 from scale.serve.multipart import multipart_parts
 from scale.serve.replica import Replica
@@ -48,7 +47,7 @@ def text_settings() -> EndpointSettings:
 
 def test_settings_are_those_of_torchserves_files() -> None:
     endpoints = read_endpoints(HANDLERS)
-    assert [e.name for e in endpoints] == list(ENDPOINTS) == list(BUILDERS)
+    assert [e.name for e in endpoints] == list(ENDPOINTS)
     for endpoint in endpoints:
         text = (HANDLERS / f"{endpoint.name}.yaml").read_text()
         numbers = {name: int(value) for name, value in re.findall(r"^(\w+): (\d+)", text, re.MULTILINE)}
@@ -84,14 +83,14 @@ def test_wrong_settings_are_named(tmp_path: Path, change: tuple[str, str], words
     text = path.read_text()
     assert change[0] in text
     path.write_text(text.replace(*change))
-    with pytest.raises(SpecError, match=words):
+    with pytest.raises(SettingsError, match=words):
         read_endpoints(tmp_path / "handlers")
 
 
 def test_missing_settings_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"clip_image\.yaml: cannot be read"):
+    with pytest.raises(SettingsError, match=r"clip_image\.yaml: cannot be read"):
         read_endpoints(tmp_path)
-    with pytest.raises(SpecError, match=r"config\.properties: cannot be read"):
+    with pytest.raises(SettingsError, match=r"config\.properties: cannot be read"):
         read_server(tmp_path / "config.properties")
 
 

@@ -1,17 +1,10 @@
-"""Encoder files of every format: one proof for all, and what is told of each."""
+"""One proof for all formats: what holds of each, and what a format cannot have."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
-import shutil
-import subprocess
-import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,53 +12,41 @@ import torch
 from torch import Tensor, nn
 
 from clipserve import encoder as encoder_module
-from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
+from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
-    SPEC_FILE,
-    SUFFIXES,
     TOKENIZER_FILE,
     EncoderSpec,
     FloatArray,
     Format,
     Precision,
     description_path,
-    read_extra_file,
     read_spec,
 )
 from clipserve.errors import ExportError, ParityError, SpecError
 from clipserve.hardware import cpu_capability
-from clipserve.store import EncoderFile, Store
+from clipserve.store import Store
 from clipserve.tokens import Tokenizer
-from export_scripts.checkpoints.sentence_transformers import CheckpointPair
-from export_scripts.formats import FORMATS, aoti, onnx
-from export_scripts.formats.base import EncoderFormat
-from export_scripts.packages.archive import build_archives
+from export_scripts.checkpoints.pair import CheckpointPair
+from export_scripts.formats import FORMATS
 from export_scripts.parity.proof import recheck
 from export_scripts.publish import check_device, export_encoder
 from tests.conftest import ExportedAs
+from tests.export_scripts.exports import format_of, read_any_spec
 from tests.golden import OTHER_PIXELS
-from tests.http.repack import repack
 
 CPU = torch.device("cpu")
-
-
-def format_of(path: Path) -> EncoderFormat:
-    return next(FORMATS[name] for name, suffix in SUFFIXES.items() if path.suffix == suffix)
-
-
-def read_any_spec(path: Path) -> EncoderSpec:
-    return EncoderFile.read(path, format_of(path)).spec
-
 
 VARIANTS: list[tuple[Format, Precision]] = [
     ("torchscript", "fp32"), ("torchscript", "bf16"), ("aoti", "fp32"), ("aoti", "bf16"), ("onnx", "fp32"),
     ("onnx", "fp16"),
 ]  # fmt: skip
+
 ENCODERS = ["image", "clip", "multilingual", "m-clip-xlm-r"]
 
 # Compiling takes half a minute of a core: one picture and one text encoder are for every day.
 EVERY_DAY = [("image", "fp32"), ("multilingual", "fp32")]
+
 BATCH_INVARIANCE = [
     pytest.param(
         name,
@@ -76,8 +57,6 @@ BATCH_INVARIANCE = [
     for name in ENCODERS
     for format, precision in VARIANTS
 ]
-
-# ---- an embedding does not depend on its neighbours
 
 
 def within(bound_of: Precision, found: FloatArray, expected: FloatArray) -> bool:
@@ -168,9 +147,6 @@ def test_an_encoder_that_averages_over_padding_is_found(
         assert_batch_invariant(tmp_path / spec.file_name)
 
 
-# ---- other pixels than an encoder takes
-
-
 WANTED_PIXELS = r"pixel_values must be uint8 \[N, 3, 48, 48\], RGB, 0 to 255"
 
 
@@ -194,32 +170,6 @@ def test_a_worker_embeds_no_other_pixels(format: Format, pixels: Tensor, exporte
     encoder = ExportedImageEncoder(exported_as("image", format, "fp32"), CPU)
     with pytest.raises(ValueError, match=WANTED_PIXELS):
         encoder.embed(list(pixels.numpy()))
-
-
-@pytest.mark.full
-def test_a_compiled_package_checks_pixels_when_it_is_told_to(exported_as: ExportedAs) -> None:
-    """CASES 16, as docs/formats.md says it of other programs; the variable is read at the first call."""
-    path = exported_as("image", "aoti", "fp32")
-    code = f"""
-import torch
-from torch._inductor import aoti_load_package
-module = aoti_load_package({str(path)!r})
-print(module(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)).shape)
-for pixels in (torch.rand(1, 3, 48, 48), torch.zeros(1, 48, 48, 3, dtype=torch.uint8)):
-    try:
-        module(pixels)
-    except RuntimeError:
-        print("refused")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "AOTI_RUNTIME_CHECK_INPUTS": "1"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.splitlines() == ["torch.Size([1, 32])", "refused", "refused"]
-
-
-# ---- what is published
 
 
 @pytest.mark.parametrize("format", ["aoti", "onnx"])
@@ -251,121 +201,6 @@ def test_formats_lie_beside_each_other(exported_as: ExportedAs) -> None:
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
 
-def test_onnx_is_one_file_with_names_and_dynamic_sizes(exported_as: ExportedAs) -> None:
-    import onnxruntime
-
-    path = exported_as("multilingual", "onnx", "fp32")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    assert [i.name for i in session.get_inputs()] == ["input_ids", "attention_mask"]
-    assert [o.name for o in session.get_outputs()] == ["embeddings"]
-    for node in session.get_inputs():
-        assert all(isinstance(size, str) for size in node.shape), node.shape
-    assert set(session.get_modelmeta().custom_metadata_map) == {SPEC_FILE, TOKENIZER_FILE}
-
-
-# ---- loading a package
-
-
-@pytest.fixture
-def package(exported_as: ExportedAs, tmp_path: Path) -> Path:
-    """A text package of one's own."""
-    path = exported_as("multilingual", "aoti", "fp32")
-    return Path(shutil.copyfile(path, tmp_path / "renamed.pt2"))
-
-
-def other_spec(path: Path, target: Path, **fields: Any) -> Path:
-    text = dataclasses.replace(read_spec(path), **fields).to_json()
-    return repack(path, target, {f"extra/{SPEC_FILE}": lambda _: text.encode()})
-
-
-def test_package_is_loaded_under_another_name(package: Path, pair: CheckpointPair) -> None:
-    encoder = ExportedTextEncoder(package, CPU)
-    tokens = encoder.tokenizer.pad([encoder.tokenizer.tokenize(text).ids for text in ("", "a b c", "két")])
-    expected = pair.text.reference_encode(["", "a b c", "két"])
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(encoder.embed(*tokens), expected, atol=1e-5)
-
-
-def test_package_for_another_cpu_is_refused(package: Path, tmp_path: Path) -> None:
-    path = other_spec(package, tmp_path / "other.pt2", cpu_capability="x86_64 avx2 avx10_9")
-    with pytest.raises(SpecError) as caught:
-        ExportedTextEncoder(path, CPU)
-    message = str(caught.value)
-    assert "compiled for a CPU with x86_64 avx2 avx10_9, this one (" in message
-    assert "lacks avx10_9; run 'make export FORMAT=aoti' on this machine, or 'make export'" in message
-    with pytest.raises(SpecError, match="lacks sparc"):
-        ExportedTextEncoder(other_spec(package, tmp_path / "sparc.pt2", cpu_capability="sparc"), CPU)
-
-
-def test_package_with_a_changed_byte_is_refused(package: Path, tmp_path: Path) -> None:
-    def change(library: bytes) -> bytes:
-        return library[:-1] + bytes([library[-1] ^ 1])
-
-    path = repack(package, tmp_path / "changed.pt2", {".wrapper.so": change})
-    with pytest.raises(SpecError, match=r"changed\.pt2: changed since its export: SHA-256 .*"):
-        ExportedTextEncoder(path, CPU)
-
-
-def test_package_that_pytorch_cannot_load_is_refused(tmp_path: Path) -> None:
-    from clipserve.encoder import load_aoti
-
-    path = tmp_path / "no-code.pt2"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("no-code/archive_format", "pt2")
-    with pytest.raises(SpecError, match=r"no-code\.pt2: PyTorch .* cannot load this package .*FORMAT=aoti"):
-        load_aoti(path)
-
-
-def test_package_needs_no_compiler_and_leaves_nothing(package: Path, tmp_path: Path) -> None:
-    """As a worker loads it, in a process of its own that finds no program at all."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    code = f"""
-import sys, torch
-from pathlib import Path
-from clipserve.encoder import ExportedTextEncoder
-torch.set_num_threads(1)
-encoder = ExportedTextEncoder(Path({str(package)!r}), torch.device("cpu"))
-tokens = encoder.tokenizer.pad([encoder.tokenizer.tokenize("a").ids] * 3)
-print(encoder.embed(*tokens).shape)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        # The folder that it runs in is on its path.
-        env={
-            "PATH": "",
-            "TMPDIR": str(temporary),
-            "HOME": str(tmp_path),
-        },
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "(3, 32)\n"), done.stderr
-    assert list(temporary.rglob("*.so")) == []
-
-
-def test_archive_holds_both_kinds(exported_as: ExportedAs, tmp_path: Path) -> None:
-    variants: list[tuple[Format, Precision]] = [("torchscript", "fp32"), ("aoti", "fp32"), ("onnx", "fp32")]
-    for name in ("image", "multilingual"):
-        for path in (exported_as(name, *variant) for variant in variants):
-            for file in (path, description_path(path)):
-                shutil.copyfile(file, tmp_path / file.name)
-    build_archives(tmp_path, None, None)
-    with zipfile.ZipFile(tmp_path / "clip_similarity.mar") as archive:
-        found = {name for name in archive.namelist() if name.startswith("clip-")}
-    stems = ("clip-image-cpu-fp32", "clip-text-cpu-fp32")
-    assert found == {f"{stem}{suffix}" for stem in stems for suffix in (".pt", ".pt2")}
-    # A description of another format does not do.
-    description_path(tmp_path / f"{stems[0]}.pt2").unlink()
-    with pytest.raises(SpecError, match=r"pt2\.json: missing"):
-        build_archives(tmp_path, None, None)
-
-
-# ---- what a format cannot have
-
-
 @pytest.mark.parametrize(
     ("format", "precision", "said"),
     [
@@ -385,57 +220,9 @@ def test_formats_for_cpus_only(format: Format) -> None:
         check_device("cuda", None, format)
 
 
-def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import config, cpp_builder
-
-    monkeypatch.setattr(config.cpp, "cxx", "no-such-compiler")
-    cpp_builder.cpp_compiler_search.cache_clear()
-    try:
-        with pytest.raises(ExportError) as caught:
-            check_device("cpu", "fp32", "aoti")
-    finally:
-        cpp_builder.cpp_compiler_search.cache_clear()
-    assert str(caught.value).startswith("FORMAT=aoti: no C++ compiler here (g++, or what CXX names); install")
-
-
-def test_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aoti.platform, "machine", lambda: "riscv64")
-    with pytest.raises(ExportError, match="FORMAT=aoti: this machine is riscv64"):
-        FORMATS["aoti"].check()
-
-
-def test_onnx_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ExportError, match=r"FORMAT=onnx: no package 'onnxruntime' here; 'make export FORMAT"):
-        check_device("cpu", "fp32", "onnx")
-
-
-def test_onnx_of_more_than_a_file_holds(
-    pair: CheckpointPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onnx, "ONNX_MOST_BYTES", 1000)
-    with pytest.raises(ExportError, match=r"text encoder: FORMAT=onnx: .* GB of weights, one ONNX file"):
-        export_encoder(pair, "text", "cpu", "fp32", tmp_path, file_format="onnx")
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("format", ["torchscript", "onnx"])
 def test_machine_code_and_capability_belong_together(format: Format, text_path: Path, tmp_path: Path) -> None:
     data = json.loads(read_spec(text_path).to_json())
     for fields in ({"format": "aoti"}, {"format": format, "cpu_capability": "x86_64"}):
         with pytest.raises(SpecError, match="cpu_capability has a value that no encoder has"):
             EncoderSpec.from_json(json.dumps({**data, **fields}), "x")
-
-
-def test_damaged_onnx(tmp_path: Path) -> None:
-    path = tmp_path / "x.onnx"
-    path.write_bytes(b"\xff" * 100)
-    with pytest.raises(SpecError, match=r"x\.onnx: not a readable encoder"):
-        read_any_spec(path)
-
-
-def test_image_package_serves(exported_as: ExportedAs) -> None:
-    encoder = ExportedImageEncoder(exported_as("image", "aoti", "fp32"), CPU)
-    assert encoder.embed([np.zeros((3, 48, 48), np.uint8)] * 3).shape == (3, 32)
-    with pytest.raises(SpecError, match=r"carries no tokenizer\.json"):
-        read_extra_file(encoder.path, TOKENIZER_FILE)

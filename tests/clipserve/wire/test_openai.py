@@ -1,4 +1,4 @@
-"""OpenAI's bodies on the `clip_text` endpoint's, and back."""
+"""OpenAI's bodies: another shape of the `clip_text` endpoint's."""
 
 from __future__ import annotations
 
@@ -9,27 +9,33 @@ import numpy as np
 import pytest
 
 from clipserve.encoder import ExportedTextEncoder
-from clipserve.encoder_spec import decode_vector
+from clipserve.encoder_spec import EncoderSpec, decode_vector
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import RequestError
-from clipserve.pipeline import Endpoint, text_endpoint
+from clipserve.pipeline import Pipeline
 from clipserve.settings import Settings
-from clipserve.wire.openai import model_reply, models_reply, openai_error, openai_reply, text_row
-from clipserve.wire.rows import JSON, Reply, Row
+from clipserve.wire.messages import EmbeddingRequest
+from clipserve.wire.openai import decode, encode_error, model_reply, models_reply
+from clipserve.wire.rows import JSON, Reply, RequestLimits, Row
 
 MODEL, DIM = "clip", 32
 
 
 @pytest.fixture(scope="module")
-def texts(text_encoder: ExportedTextEncoder) -> Endpoint:
-    return text_endpoint(text_encoder, Settings())
+def texts(text_encoder: ExportedTextEncoder) -> Pipeline:
+    return Pipeline(ENDPOINTS["clip_text"], [text_encoder], Settings())
 
 
-def ask(texts: Endpoint, **body: Any) -> Reply:
-    row = text_row(Row(json.dumps({"model": MODEL, **body}).encode(), JSON), MODEL, DIM)
-    return openai_reply(texts.handle([row])[0])
+def read(row: Row, spec: EncoderSpec) -> EmbeddingRequest[str]:
+    return decode(row, RequestLimits(), spec)
 
 
-def test_answer(texts: Endpoint) -> None:
+def ask(texts: Pipeline, **body: Any) -> Reply:
+    row = Row(json.dumps({"model": MODEL, **body}).encode(), JSON, dialect="openai")
+    return texts.handle([row])[0]
+
+
+def test_answer(texts: Pipeline) -> None:
     reply = ask(texts, input=["two dogs", "a cat"], user="somebody")
     answer = json.loads(reply.body)
     assert reply.status == 200
@@ -42,7 +48,7 @@ def test_answer(texts: Endpoint) -> None:
     assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 4
 
 
-def test_base64_is_what_float_is(texts: Endpoint) -> None:
+def test_base64_is_what_float_is(texts: Pipeline) -> None:
     as_float, as_base64 = (
         json.loads(ask(texts, input="two dogs", encoding_format=name).body)["data"][0]["embedding"]
         for name in ("float", "base64")
@@ -50,7 +56,7 @@ def test_base64_is_what_float_is(texts: Endpoint) -> None:
     np.testing.assert_array_equal(np.asarray(as_float, np.float32), decode_vector(as_base64))
 
 
-def test_its_own_dimensions_are_honoured(texts: Endpoint) -> None:
+def test_its_own_dimensions_are_honoured(texts: Pipeline) -> None:
     assert ask(texts, input="a", dimensions=DIM).status == 200
     assert ask(texts, input="a", dimensions=None).status == 200
 
@@ -68,10 +74,10 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_requests(name: str) -> None:
+def test_refused_requests(texts: Pipeline, name: str) -> None:
     body, status, code, words = REFUSED[name]
     with pytest.raises(RequestError, match=words) as refused:
-        text_row(Row(json.dumps(body).encode(), JSON), MODEL, DIM)
+        read(Row(json.dumps(body).encode(), JSON), texts.specs[0])
     assert (refused.value.status, refused.value.code) == (status, code)
 
 
@@ -97,7 +103,7 @@ def test_refused_requests(name: str) -> None:
     ],
 )
 def test_one_wrong_item_fails_the_request(
-    texts: Endpoint, given: Any, status: int, code: str, param: str | None
+    texts: Pipeline, given: Any, status: int, code: str, param: str | None
 ) -> None:
     reply = ask(texts, input=given)
     error = json.loads(reply.body)["error"]
@@ -115,27 +121,27 @@ def test_one_wrong_item_fails_the_request(
         (Row(b"{}", JSON, (), "gzip"), "Content-Encoding is 'gzip'"),
     ],
 )
-def test_bodies_of_another_kind(asked: Row, words: str) -> None:
+def test_bodies_of_another_kind(texts: Pipeline, asked: Row, words: str) -> None:
     """CASES 2, 12, 25, on their siblings below /v1."""
     with pytest.raises(RequestError, match=words) as refused:
-        text_row(asked, MODEL, DIM)
+        read(asked, texts.specs[0])
     assert (refused.value.status, refused.value.code) == (415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("content_type", ["", "text/json", "application/json; charset=UTF-8"])
-def test_json_by_its_other_names(content_type: str) -> None:
+def test_json_by_its_other_names(texts: Pipeline, content_type: str) -> None:
     """CASES 2."""
     body = json.dumps({"model": MODEL, "input": ["a"]}).encode()
-    assert json.loads(text_row(Row(body, content_type), MODEL, DIM).body)["input"] == ["a"]
+    assert read(Row(body, content_type), texts.specs[0]).items == ["a"]
 
 
-def test_wrong_encoding_format(texts: Endpoint) -> None:
+def test_wrong_encoding_format(texts: Pipeline) -> None:
     reply = ask(texts, input="a", encoding_format="hex")
     assert (reply.status, json.loads(reply.body)["error"]["code"]) == (400, "invalid_request")
 
 
 def test_the_servers_own_failures() -> None:
-    error = json.loads(openai_error(503, {"code": "overloaded", "message": "ask again"}).body)["error"]
+    error = json.loads(encode_error(RequestError("overloaded", "ask again", 503)).body)["error"]
     assert error == {"message": "ask again", "type": "server_error", "param": None, "code": "overloaded"}
 
 

@@ -1,0 +1,108 @@
+"""The endpoints: one table, which workers, archives, servers, the client and the tests read.
+
+It holds what is said of an endpoint without loading anything, and imports no PyTorch; `clipserve.pipeline`
+is what runs one. A new endpoint is a row here, its wire functions, and `handlers/NAME.py` and `.yaml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from clipserve.encoder_spec import EncoderSpec, Modality
+from clipserve.errors import RequestError
+from clipserve.wire import native, openai
+from clipserve.wire.messages import Request, Result
+from clipserve.wire.rows import DialectName, Reply, RequestLimits, Row
+
+RequestT = TypeVar("RequestT", bound=Request)
+Encode = Callable[[EncoderSpec, RequestT, Sequence[Sequence[Result]]], Reply]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One shape of an endpoint's bodies.
+
+    Attributes:
+        decode: from a row, under limits, to a request of the model that the spec describes; raises
+            `RequestError` where the row is wrong as a whole.
+        encode: from the first encoder's spec, the request and its results, a list for each input, to a reply.
+        refuse: the reply to a request of which nothing could be answered.
+    """
+
+    decode: Callable[[Row, RequestLimits, EncoderSpec], Request]
+    encode: Encode[Any]
+    refuse: Callable[[RequestError], Reply]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One list of items in an endpoint's requests.
+
+    Attributes:
+        field: its name in a JSON body.
+        modality: of the encoder that embeds it.
+        limit: the one of `RequestLimits` that says how many items it may have.
+    """
+
+    field: str
+    modality: Modality
+    limit: Literal["max_items", "max_texts"]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One endpoint.
+
+    Attributes:
+        name: in its URL, of its archive, and of its two files in `handlers/`.
+        inputs: what is embedded, in the order of `Request.inputs`.
+        dialects: the bodies that it speaks.
+        gives_embeddings: whether its replies hold the embeddings of its one input.
+        remembers_texts: whether its workers keep the embeddings of texts, which come again and again.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    dialects: Mapping[DialectName, Dialect]
+    gives_embeddings: bool = False
+    remembers_texts: bool = False
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Whose encoders a worker holds."""
+        return tuple(dict.fromkeys(of.modality for of in self.inputs))
+
+
+def _native(decode: Callable[[Row, RequestLimits], RequestT], encode: Encode[RequestT]) -> Dialect:
+    """Our own bodies, which ask for no model by name."""
+    return Dialect(lambda row, limits, _: decode(row, limits), encode, native.encode_error)
+
+
+ENDPOINTS: dict[str, Endpoint] = {
+    endpoint.name: endpoint
+    for endpoint in (
+        Endpoint(
+            "clip_image",
+            (Input("input", "image", "max_items"),),
+            {"native": _native(native.decode_images, native.encode_embeddings)},
+            gives_embeddings=True,
+        ),
+        Endpoint(
+            "clip_text",
+            (Input("input", "text", "max_items"),),
+            {
+                "native": _native(native.decode_texts, native.encode_embeddings),
+                "openai": Dialect(openai.decode, openai.encode, openai.encode_error),
+            },
+            gives_embeddings=True,
+        ),
+        Endpoint(
+            "clip_similarity",
+            (Input("images", "image", "max_items"), Input("texts", "text", "max_texts")),
+            {"native": _native(native.decode_similarity, native.encode_similarity)},
+            remembers_texts=True,
+        ),
+    )
+}

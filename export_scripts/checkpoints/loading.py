@@ -1,0 +1,107 @@
+"""Loads a pair: finds both checkpoints, and the layout of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipserve.errors import ExportError
+from export_scripts.checkpoints import m_clip, sentence_transformers
+from export_scripts.checkpoints.hub import DEMO_IMAGE, DEMO_TEXT, checkpoint_folder, short_name, spec_name
+from export_scripts.checkpoints.pair import CheckpointPair, ImageCheckpoint, TextCheckpoint
+from export_scripts.checkpoints.reading import model_type
+
+# The text encoder that a published image checkpoint is served with unless TEXT_MODEL says otherwise.
+DEFAULT_TEXT_MODELS = {"clip-ViT-B-32": "clip-ViT-B-32-multilingual-v1"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way in which checkpoints lie in a folder.
+
+    Attributes:
+        name: in messages.
+        matches: whether a folder has it.
+        load_text: loads its text encoder, under a name.
+        load_image: likewise; None where the layout has no image encoder.
+    """
+
+    name: str
+    matches: Callable[[Path], bool]
+    load_text: Callable[[Path, str], TextCheckpoint]
+    load_image: Callable[[Path, str], ImageCheckpoint] | None
+
+
+# The first that matches is taken.
+LAYOUTS = (
+    Layout(
+        "sentence-transformers (modules.json)",
+        sentence_transformers.matches,
+        sentence_transformers.load_text,
+        sentence_transformers.load_image,
+    ),
+    Layout("M-CLIP BERT", m_clip.is_bert, m_clip.load_bert, None),
+    Layout("M-CLIP XLM-R", m_clip.is_xlm_roberta, m_clip.load_xlm_roberta, None),
+)
+
+
+def load_pair(model: str, text_model: str | None = None) -> CheckpointPair:
+    """Loads a pair.
+
+    Args:
+        model: `demo`, a name on the hub, or a folder: a CLIP checkpoint.
+        text_model: likewise, a text checkpoint. Without it `DEFAULT_TEXT_MODELS` decides, else the CLIP
+            checkpoint's own text tower.
+
+    Raises:
+        ExportError: a checkpoint cannot be had, is of no supported layout, or the two do not pair.
+    """
+    model = short_name(model)
+    text_model = short_name(text_model) if text_model else DEFAULT_TEXT_MODELS.get(model, model)
+    image = load_image_checkpoint(checkpoint_folder(model, DEMO_IMAGE), spec_name(model))
+    text = load_text_checkpoint(checkpoint_folder(text_model, DEMO_TEXT), spec_name(text_model))
+    if image.embedding_dim != text.embedding_dim:
+        raise ExportError(
+            f"{model} gives {image.embedding_dim}-d embeddings and {text.name} {text.embedding_dim}-d "
+            "ones: they are no pair; name a TEXT_MODEL trained for this image encoder"
+        )
+    return CheckpointPair(model_id_of(model), image, text)
+
+
+def model_id_of(model: str) -> str:
+    """`EncoderSpec.model_id` of a pair whose image checkpoint is given so."""
+    # Letters, digits, dots and dashes: it becomes part of file names.
+    return re.sub(r"[^\w.-]+", "-", spec_name(short_name(model)))
+
+
+def load_image_checkpoint(folder: Path, name: str) -> ImageCheckpoint:
+    """Loads a checkpoint's image side.
+
+    Raises:
+        ExportError: it has none, is of no supported layout, or damaged.
+    """
+    load = _layout(folder).load_image
+    if load is None:
+        raise sentence_transformers.no_image_encoder(folder)
+    return load(folder, name)
+
+
+def load_text_checkpoint(folder: Path, name: str) -> TextCheckpoint:
+    """Loads a text checkpoint of any supported layout.
+
+    Raises:
+        ExportError: no supported layout, or damaged.
+    """
+    return _layout(folder).load_text(folder, name)
+
+
+def _layout(folder: Path) -> Layout:
+    for layout in LAYOUTS:
+        if layout.matches(folder):
+            return layout
+    raise ExportError(
+        f"{folder}: model_type {model_type(folder)!r} is no supported layout; supported are "
+        f"{', '.join(layout.name for layout in LAYOUTS)}"
+    )

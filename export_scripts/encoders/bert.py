@@ -1,0 +1,214 @@
+"""BERT and what is built like it: post-norm layers, mean over the tokens, a linear head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertModel, DistilBertModel, PreTrainedModel, XLMRobertaModel
+
+from export_scripts.encoders.layers import Mlp, PostNormLayer, SelfAttention
+from export_scripts.encoders.towers import Architecture, TextTower, norm_eps
+
+
+@dataclass(frozen=True)
+class BertLike:
+    """Where a model keeps what the encoder is made of; BERT's own names unless said otherwise.
+
+    Attributes:
+        model: of transformers.
+        heads, activation: in its configuration.
+        layers: in the model.
+        query, key, value, out, norm1, up, down, norm2: in a layer.
+        positions_behind_padding: see `MeanPooledArchitecture.padding_id`.
+    """
+
+    model: type[PreTrainedModel]
+    heads: str = "num_attention_heads"
+    activation: str = "hidden_act"
+    layers: str = "encoder.layer"
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    out: str = "attention.output.dense"
+    norm1: str = "attention.output.LayerNorm"
+    up: str = "intermediate.dense"
+    down: str = "output.dense"
+    norm2: str = "output.LayerNorm"
+    positions_behind_padding: bool = False
+
+
+BERT_LIKES: dict[type[PreTrainedModel], BertLike] = {
+    names.model: names
+    for names in (
+        BertLike(BertModel),
+        BertLike(XLMRobertaModel, positions_behind_padding=True),
+        BertLike(
+            DistilBertModel,
+            heads="n_heads",
+            activation="activation",
+            layers="transformer.layer",
+            query="attention.q_lin",
+            key="attention.k_lin",
+            value="attention.v_lin",
+            out="attention.out_lin",
+            norm1="sa_layer_norm",
+            up="ffn.lin1",
+            down="ffn.lin2",
+            norm2="output_layer_norm",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class MeanPooledArchitecture(Architecture):
+    """A BERT-like transformer, mean over the tokens that are not padding.
+
+    Attributes:
+        padding_id: positions are counted behind it, over the tokens that are something else, as in RoBERTa;
+            None counts all tokens from 0, as in BERT.
+    """
+
+    padding_id: int | None
+
+
+def mean_pooled_architecture(transformer: PreTrainedModel) -> MeanPooledArchitecture:
+    """The numbers of a BERT-like transformer."""
+    names, config = BERT_LIKES[type(transformer)], transformer.config
+    return MeanPooledArchitecture(
+        heads=getattr(config, names.heads),
+        activation=getattr(config, names.activation),
+        norm_eps=norm_eps(transformer),
+        padding_id=config.pad_token_id if names.positions_behind_padding else None,
+    )
+
+
+def mean_pooled_tower(transformer: PreTrainedModel, head: nn.Linear) -> TextTower:
+    """A BERT-like transformer and the linear head behind its mean.
+
+    The original is told to run each MLP in one piece: `chunk_size_feed_forward` changes no number, and fails
+    at every length that is no multiple of it.
+    """
+    module: Any
+    for module in transformer.modules():
+        if hasattr(module, "chunk_size_feed_forward"):
+            module.chunk_size_feed_forward = 0
+    architecture = mean_pooled_architecture(transformer)
+    # transformers types its submodules too loosely to check.
+    embeddings: Any = transformer.embeddings
+    positions: int = embeddings.position_embeddings.num_embeddings
+    if architecture.padding_id is not None:
+        # RoBERTa's positions start behind the padding id: of 514 it uses 512.
+        positions -= architecture.padding_id + 1
+    return TextTower(
+        architecture=architecture,
+        parts=(transformer, head),
+        embedding_dim=head.out_features,
+        vocabulary_size=embeddings.word_embeddings.num_embeddings,
+        positions=positions,
+        build=lambda output: MeanPooledTextEncoder(transformer, architecture, head, output),
+    )
+
+
+class AbsolutePositions(nn.Module):
+    """Learned positions counted from 0, as in BERT."""
+
+    def __init__(self, embedding: nn.Embedding, token_types: nn.Embedding | None):
+        super().__init__()
+        weight = embedding.weight.detach()
+        if token_types is not None:
+            weight = weight + token_types.weight.detach()[0]
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """`[N, L]` to `[L, W]`."""
+        return self.weight[: input_ids.shape[1]]
+
+
+class PaddingAwarePositions(nn.Module):
+    """Learned positions counted over the tokens that are not padding, as in RoBERTa."""
+
+    def __init__(self, embedding: nn.Embedding, token_types: nn.Embedding, padding_id: int):
+        super().__init__()
+        self.padding_id = padding_id
+        self.weight = nn.Parameter(embedding.weight.detach() + token_types.weight.detach()[0])
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """`[N, L]` to `[N, L, W]`."""
+        real = (input_ids != self.padding_id).long()
+        return F.embedding(real.cumsum(1) * real + self.padding_id, self.weight)
+
+
+class MeanPooledTextEncoder(nn.Module):
+    """A BERT-like transformer, mean over the tokens that are not padding, and a linear projection.
+
+    Args:
+        transformer: the original, one of `BERT_LIKES`; float32.
+        architecture: see `mean_pooled_architecture`.
+        projection: the linear head.
+        output: last stage, `L2Normalized` or `Unnormalized`.
+    """
+
+    def __init__(
+        self,
+        transformer: PreTrainedModel,
+        architecture: MeanPooledArchitecture,
+        projection: nn.Linear,
+        output: nn.Module,
+    ):
+        super().__init__()
+        embeddings: Any = transformer.embeddings
+        # Without the original's `padding_idx`, which steers gradients only and makes the tracer warn.
+        self.tokens = nn.Embedding.from_pretrained(embeddings.word_embeddings.weight)
+        self.norm = embeddings.LayerNorm
+        # DistilBERT has none.
+        token_types: Any = getattr(embeddings, "token_type_embeddings", None)
+        self.positions: nn.Module
+        if architecture.padding_id is None:
+            self.positions = AbsolutePositions(embeddings.position_embeddings, token_types)
+        else:
+            self.positions = PaddingAwarePositions(
+                embeddings.position_embeddings, token_types, architecture.padding_id
+            )
+        names = BERT_LIKES[type(transformer)]
+        self.layers = nn.ModuleList(
+            _layer(layer, names, architecture) for layer in attrgetter(names.layers)(transformer)
+        )
+        self.projection = projection
+        self.output = output
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embeds texts.
+
+        Args:
+            input_ids: int64 `[N, L]`.
+            attention_mask: int64 `[N, L]`, 0 where padded.
+
+        Returns:
+            float32 `[N, D]`.
+        """
+        x = self.norm(self.tokens(input_ids) + self.positions(input_ids))
+        mask = (attention_mask > 0)[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, mask)
+        weights = attention_mask[:, :, None].float()
+        # In float32: a sum of many half-precision tokens loses digits.
+        pooled = (x.float() * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+        embedding: Tensor = self.output(self.projection(pooled.to(x.dtype)))
+        return embedding
+
+
+def _layer(layer: nn.Module, names: BertLike, architecture: Architecture) -> PostNormLayer:
+    query, key, value, out, norm1, up, down, norm2 = attrgetter(
+        names.query, names.key, names.value, names.out, names.norm1, names.up, names.down, names.norm2
+    )(layer)
+    return PostNormLayer(
+        SelfAttention(query, key, value, out, architecture.heads),
+        Mlp(up, down, architecture.activation),
+        norm1,
+        norm2,
+    )

@@ -1,0 +1,56 @@
+"""What is said of the endpoints elsewhere is what the table says."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipserve.endpoints import ENDPOINTS
+from clipserve.settings import Settings
+from clipserve.torchserve_adapter import TorchServeHandler
+from clipserve.wire.rows import RequestLimits
+from serving.local import CONFIG, read_properties
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_an_endpoint_has_its_handler(name: str) -> None:
+    module = importlib.import_module(f"handlers.{name}")
+    (handler,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, TorchServeHandler) and value is not TorchServeHandler
+    )
+    assert handler.endpoint == name
+
+
+def test_there_are_no_other_handlers() -> None:
+    names = sorted(f"{name}{suffix}" for name in ENDPOINTS for suffix in (".py", ".yaml"))
+    assert sorted(path.name for path in (ROOT / "handlers").glob("*.*")) == names
+
+
+def test_the_server_loads_every_endpoint() -> None:
+    models = [f"{name}={name}.mar" for name in ENDPOINTS]
+    assert read_properties(CONFIG)["load_models"].split(",") == models
+
+
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_what_a_row_says(name: str) -> None:
+    endpoint = ENDPOINTS[name]
+    assert endpoint.name == name
+    assert "native" in endpoint.dialects
+    assert all(getattr(Settings().requests, of.limit) > 0 for of in endpoint.inputs)
+    assert {of.limit for of in endpoint.inputs} <= set(RequestLimits.__dataclass_fields__)
+    assert not endpoint.gives_embeddings or len(endpoint.inputs) == 1
+    assert not endpoint.remembers_texts or "text" in endpoint.modalities
+
+
+def test_the_table_is_for_those_who_have_no_pytorch() -> None:
+    code = "import sys, clipserve.endpoints; print({'torch', 'PIL', 'tokenizers'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"

@@ -1,0 +1,59 @@
+"""Fixtures of the exports' tests."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from clipserve.encoder_spec import Modality, Precision
+from export_scripts.checkpoints.loading import load_pair
+from export_scripts.export import export_pair
+from export_scripts.publish import export_encoder
+from standins.checkpoints import TINY_CLIP, write_clip, write_multilingual
+from tests.export_scripts.exports import Exported, Pairs
+
+
+@pytest.fixture(scope="session")
+def pairs(
+    clip_folder: Path, multilingual_folder: Path, m_clip_bert_folder: Path, m_clip_xlm_roberta_folder: Path
+) -> Pairs:
+    texts = {
+        "clip": clip_folder,
+        "multilingual": multilingual_folder,
+        "m-clip-bert": m_clip_bert_folder,
+        "m-clip-xlm-r": m_clip_xlm_roberta_folder,
+    }
+    return {name: load_pair(str(clip_folder), str(folder)) for name, folder in texts.items()}
+
+
+@pytest.fixture(scope="session")
+def exported(pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Exports an encoder, each one once; to be read, never written."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    def export(layout: str, modality: Modality, precision: Precision) -> Path:
+        path = folder / layout / f"clip-{modality}-cpu-{precision}.pt"
+        if not path.is_file():
+            spec = export_encoder(pairs[layout], modality, "cpu", precision, folder / layout)
+            assert f"{spec.stem}.pt" == path.name
+        return path
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny pair (`clip`, `multilingual`) and its export (`store`)."""
+    root = tmp_path_factory.mktemp("made")
+    write_clip(root / "clip", TINY_CLIP)
+    write_multilingual(root / "multilingual")
+    export_pair(str(root / "clip"), str(root / "multilingual"), "cpu", "fp32", root / "store")
+    return root
+
+
+@pytest.fixture
+def own_store(made: Path, tmp_path: Path) -> Path:
+    """A copy of the store in `made`, to be changed."""
+    return Path(shutil.copytree(made / "store", tmp_path / "store"))

@@ -1,0 +1,209 @@
+"""The page in a real browser: clicked and typed through, and nothing leaves this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from search.indexer import index_folder
+from serving.local import ROOT
+from serving.running import RunningServer
+from tests.search.conftest import picture
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+MILLISECONDS = 240_000.0  # generous: the machine may be busy
+
+DESKTOP = (1440, 900)
+PHONE = (390, 844)
+
+# Where set, the screenshots are kept in this folder, to be looked at.
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+
+COUNT = 10  # pictures of the folder that is indexed
+NAME = "{} <b>&.png"
+LOGO = "logo <img src=x onerror=alert(1)> \u202eلوغو.png"
+
+
+def write_logo(path: Path) -> Path:
+    """A transparent logo: over black it is another picture than over white."""
+    pixels = np.zeros((64, 96, 4), np.uint8)
+    pixels[16:48, 24:72] = (220, 40, 60, 255)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page").resolve() / "pictures"
+    for number in range(COUNT - 1):
+        # Tall, wide and very wide ones.
+        size = ((96, 64), (48, 96), (400, 60))[number % 3]
+        picture(folder / NAME.format(number), number, size)
+    write_logo(folder / LOGO)
+    return folder
+
+
+@dataclass(frozen=True)
+class Served:
+    """The page in a process of its own."""
+
+    url: str
+    process: subprocess.Popen[str]
+    temporary: Path
+    errors: Path
+
+    @property
+    def complaints(self) -> list[str]:
+        """What it wrote to standard error; not that it ignores Ctrl-C, as under some test runners."""
+        return [line for line in self.errors.read_text().splitlines() if "SIGINT" not in line]
+
+
+@contextlib.contextmanager
+def served(server_url: str, key_file: str, table: Path, folder: Path) -> Iterator[Served]:
+    """Serves the page on a free port; temporary files and standard error go into `folder`."""
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    errors = folder / "errors"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with errors.open("w") as stream:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "search", "ui", "--url", server_url, "--key-file", key_file),
+                *("--table", table, "--port", str(port)),
+            ],
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(temporary)},
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        match = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert match, line + errors.read_text()
+        yield Served(match[0], process, temporary, errors)
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def page(server: RunningServer, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    table = tmp_path_factory.mktemp("table")
+    with server.client() as client:
+        index_folder(client, pictures, table)
+    with served(server.url, server.key_file, table, tmp_path_factory.mktemp("served")) as page:
+        yield page
+        # Whatever was asked in these tests: no traceback, and no picture on disk.
+        assert page.complaints == []
+        assert list(page.temporary.iterdir()) == []
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.fail("no chromium on PATH: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def opened(
+    browser: Browser, url: str, size: tuple[int, int] = DESKTOP, problems: bool = False, **options: Any
+) -> Iterator[Page]:
+    """A tab; every address that it asks for must be of this machine, and no script may fail.
+
+    Args:
+        url: of the page.
+        size: of the window.
+        problems: the server is to answer with 4xx or 5xx, which the browser writes into its console.
+    """
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
+    context.set_default_timeout(MILLISECONDS)
+    expect.set_options(timeout=MILLISECONDS)
+    tab = context.new_page()
+    asked: list[str] = []
+    failures: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: failures.append(str(error)))
+    tab.on("console", lambda line: failures.append(line.text) if line.type == "error" else None)
+    tab.on("dialog", lambda dialog: failures.append(dialog.message))
+    tab.goto(url)
+    yield tab
+    context.close()
+    hosts = {urlsplit(address).hostname for address in asked if not address.startswith(("data:", "blob:"))}
+    assert hosts == {"127.0.0.1"}
+    # Playwright's own style for screenshots is refused by the policy, too.
+    failures = [failure for failure in failures if "inline style" not in failure]
+    assert all("Failed to load resource" in failure for failure in failures) if problems else not failures
+
+
+@pytest.fixture
+def tab(browser: Browser, page: Served) -> Iterator[Page]:
+    with opened(browser, page.url) as tab:
+        yield tab
+
+
+def keep(tab: Page, name: str) -> None:
+    if SCREENSHOTS:
+        tab.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
+
+
+def status(tab: Page) -> Locator:
+    return tab.locator("#status")
+
+
+def tiles(tab: Page) -> Locator:
+    return tab.locator(".tiles a")
+
+
+def ask(tab: Page, text: str) -> None:
+    tab.locator("#query").fill(text)
+    tab.locator("#query").press("Enter")
+
+
+def address(tab: Page) -> dict[str, list[str]]:
+    return parse_qs(urlsplit(tab.url).query)
+
+
+def post(page: Served, path: str, content: bytes) -> httpx.Response:
+    return httpx.post(f"{page.url}{path}", content=content, headers={"Origin": page.url}, timeout=120)
+
+
+def check_accessible(tab: Page) -> None:
+    """Axe finds nothing, and what it does not look for: no picture without an alternative text."""
+    found = Axe().run(tab)
+    assert not found.response["violations"], found.generate_report()
+    for image in tab.locator("img").all():
+        assert image.get_attribute("alt"), image.evaluate("image => image.outerHTML")
