@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Mapping
@@ -17,21 +18,21 @@ from benchmarks.peers import (
     START_SECONDS,
     Asked,
     Inputs,
-    ProcessPeer,
     Target,
     check_same,
     dump,
     encoded,
     text_groups,
 )
+from benchmarks.usage import family
 from benchmarks.workloads import WORKLOADS, Workload, labels
-from clipserve.client import KeyFile, Management
+from clipserve.client import Management
 from clipserve.encoder_spec import decode_vector
 from clipserve.endpoints import ENDPOINTS
-from serving.local import free_ports
+from clipserve.errors import ServerError
+from scale.serve.server_process import SCALE_PYTHON, running_ray_serve
+from serving.running import RunningServer
 from serving.server import Server, private_server
-
-RAY_ENVIRONMENT = ROOT / ".venv-scale"
 
 
 class _Ours(Asked):
@@ -146,59 +147,55 @@ class TorchServePeer(_Ours):
         )
 
 
-class RayServePeer(_Ours, ProcessPeer):
+class RayServePeer(_Ours):
     """Ours on Ray Serve: the same core, encoders and settings behind another server."""
 
     title = "clipserve on Ray Serve"
 
     def __init__(self, inputs: Inputs):
-        _Ours.__init__(self, inputs)
-        ProcessPeer.__init__(self)
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        super().__init__(inputs)
+        self._stack = contextlib.ExitStack()
+        self._running: RunningServer | None = None
 
     def start(self) -> dict[str, float]:
         """See `HttpPeer`."""
-        self._folder = tempfile.TemporaryDirectory(prefix="bench-ray-")
-        [port] = free_ports(1)
+        if not SCALE_PYTHON.is_file():
+            raise PeerError(f"not installed: {SCALE_PYTHON.relative_to(ROOT)} is missing")
         begin = time.perf_counter()
-        self.run(
-            [
-                str(RAY_ENVIRONMENT / "bin" / "python"),
-                *("-m", "scale.serve"),
-                *("--store", str(self._inputs.store)),
-                *("--port", str(port)),
-                *("--key-file", str(self._key_file)),
-            ],
-            {},
-            f"http://127.0.0.1:{port}",
-        )
+        try:
+            self._running = self._stack.enter_context(running_ray_serve(self._inputs.store))
+        except ServerError as error:
+            raise PeerError(str(error)) from error
         first = self._first_vector(begin)
         return {"cold_start_s": first, "ready_s": first}
+
+    def check_runs(self) -> None:
+        """See `_Asked`."""
+        if not self.processes():
+            raise PeerError("has ended")
+
+    def processes(self) -> list[psutil.Process]:
+        """See `HttpPeer`."""
+        return family(self._running.pid) if self._running is not None else []
 
     def workers(self) -> dict[str, list[psutil.Process]]:
         """See `HttpPeer`."""
         everything = self.processes()
         return {name: [p for p in everything if f":{name}" in p.name()] for name in ENDPOINTS}
 
-    @property
-    def _key_file(self) -> Path:
-        assert self._folder is not None
-        return Path(self._folder.name) / "key_file.json"
-
     def target(self, workload: Workload) -> Target:
         """See `HttpPeer`."""
-        token = KeyFile(self._key_file).token("inference")
+        assert self._running is not None
+        token = self._running.keys.token("inference")
         return Target(
-            f"{self.url}/predictions/clip_{workload.kind}",
+            f"{self._running.url}/predictions/clip_{workload.kind}",
             {**_headers(workload), "Authorization": f"Bearer {token}"},
         )
 
     def stop(self) -> None:
         """See `HttpPeer`."""
-        super().stop()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        self._stack.close()
+        self._running = None
 
 
 def _headers(workload: Workload) -> dict[str, str]:

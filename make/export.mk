@@ -14,7 +14,7 @@ archive: setup ## package what lies in model_store/ for the server (MODEL=… wh
 .PHONY: tune
 tune: setup #: MODEL=… : time precisions, workers x threads and batches here; archives with the best
 	@echo "loading PyTorch and transformers"
-	@$(RUN) -m export_scripts tune --model=$(call VALUE,MODEL) --device=$(call VALUE,DEVICE) \
+	@$(RUN) -m export_scripts tune $(call GIVEN,MODEL,--model) --device=$(call VALUE,DEVICE) \
 		$(call GIVEN,TEXT_MODEL,--text-model)
 
 .PHONY: verify

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from clipserve.client.calls import Client
 from clipserve.client.tokens import KeyFile, MissingKeyFileError, RefusedTokenError
@@ -54,7 +54,7 @@ class Management:
         except SpecError as error:
             raise ServerError(str(error)) from error
 
-    def check_ready(self, endpoints: Sequence[str] = tuple(ENDPOINTS)) -> None:
+    def check_ready(self, endpoints: Collection[str] = ENDPOINTS) -> None:
         """Checks that every endpoint has all its workers, and answers its golden input as certified.
 
         Raises:
@@ -75,7 +75,7 @@ class Management:
             for spec in self.specs(endpoint):
                 self._check_golden(endpoint, spec)
 
-    def wait_ready(self, timeout: float = 120.0, endpoints: Sequence[str] = tuple(ENDPOINTS)) -> None:
+    def wait_ready(self, timeout: float = 120.0, endpoints: Collection[str] = ENDPOINTS) -> None:
         """Waits until `check_ready` holds.
 
         Args:

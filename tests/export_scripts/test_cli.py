@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +114,7 @@ COMMANDS: list[tuple[Main, list[str]]] = [
 
 
 @pytest.mark.parametrize(("main", "arguments"), COMMANDS, ids=lambda value: getattr(value, "__module__", ""))
-@pytest.mark.parametrize("place", ["afile/x", "/proc/x"])
+@pytest.mark.parametrize("place", ["afile", "afile/x", "/proc/x"])
 def test_a_store_that_cannot_be(
     main: Main,
     arguments: list[str],
@@ -127,6 +130,45 @@ def test_a_store_that_cannot_be(
         options = ["--store", str(made / "store")]
     status, message = run(main, capsys, *options, *arguments, str(tmp_path / place))
     assert_one_sentence(status, message, str(tmp_path / place).removesuffix("/x"))
+
+
+@contextlib.contextmanager
+def file_system(options: str, place: Path) -> Iterator[None]:
+    """A small file system of its own."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a file system needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize(("main", "arguments"), COMMANDS, ids=lambda value: getattr(value, "__module__", ""))
+@pytest.mark.parametrize(
+    ("options", "words"), [("ro", "Read-only file system"), ("nr_inodes=2", "No space left on device")]
+)
+def test_a_disk_that_takes_nothing(
+    main: Main,
+    arguments: list[str],
+    options: str,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    made: Path,
+    tmp_path: Path,
+) -> None:
+    """CASES 32: one sentence, and nothing half-written."""
+    given = [] if main in (archive.main, verify.main) else checkpoints_of(made)
+    if main is triton.main:
+        given = ["--store", str(made / "store")]
+    place = tmp_path / "disk"
+    with file_system(options, place):
+        status, message = run(main, capsys, *given, *arguments, str(place / "x"))
+        assert not [path for path in place.rglob("*") if path.is_file()]
+    if main in (archive.main, verify.main):
+        words = "holds no encoder"  # they read first, and write into the folder that they read
+    assert_one_sentence(status, message, words)
 
 
 @pytest.mark.parametrize(("main", "arguments"), COMMANDS, ids=lambda value: getattr(value, "__module__", ""))

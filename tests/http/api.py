@@ -5,35 +5,22 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 import numpy as np
-import psutil
 from PIL import Image
 
-from clipserve.client import Client, KeyFile
+import reliability.load
 from clipserve.encoder_spec import FloatArray, decode_vector
 
 JSON = "application/json"
 
 
-class AnyServer(Protocol):
+class AnyServer(reliability.load.AnyServer, Protocol):
     """What the tests need of a server, whichever it is."""
-
-    @property
-    def properties(self) -> Mapping[str, str]:
-        """Its addresses, among others."""
-
-    @property
-    def endpoints(self) -> Sequence[str]:
-        """The names that it serves."""
-
-    @property
-    def key_file(self) -> KeyFile: ...
 
     @property
     def folder(self) -> Path:
@@ -41,11 +28,6 @@ class AnyServer(Protocol):
 
     @property
     def logs(self) -> Path: ...
-
-    def client(self) -> Client: ...
-
-    def processes(self) -> list[psutil.Process]:
-        """The process that it is, and all that it started."""
 
     def wait_ready(self, timeout: float) -> None: ...
 
