@@ -78,7 +78,7 @@ def export_pair(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see `run_command`."""
-    parser = argparse.ArgumentParser(prog="python -m export_scripts.export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m export_scripts export", description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="'demo', a hub name or a folder")
     parser.add_argument("--text-model", help="hub name or folder of the text encoder")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -107,7 +107,3 @@ def _export(arguments: argparse.Namespace) -> None:
         for spec in specs:
             folder = write_djl(arguments.store / spec.file_name, arguments.store)
             print(f"      {folder.relative_to(arguments.store)} and {folder.name}.zip beside it")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

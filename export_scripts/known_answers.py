@@ -194,7 +194,7 @@ def _texts(pair: CheckpointPair, texts: list[str]) -> FloatArray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see `run_command`."""
-    parser = argparse.ArgumentParser(prog="python -m export_scripts.known_answers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m export_scripts known-answers", description=__doc__)
     parser.add_argument("--image", type=Path, help="the photograph of two dogs in snow")
     arguments = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()

@@ -262,7 +262,7 @@ def _loss(timing: Timing) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see `run_command`."""
-    parser = argparse.ArgumentParser(prog="python -m export_scripts.tune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m export_scripts tune", description=__doc__)
     parser.add_argument("--model", help=f"'demo', a hub name or a folder ({DEFAULT_MODEL})")
     parser.add_argument("--text-model", help="hub name or folder of the text encoder")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -287,7 +287,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{arguments.store / TUNED_FILE} and tuned.png say what was measured; 'make serve' serves it")
 
     return run_command("tune", work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -95,7 +94,7 @@ def _checkpoints(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see `run_command`."""
-    parser = argparse.ArgumentParser(prog="python -m export_scripts.verify", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m export_scripts verify", description=__doc__)
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument(
         "--model", help="the image checkpoint, where the store holds several models or it was a local folder"
@@ -105,7 +104,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return run_command("verify", lambda: verify_store(arguments.store, arguments.model, arguments.text_model))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

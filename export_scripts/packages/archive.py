@@ -219,7 +219,7 @@ def _make_reproducible(archive: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see `run_command`."""
-    parser = argparse.ArgumentParser(prog="python -m export_scripts.packages.archive", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m export_scripts archive", description=__doc__)
     parser.add_argument("--store", type=Path, default=ROOT / "model_store")
     parser.add_argument("--model", help="model id, where the store holds several")
     parser.add_argument("--precision", choices=list(PARITY_BOUNDS), help="take this precision only")
@@ -230,7 +230,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
 
     return run_command("archive", build)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

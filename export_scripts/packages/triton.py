@@ -8,7 +8,6 @@ with Triton's own protobuf definition, and the names and shapes in it with the e
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -126,7 +125,7 @@ def _ascii(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see `run_command`."""
-    parser = argparse.ArgumentParser(prog="python -m export_scripts.packages.triton", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m export_scripts triton", description=__doc__)
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--output", type=Path, default=STORE / "triton", help="the model repository")
     parser.add_argument("--model", help="model id, where the store holds several")
@@ -141,7 +140,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(folder)
 
     return run_command("triton", write)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
