@@ -64,23 +64,6 @@ class Container:
 Walker = Callable[[bytes, int], Container]
 
 
-def walk_header(size: str, place: int) -> Walker:
-    """A walker of formats without structures, whose header alone says how large the picture is.
-
-    Args:
-        size: width and height, as `struct` has them: `>II`.
-        place: of the width, in bytes from the file's first.
-    """
-
-    def walk(data: bytes, most: int) -> Container:
-        found = Container()
-        if len(data) >= place + struct.calcsize(size):
-            found.widen(*struct.unpack_from(size, data, place))
-        return found
-
-    return walk
-
-
 def _chunks(
     data: bytes,
     position: int,

@@ -54,7 +54,7 @@ class ImageFormat:
         endings: of files, in lower case.
         signature: what its files begin with.
         walk: reads the container before the decoder does.
-        media_type: where browsers show it; empty for others.
+        shown_as: the media type under which browsers show it; empty where they do not.
         decoder_bytes: of a pixel, that the decoder holds beside the picture that it makes, at most
             (measured).
         scales: by which the decoder can reduce a picture, in a fraction of the time and memory, the largest
@@ -66,7 +66,7 @@ class ImageFormat:
     endings: tuple[str, ...]
     signature: re.Pattern[bytes]
     walk: Walker
-    media_type: str = ""
+    shown_as: str = ""
     decoder_bytes: int = 0
     scales: tuple[int, ...] = ()
     plugin: Plugin | None = None

@@ -85,11 +85,11 @@ def read_original(table: PictureTable, path: str, limits: ImageLimits) -> Origin
 def _shown_as(data: bytes) -> str | None:
     """The media type of a picture that browsers show; None for others, and where its header is damaged."""
     for format in FORMATS.values():
-        if format.media_type and format.signature.match(data):
+        if format.shown_as and format.signature.match(data):
             try:
                 # Only the header is read.
                 with Image.open(io.BytesIO(data), formats=(format.name,)):
-                    return format.media_type
+                    return format.shown_as
             except Exception:  # whatever a damaged header makes Pillow stumble over
                 return None
     return None

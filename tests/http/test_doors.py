@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from clipserve.endpoint_status import READY, EndpointStatus
+from clipserve.endpoints import ENDPOINTS
 from serving.local import CONFIG, read_properties
 from serving.server import Server
 from tests.http.api import JSON, AnyServer, Api, picture
@@ -136,7 +137,7 @@ def test_no_model_is_registered_at_run_time(
     response = api.manage("POST", "/models", params={"url": asked, "model_name": "evil"})
     assert 400 <= response.status_code < 500, response.text
     listed = api.manage("GET", "/models").json()["models"]
-    assert {model["modelName"] for model in listed} == {"clip_image", "clip_text", "clip_similarity"}
+    assert {model["modelName"] for model in listed} == set(ENDPOINTS)
     assert not (archives / "evil.mar").exists()
     assert not (archives / "other.mar").exists()
 

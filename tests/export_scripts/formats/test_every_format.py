@@ -37,10 +37,10 @@ from tests.golden import OTHER_PIXELS
 
 CPU = torch.device("cpu")
 
-VARIANTS: list[tuple[Format, Precision]] = [
-    ("torchscript", "fp32"), ("torchscript", "bf16"), ("aoti", "fp32"), ("aoti", "bf16"), ("onnx", "fp32"),
-    ("onnx", "fp16"),
-]  # fmt: skip
+VARIANTS = [(name, precision) for name, of in FORMATS.items() for precision in of.precisions["cpu"]]
+
+# What lies beside TorchScript files, whose name the description has.
+OTHER_FORMATS = sorted(FORMATS.keys() - {"torchscript"})
 
 ENCODERS = ["image", "clip", "multilingual", "m-clip-xlm-r"]
 
@@ -172,7 +172,7 @@ def test_a_worker_embeds_no_other_pixels(format: Format, pixels: Tensor, exporte
         encoder.embed(list(pixels.numpy()))
 
 
-@pytest.mark.parametrize("format", ["aoti", "onnx"])
+@pytest.mark.parametrize("format", OTHER_FORMATS)
 @pytest.mark.parametrize("name", ["image", "multilingual"])
 def test_published_file(name: str, format: Format, exported_as: ExportedAs, pair: CheckpointPair) -> None:
     path = exported_as(name, format, "fp32")
@@ -192,12 +192,12 @@ def test_published_file(name: str, format: Format, exported_as: ExportedAs, pair
 
 
 def test_formats_lie_beside_each_other(exported_as: ExportedAs) -> None:
-    paths = [exported_as("image", format, "fp32") for format in ("torchscript", "aoti", "onnx")]
+    paths = [exported_as("image", format, "fp32") for format in FORMATS]
     folder = paths[0].parent
     assert {path.parent for path in paths} == {folder}
     assert {path.stem for path in paths} == {"clip-image-cpu-fp32"}
     assert set(paths) <= {file.path for file in Store.read(folder, FORMATS).encoders}
-    assert len({description_path(path).read_text() for path in paths}) == 3
+    assert len({description_path(path).read_text() for path in paths}) == len(FORMATS)
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
 
