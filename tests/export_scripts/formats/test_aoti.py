@@ -119,7 +119,7 @@ print(encoder.embed(*tokens).shape)
             "TMPDIR": str(temporary),
             "HOME": str(tmp_path),
         },
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,
@@ -128,13 +128,13 @@ print(encoder.embed(*tokens).shape)
     assert list(temporary.rglob("*.so")) == []
 
 
-def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler() -> None:
     from torch._inductor import config, cpp_builder
 
-    monkeypatch.setattr(config.cpp, "cxx", "no-such-compiler")
     cpp_builder.cpp_compiler_search.cache_clear()
     try:
-        with pytest.raises(ExportError) as caught:
+        # Not monkeypatch, after which the option would be gone.
+        with config.patch({"cpp.cxx": "no-such-compiler"}), pytest.raises(ExportError) as caught:
             check_device("cpu", "fp32", "aoti")
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
