@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import sys
@@ -248,6 +249,9 @@ class _Stages:
                     )
                 if left:
                     bar.write(f"{len(left)} shards are done once more: {problem}", file=sys.stderr)
+                    # Ray Data's cycles of references still hold the encoders of this pass. One that had died and
+                    # starts again would keep its room, and where there is no other, the next pass waits for it.
+                    gc.collect()
                 bar.update(plan.pictures - sum(map(plan.shard_pictures, left)) - bar.n)
                 rest = left
 
