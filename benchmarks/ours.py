@@ -70,7 +70,7 @@ class _Ours(Asked):
 
 
 class TorchServePeer(_Ours):
-    """Ours, the three archives loaded at once.
+    """Ours, all archives loaded at once.
 
     Args:
         workers: of an endpoint, where not those of its archive.

@@ -17,6 +17,7 @@ from clipserve.wire.messages import Request, Result
 from clipserve.wire.rows import DialectName, Reply, RequestLimits, Row
 
 RequestT = TypeVar("RequestT", bound=Request)
+Example = Callable[[Mapping[Modality, Any]], dict[str, Any]]
 Encode = Callable[[EncoderSpec, RequestT, Sequence[Sequence[Result]]], Reply]
 
 
@@ -41,12 +42,10 @@ class Input:
     """One list of items in an endpoint's requests.
 
     Attributes:
-        field: its name in a JSON body.
         modality: of the encoder that embeds it.
         limit: the one of `RequestLimits` that says how many items it may have.
     """
 
-    field: str
     modality: Modality
     limit: Literal["max_items", "max_texts"]
 
@@ -59,6 +58,8 @@ class Endpoint:
         name: in its URL, of its archive, and of its two files in `handlers/`.
         inputs: what is embedded, in the order of `Request.inputs`.
         dialects: the bodies that it speaks.
+        example: makes the JSON of a native body, of lists of pictures in base64 and of texts, by modality;
+            for who asks all endpoints alike.
         gives_embeddings: whether its replies hold the embeddings of its one input.
         remembers_texts: whether its workers keep the embeddings of texts, which come again and again.
     """
@@ -66,6 +67,7 @@ class Endpoint:
     name: str
     inputs: tuple[Input, ...]
     dialects: Mapping[DialectName, Dialect]
+    example: Example
     gives_embeddings: bool = False
     remembers_texts: bool = False
 
@@ -85,23 +87,26 @@ ENDPOINTS: dict[str, Endpoint] = {
     for endpoint in (
         Endpoint(
             "clip_image",
-            (Input("input", "image", "max_items"),),
+            (Input("image", "max_items"),),
             {"native": _native(native.decode_images, native.encode_embeddings)},
+            lambda items: {"input": items["image"]},
             gives_embeddings=True,
         ),
         Endpoint(
             "clip_text",
-            (Input("input", "text", "max_items"),),
+            (Input("text", "max_items"),),
             {
                 "native": _native(native.decode_texts, native.encode_embeddings),
                 "openai": Dialect(openai.decode, openai.encode, openai.encode_error),
             },
+            lambda items: {"input": items["text"]},
             gives_embeddings=True,
         ),
         Endpoint(
             "clip_similarity",
-            (Input("images", "image", "max_items"), Input("texts", "text", "max_texts")),
+            (Input("image", "max_items"), Input("text", "max_texts")),
             {"native": _native(native.decode_similarity, native.encode_similarity)},
+            lambda items: {"images": items["image"], "texts": items["text"]},
             remembers_texts=True,
         ),
     )

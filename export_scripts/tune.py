@@ -118,14 +118,14 @@ def _of_pair(pair: CheckpointPair, modality: Modality, device: Device, store: Pa
 
 
 def layouts(device: Device, megabytes: float) -> list[tuple[int, int]]:
-    """Workers x threads that use all cores, as far as workers of this size fit into a sixth of the memory.
+    """Workers x threads that use all cores, as far as workers of this size fit into an endpoint's memory.
 
-    A sixth, since three endpoints share one half.
+    All endpoints share one half of the machine's.
     """
     if device == "cuda":
         return [(1, 1)]
     cores = len(os.sched_getaffinity(0))
-    most = max(1, int(psutil.virtual_memory().total / 1e6 / 6 / megabytes))
+    most = max(1, int(psutil.virtual_memory().total / 1e6 / 2 / len(ENDPOINTS) / megabytes))
     return [
         (workers, cores // workers)
         for workers in range(1, cores + 1)

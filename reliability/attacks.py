@@ -87,16 +87,16 @@ def _animation() -> bytes:
 
 def _largest(endpoint: str) -> bytes:
     """The honest maximum: as many items as are admitted, each as long as counts."""
-    limits = RequestLimits()
-    items: dict[Modality, Callable[[int], str]] = {
+    limits, asked = RequestLimits(), ENDPOINTS[endpoint]
+    one: dict[Modality, Callable[[int], str]] = {
         "image": _shown,
         "text": lambda number: f"{number} {LONG}"[:490],
     }
-    body = {
-        of.field: [items[of.modality](number) for number in range(getattr(limits, of.limit))]
-        for of in ENDPOINTS[endpoint].inputs
+    items = {
+        of.modality: [one[of.modality](number) for number in range(getattr(limits, of.limit))]
+        for of in asked.inputs
     }
-    return json.dumps(body).encode()
+    return json.dumps(asked.example(items)).encode()
 
 
 ATTACKS: tuple[Attack, ...] = (

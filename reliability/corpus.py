@@ -259,9 +259,11 @@ def _odd_values(choose: random.Random) -> BadRequest:
     value: object = choose.choice(ODD_VALUES)
     if choose.random() < 0.7:
         value = [value, sentence(choose.randrange(100)), choose.choice(ODD_VALUES)]
-    body: dict[str, object] = {"input": value}
-    if endpoint == "clip_similarity":
-        body = {"images": value, choose.choice(("texts", "labels")): choose.choice(ODD_VALUES)}
+    asked = ENDPOINTS[endpoint]
+    first, *others = asked.modalities
+    body = asked.example({first: value} | {other: choose.choice(ODD_VALUES) for other in others})
+    if "texts" in body and choose.random() < 0.5:
+        body["labels"] = body.pop("texts")
     return BadRequest("odd values", endpoint, json.dumps(body).encode(), JSON)
 
 
@@ -272,8 +274,8 @@ def _odd_json(choose: random.Random) -> BadRequest:
 
 def _flipped_json(choose: random.Random) -> BadRequest:
     endpoint = choose.choice(list(ENDPOINTS))
-    data, texts = [_b64(picture(3, (16, 12), "PNG"))], [sentence(choose.randrange(100)), "雪"]
-    body = {"images": data, "texts": texts} if endpoint == "clip_similarity" else {"input": data + texts}
+    pictures, texts = [_b64(picture(3, (16, 12), "PNG"))], [sentence(choose.randrange(100)), "雪"]
+    body = ENDPOINTS[endpoint].example({"image": pictures, "text": texts})
     raw = json.dumps(body, ensure_ascii=False).encode()
     if choose.random() < 0.3:
         raw = truncated(raw, choose.choice(SIXTEENTHS))

@@ -114,8 +114,7 @@ def _request(endpoint: str, seed: int) -> tuple[bytes, str]:
         return picture(10 * seed), "image/jpeg"
     if not asked.gives_embeddings:
         texts.append("a common text")
-    items = {"image": pictures, "text": texts}
-    body: dict[str, object] = {of.field: items[of.modality] for of in asked.inputs}
+    body = asked.example({"image": pictures, "text": texts})
     if asked.gives_embeddings:
         body["encoding_format"] = "float" if asked.modalities == ("text",) and not seed % 2 else "base64"
     return json.dumps(body).encode(), JSON

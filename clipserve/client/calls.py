@@ -1,4 +1,4 @@
-"""Calls of the three endpoints."""
+"""Calls of the endpoints."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TextUsage:
 
 
 class Client:
-    """Talks to the three endpoints; `Management` says whether they are ready, and what they serve.
+    """Talks to the endpoints; `Management` says whether they are ready, and what they serve.
 
     Args:
         url: inference address.

@@ -249,8 +249,8 @@ class _Stages:
                     )
                 if left:
                     bar.write(f"{len(left)} shards are done once more: {problem}", file=sys.stderr)
-                    # Ray Data's cycles of references still hold the encoders of this pass. One that had died and
-                    # starts again would keep its room, and where there is no other, the next pass waits for it.
+                    # Ray Data's cycles of references still hold the encoders of this pass. One that had died
+                    # and starts again keeps its room: where there is no other, the next pass waits for it.
                     gc.collect()
                 bar.update(plan.pictures - sum(map(plan.shard_pictures, left)) - bar.n)
                 rest = left

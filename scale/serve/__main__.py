@@ -1,4 +1,4 @@
-"""The three endpoints on a Ray of this machine: `make serve-ray`, `python -m scale.serve`.
+"""The endpoints on a Ray of this machine: `make serve-ray`, `python -m scale.serve`.
 
 On a cluster a Serve config runs the same application, `scale.serve.application:app`; see deploy/.
 """

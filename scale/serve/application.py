@@ -1,4 +1,4 @@
-"""The three endpoints as one Ray Serve application.
+"""The endpoints as one Ray Serve application.
 
 ```
 HTTP ─▶ Ray Serve's proxy ─▶ Ingress ─▶ clip_image | clip_text | clip_similarity ─▶ clipserve.worker

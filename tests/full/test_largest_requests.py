@@ -6,14 +6,15 @@ import base64
 import io
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 
+from clipserve.encoder_spec import Modality
 from clipserve.endpoints import ENDPOINTS
 from clipserve.settings import Settings
 from clipserve.wire.rows import JSON, Row
@@ -49,14 +50,17 @@ def test_the_largest_request_is_answered_within_its_deadline(endpoint: str, full
     settings = Settings.from_mapping(config["handler"])
     worker = Worker(endpoint, full_size, torch.device("cpu"), settings, config["responseTimeout"])
     limits = settings.requests
-    texts = [f"{number} {LONG}" for number in range(limits.max_texts)]
-    pictures = [photograph(number) for number in range(limits.max_items)]
-    body: dict[str, Any] = {
-        "clip_text": {"input": texts[: limits.max_items]},
-        "clip_image": {"input": pictures},
-        # As long as all characters together may be.
-        "clip_similarity": {"images": pictures, "texts": [text[:490] for text in texts]},
-    }[endpoint]
+    one: dict[Modality, Callable[[int], str]] = {
+        "image": photograph,
+        # As long as all characters of the most texts together may be.
+        "text": lambda number: f"{number} {LONG}"[:490],
+    }
+    asked = ENDPOINTS[endpoint]
+    items = {
+        of.modality: [one[of.modality](number) for number in range(getattr(limits, of.limit))]
+        for of in asked.inputs
+    }
+    body = asked.example(items)
     started = time.monotonic()
     (reply,) = worker.handle([Row(json.dumps(body).encode(), JSON)])
     took = time.monotonic() - started
@@ -64,10 +68,9 @@ def test_the_largest_request_is_answered_within_its_deadline(endpoint: str, full
     assert reply.status == 200
     if endpoint == "clip_similarity":
         codes = [entry["error"]["code"] for entry in answer["errors"]]
-        done = len(texts) + len(pictures) - len(codes)
     else:
         codes = [entry["error"]["code"] for entry in answer["data"] if "error" in entry]
-        done = limits.max_items - len(codes)
+    done = sum(map(len, items.values())) - len(codes)
     print(f"{endpoint}: {done} items in {took:.1f} s, {len(codes)} told to come back")
     assert set(codes) <= {"overloaded"}
     assert done > 0

@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def archives(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store with both encoders and the three archives; to be read, never written."""
+    """A model store with both encoders and all archives; to be read, never written."""
     # One thread a worker, as in production; else a busy machine stalls at every OpenMP barrier.
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = tmp_path_factory.mktemp("archives")
