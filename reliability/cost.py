@@ -23,8 +23,8 @@ from reliability.questions import learn_questions
 from reliability.watch import MEGABYTE, MemoryWatch
 
 CPU_BOUND = 10.0  # seconds of a worker that one request may cost
-GROWTH_BOUND = 100.0  # megabytes, from the first quarter of the time to the last
-WARM_SECONDS = 300.0  # until then Java's memory grows into what it may have
+GROWTH_BOUND = 100.0  # megabytes, from the second quarter of the time to the last
+WARM_SECONDS = 120.0  # of a quarter; until then Java's memory grows into what it may have
 AT_ONCE = 4
 BACK_SECONDS = 30.0  # in which memory has to come back
 
@@ -87,7 +87,7 @@ def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float, pause
                 list(pool.map(attack_on, range(AT_ONCE)))
             totals = load.totals()
         ended = time.monotonic()
-        growth = watch.growth(began, ended)
+        floors = watch.floors(began, ended)
         lost = watch.lost()
         while _most_over(workers, idle) > RSS_BOUND and time.monotonic() - ended < BACK_SECONDS:
             # What a worker's own look at its memory waits for.
@@ -103,12 +103,18 @@ def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float, pause
     print(f"innocent requests beside them: {sum(totals.values())}, failed {failed}, wrong vectors {wrong}")
     print(f"workers lost: {lost or 'none'}")
     print("most memory over idle, MB: " + ", ".join(f"{k} {v:.0f}" for k, v in sorted(peaks.items())))
-    print("growth meanwhile, MB: " + ", ".join(f"{k} {v:+.0f}" for k, v in sorted(growth.items())))
+    print("least memory over idle, MB, in each quarter of the time:")
+    for name, least in sorted(floors.items()):
+        print(f"  {name:16} " + " ".join(f"{megabytes:+5.0f}" for megabytes in least))
     print(f"afterwards: idle +{back:.0f} MB, promised are {RSS_BOUND:g}")
     for line in complaints[:20]:
         print(line)
-    long = ended - began >= WARM_SECONDS
-    grows = [n for n, megabytes in growth.items() if megabytes > GROWTH_BOUND and (long or n in workers)]
+    warm = (ended - began) / 4 >= WARM_SECONDS
+    grows = [
+        name
+        for name, (_, second, _, last) in floors.items()
+        if last - second > GROWTH_BOUND and (warm or name in workers)
+    ]
     return not (complaints or failed or wrong or lost or grows or back > RSS_BOUND)
 
 

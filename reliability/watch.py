@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections import defaultdict
@@ -58,13 +59,20 @@ class MemoryWatch:
         """The most memory of each worker over its first sample, megabytes."""
         return {name: max(m for _, m in s) - s[0][1] for name, s in self._samples.items() if s}
 
-    def growth(self, since: float, until: float) -> dict[str, float]:
-        """Least memory in the last quarter of a time less the least in its first, megabytes."""
-        quarter = (until - since) / 4
+    def floors(self, since: float, until: float) -> dict[str, list[float]]:
+        """Least memory of each process over its first sample, in each quarter of a time; megabytes.
+
+        What a request holds for a moment does not count, and what is never given back does.
+        """
+        edges = np.linspace(since, until, 5)
         return {
-            name: min((m for t, m in samples if t >= until - quarter), default=0.0)
-            - min((m for t, m in samples if since <= t <= since + quarter), default=0.0)
+            name: [
+                min((memory for moment, memory in samples if begin <= moment <= end), default=np.nan)
+                - samples[0][1]
+                for begin, end in itertools.pairwise(edges)
+            ]
             for name, samples in self._samples.items()
+            if samples
         }
 
     def slopes(self, after: float) -> dict[str, tuple[float, float]]:
