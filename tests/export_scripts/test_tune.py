@@ -14,13 +14,13 @@ import yaml
 
 from clipserve.encoder_spec import EncoderSpec
 from clipserve.errors import ExportError
-from clipserve.hardware import cpu_has_native_bf16
+from clipserve.hardware import native_precisions
 from export_scripts import tune
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.packages.archive import TUNED_FILE, Tuned, build_archives, write_tuned
 from export_scripts.tune import Timing, choose, export_candidates, layouts, plot, time_file
 
-NATIVE = ["fp32", "bf16"] if cpu_has_native_bf16() else ["fp32"]
+NATIVE = native_precisions("cpu")
 TIMING = Timing("a.pt", "image", "fp32", 1.0, 2, 1, 1, 0.0)
 
 

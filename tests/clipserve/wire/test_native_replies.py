@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipserve.certificate import Golden, ParityCertificate
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     SCHEMA_VERSION,
     EncoderSpec,
-    Golden,
     ImagePreprocessing,
-    ParityCertificate,
     decode_vector,
 )
 from clipserve.errors import RequestError
