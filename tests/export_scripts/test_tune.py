@@ -89,6 +89,19 @@ def test_more_workers_unless_threads_gain_much() -> None:
     assert choose(far) == timing(1, 4, 8, 9.8)
 
 
+def test_a_lone_caller_counts_as_much_as_many() -> None:
+    def timings(file: str, alone: float, together: float) -> list[Timing]:
+        return [
+            replace(TIMING, file=file, workers=1, threads=2, batch=1, per_second=alone),
+            replace(TIMING, file=file, batch=1, per_second=together / 2),
+            replace(TIMING, file=file, batch=32, per_second=together),
+        ]
+
+    full, half = timings("fp32.pt", 16, 40), timings("fp16.pt", 30, 39.5)
+    assert choose([*full, *half]).file == "fp16.pt"
+    assert choose([*full, *timings("bf16.pt", 15, 40)]).file == "fp32.pt"
+
+
 def test_what_is_ringed_is_inside_its_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CASES 68: the ring was cut, its label stood outside, and another point stood above it."""
     from matplotlib import pyplot as plt
