@@ -7,22 +7,28 @@ and clock.
 
 from __future__ import annotations
 
+import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from benchmarks.child import Job, Result, answer_jobs
-from benchmarks.in_process import in_turns, timed
+from benchmarks.in_process import LEAST_RUNS, in_turns, timed
 from benchmarks.workloads import SIZES, SMALLEST, TEXTS_AT_ONCE, sentences
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
+from clipserve.encoder_spec import Modality, Precision
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
 from clipserve.store import Store
+from export_scripts.timing import loaded
 
 BATCH = 8
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Of the arithmetic: with half weights it is float32's.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float32}
 
 CPU = torch.device("cpu")
 
@@ -47,7 +53,8 @@ class Floors:
         threads: int,
     ):
         torch.set_num_threads(1)
-        image, text = Store.read(store).model(None).pair(CPU.type)
+        self._store = Store.read(store).model(None)
+        image, text = self._store.pair(CPU.type)
         self._image = ExportedImageEncoder(image.path, CPU)
         self._text = ExportedTextEncoder(text.path, CPU)
         self._files = {key: [path.read_bytes() for path in paths] for key, paths in pictures.items()}
@@ -92,6 +99,22 @@ class Floors:
         found["forward_batch1"] = timed(lambda n: self._image.embed(in_turns(self._pixels, 1, n)), 1, seconds)
         found["text_alone"] = timed(lambda n: self._embed(in_turns(self._sentences, 1, n)), 1, seconds / 2)
         torch.set_num_threads(1)
+        found["half_weights"] = self._half_weights(seconds)
+        return found
+
+    def _half_weights(self, seconds: float) -> dict[str, dict[str, float]]:
+        """CPU time of a lone picture and a lone text in fp32 and with half weights, where the store has both.
+
+        Loaded for as long as it is measured: the process has a pair of encoders already.
+        """
+        wanted: tuple[Precision, ...] = ("fp32", "fp16")
+        served = self._store.where(lambda spec: (spec.device, spec.format) == ("cpu", "torchscript"))
+        found = {}
+        for modality in get_args(Modality):
+            files = {f.spec.precision: f.path for f in served.encoders if f.spec.modality == modality}
+            if set(wanted) <= set(files):
+                runs = {precision: loaded(files[precision]) for precision in wanted}
+                found[modality] = _lone_passes(runs, seconds)
         return found
 
     def _decode(self, data: bytes) -> PixelArray:
@@ -119,6 +142,18 @@ def _gflops(matrices: Sequence[tuple[torch.Tensor, torch.Tensor]], seconds: floa
 
     flops = sum(2.0 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in matrices)
     return timed(multiply, 1, seconds)["rate"] * flops / 1e9
+
+
+def _lone_passes(runs: Mapping[Precision, Callable[[int], object]], seconds: float) -> dict[str, float]:
+    """Median CPU time of a lone input's pass in each precision, in turns: other work weighs on all alike."""
+    times: dict[Precision, list[float]] = {precision: [] for precision in runs}
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or min(map(len, times.values())) < LEAST_RUNS:
+        for precision, run in runs.items():
+            before = time.process_time()
+            run(1)
+            times[precision].append(time.process_time() - before)
+    return {f"{precision}_cpu_ms": 1000 * statistics.median(spent) for precision, spent in times.items()}
 
 
 def main() -> int:

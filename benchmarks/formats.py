@@ -43,6 +43,7 @@ from standins.checkpoints import (
 VARIANTS: tuple[tuple[Format, Precision], ...] = (
     ("torchscript", "fp32"),
     ("torchscript", "bf16"),
+    ("torchscript", "fp16"),
     ("onnx", "fp32"),
     ("aoti", "bf16"),
     ("aoti", "fp32"),

@@ -77,6 +77,11 @@ def _vs_decode_plus_forward(measured: Round) -> float:
     return value(measured, "clipserve", "image_c1", "p50_ms") / floor
 
 
+def _fp32_vs_half_weights(modality: str) -> Callable[[Round], float]:
+    both = ("floors_alone", "half_weights", modality)
+    return _quotient((*both, "fp32_cpu_ms"), (*both, "fp16_cpu_ms"))
+
+
 RATIOS: dict[str, Ratio] = {
     "image_http_c32_vs_infinity": Ratio(
         "pictures/s over HTTP, 32 clients: ours ÷ infinity-emb",
@@ -139,6 +144,16 @@ RATIOS: dict[str, Ratio] = {
     "gemm_vs_fp32_gemm_per_core": Ratio(
         "bare matrix products of the encoder's shapes, one core: in its precision ÷ in fp32",
         _quotient(("floors_alone", "gemm_gflops"), ("floors_alone", "gemm_fp32_gflops")),
+    ),
+    "text_fp16_vs_fp32_b1": Ratio(
+        "a lone text, encoder alone, one thread: CPU time in fp32 ÷ with half weights",
+        _fp32_vs_half_weights("text"),
+        at_least=1.5,
+    ),
+    "image_fp16_vs_fp32_b1": Ratio(
+        "a lone picture, likewise",
+        _fp32_vs_half_weights("image"),
+        at_least=1.3,
     ),
     "image_pipeline_limit_vs_infinity": Ratio(
         "the ceiling here: (cores ÷ CPU time to decode, resize and run one in a batch) ÷ infinity-emb's "

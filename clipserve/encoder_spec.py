@@ -21,6 +21,7 @@ from typing import Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from clipserve.certificate import ParityBound, ParityCertificate
 from clipserve.errors import SpecError
 from clipserve.strict_json import build
 
@@ -137,73 +138,28 @@ class TextPreprocessing:
         yield "pad_token_id", 0 <= self.pad_token_id < self.vocabulary_size
 
 
-@dataclass(frozen=True)
-class ParityCase:
-    """One comparison of the exported encoder with its eager original.
-
-    Attributes:
-        name: what was compared, such as `random tokens, batch 3 x 17, padded`.
-        max_abs_diff: largest absolute difference of any component.
-        min_cosine: smallest cosine similarity of any row.
-    """
-
-    name: str
-    max_abs_diff: float
-    min_cosine: float
-
-
-@dataclass(frozen=True)
-class ParityBound:
-    """What a variant must keep to; None where it is not bound."""
-
-    max_abs_diff: float | None
-    min_cosine: float | None
-
-    def holds(self, max_abs_diff: float, min_cosine: float) -> bool:
-        """Whether both measured numbers are within the bound."""
-        return (self.max_abs_diff is None or max_abs_diff <= self.max_abs_diff) and (
-            self.min_cosine is None or min_cosine >= self.min_cosine
-        )
-
-    def __str__(self) -> str:
-        parts = []
-        if self.max_abs_diff is not None:
-            parts.append(f"max-abs <= {self.max_abs_diff:g}")
-        if self.min_cosine is not None:
-            parts.append(f"cosine >= {self.min_cosine:g}")
-        return " and ".join(parts)
-
-
-# fp32 differs from its original by the order of float additions only; half precisions round weights.
+# fp32 differs from its original by the order of float additions only; half precisions round weights and what
+# is computed with them.
 PARITY_BOUNDS: dict[Precision, ParityBound] = {
     "fp32": ParityBound(max_abs_diff=1e-5, min_cosine=None),
     "bf16": ParityBound(max_abs_diff=None, min_cosine=0.999),
     "fp16": ParityBound(max_abs_diff=None, min_cosine=0.999),
 }
 
-
-@dataclass(frozen=True)
-class Golden:
-    """An input and the embedding that the eager original gives for it.
-
-    Attributes:
-        input: a sentence, or a PNG file in base64.
-        embedding: float32 little-endian in base64, `[embedding_dim]`.
-    """
-
-    input: str
-    embedding: str
+# Of weights in half precision with arithmetic in float32.
+HALF_WEIGHTS_BOUND = ParityBound(max_abs_diff=5e-4, min_cosine=0.99999)
 
 
-@dataclass(frozen=True)
-class ParityCertificate:
-    """The measured difference between an exported encoder and its eager original."""
+def has_half_weights(file_format: Format, device: Device, precision: Precision) -> bool:
+    """Whether only the weights of a variant are in half precision, and it computes in float32."""
+    return (file_format, device, precision) == ("torchscript", "cpu", "fp16")
 
-    bound: ParityBound
-    max_abs_diff: float
-    min_cosine: float
-    cases: tuple[ParityCase, ...]
-    golden: Golden
+
+def parity_bound(file_format: Format, device: Device, precision: Precision) -> ParityBound:
+    """What a variant must keep to."""
+    if has_half_weights(file_format, device, precision):
+        return HALF_WEIGHTS_BOUND
+    return PARITY_BOUNDS[precision]
 
 
 @dataclass(frozen=True)
@@ -218,7 +174,7 @@ class EncoderSpec:
         checkpoint: name or folder name of the checkpoint this encoder came from.
         embedding_dim: length of an embedding.
         normalized: whether the graph L2-normalises its output.
-        precision: of weights and arithmetic; the output is float32 always.
+        precision: of weights and arithmetic, see `has_half_weights`; the output is float32 always.
         logit_scale: multiplies cosines before softmax; exponentiated, about 100 for CLIP.
         checkpoint_sha256: of everything that this encoder's vectors depend on: the eager encoder's weights
             (names, shapes and values), its heads, activation, layer norms' eps, pooling and position rule,

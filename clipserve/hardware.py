@@ -55,8 +55,15 @@ def cpu_has_native_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def cpu_has_half_weights() -> bool:
+    """Whether FBGEMM multiplies by weights in half precision here, for which it needs AVX2."""
+    return torch.backends.quantized.engine in ("x86", "fbgemm")
+
+
 def native_precisions(device: str) -> tuple[Precision, ...]:
     """What a device multiplies in hardware, the fastest first; any other precision is emulated, slowly."""
     if device == "cuda":
         return "fp16", "fp32"
-    return ("bf16", "fp32") if cpu_has_native_bf16() else ("fp32",)
+    bf16: tuple[Precision, ...] = ("bf16",) if cpu_has_native_bf16() else ()
+    fp16: tuple[Precision, ...] = ("fp16",) if cpu_has_half_weights() else ()
+    return *bf16, *fp16, "fp32"

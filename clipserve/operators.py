@@ -41,7 +41,7 @@ OPERATORS = frozenset(
         *("aten::linalg_vector_norm", "aten::linear", "aten::mul", "aten::ne"),
         *("aten::scaled_dot_product_attention", "aten::silu", "aten::sum"),
         # What `clipserve.prepack` puts in the place of `aten::linear`.
-        "mkldnn::_linear_pointwise",
+        *("mkldnn::_linear_pointwise", "quantized::linear_dynamic_fp16"),
     }
 )
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 from clipserve.encoder_spec import (
-    PARITY_BOUNDS,
     SUFFIXES,
     EncoderSpec,
     Format,
     Precision,
     artifact_sha256,
     description_path,
+    parity_bound,
     read_extra_file,
     read_spec,
 )
@@ -90,9 +90,8 @@ class EncoderFile:
             )
         self.check_unchanged()
         certificate = self.spec.certificate
-        if certificate.bound != PARITY_BOUNDS[self.spec.precision] or not certificate.bound.holds(
-            certificate.max_abs_diff, certificate.min_cosine
-        ):
+        bound = parity_bound(self.spec.format, self.spec.device, self.spec.precision)
+        if certificate.bound != bound or not bound.holds(certificate.max_abs_diff, certificate.min_cosine):
             raise SpecError(f"{self.path}: its certificate is beyond the bound; run 'make export' again")
 
     def runs_here(self) -> bool:

@@ -61,6 +61,8 @@ class Worker:
         encoders = [ENCODERS[modality](file.path, device) for modality, file in files.items()]
         self._pipeline = Pipeline(endpoint, encoders, settings)
         self._batches = 0
+        # Originals were freed one by one as their packed forms were made, and lie as holes between these.
+        trim_memory()
         self._idle_bytes = resident_bytes()
         self._trimmed = time.monotonic()
         for warning in [*lowered, *_too_large(self._pipeline, settings)]:

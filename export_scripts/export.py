@@ -16,7 +16,7 @@ from clipserve.encoder_spec import PARITY_BOUNDS, SUFFIXES, Device, EncoderSpec,
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.formats import FORMATS
 from export_scripts.packages.djl import write_djl
-from export_scripts.publish import TIMED_BATCH, Made, check_device, export_encoders
+from export_scripts.publish import TIMED_BATCHES, Made, check_device, export_encoders
 
 STORE = Path(__file__).parents[1] / "model_store"
 DEFAULT_MODEL = "clip-ViT-B-32"
@@ -34,6 +34,7 @@ def export_pair(
     *,
     file_format: Format = "torchscript",
     normalized: bool = True,
+    packed: bool = True,
 ) -> list[EncoderSpec]:
     """Exports the image and the text encoder of a pair; see `load_pair` and `export_encoders`.
 
@@ -61,8 +62,12 @@ def export_pair(
             return
         certificate = made.spec.certificate
         if made.seconds:
-            timed = ", ".join(f"{name} {1000 * spent:.1f} ms" for name, spent in made.seconds.items())
-            print(f"      a batch of {TIMED_BATCH}: {timed}; {made.spec.precision} is kept", flush=True)
+            timed = ", ".join(
+                f"{name} {' and '.join(f'{1000 * spent:.1f}' for spent in of_batches)} ms"
+                for name, of_batches in made.seconds.items()
+            )
+            batches = " and ".join(map(str, TIMED_BATCHES))
+            print(f"      batches of {batches}: {timed}; {made.spec.precision} is kept", flush=True)
         print(
             f"      {made.path.name}  {made.path.stat().st_size / 1e6:.1f} MB  "
             f"max-abs {certificate.max_abs_diff:.2g}, min cosine {certificate.min_cosine:.6f} over "
@@ -72,7 +77,15 @@ def export_pair(
         )
 
     return export_encoders(
-        pair, modalities, device, precision, store, file_format=file_format, normalized=normalized, tell=tell
+        pair,
+        modalities,
+        device,
+        precision,
+        store,
+        file_format=file_format,
+        normalized=normalized,
+        packed=packed,
+        tell=tell,
     )
 
 
@@ -102,6 +115,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.store,
         file_format="torchscript" if arguments.format == DJL else arguments.format,
         normalized=not arguments.no_normalize,
+        packed=arguments.format != DJL,
     )
     if arguments.format == DJL:
         for spec in specs:

@@ -1,6 +1,6 @@
 """Finds the fastest settings for this machine and builds the archives with them: `make tune`.
 
-Every precision that the hardware multiplies natively, every division of the cores into workers x threads and
+Every precision that the hardware multiplies, every division of the cores into workers x threads and
 every batch size is timed, with as many workers at once as would serve. All that is timed has kept its parity
 bound at export. What is chosen goes into `tuned.json` in the store, which `make archive` obeys.
 """
@@ -87,7 +87,7 @@ class Timing:
 
 
 def export_candidates(pair: CheckpointPair, device: Device, store: Path) -> list[Path]:
-    """Exports what is not in the store yet of the precisions that this hardware multiplies natively.
+    """Exports what is not in the store yet of the precisions that this hardware multiplies.
 
     Returns:
         Every file of the pair for this device that runs here, of whatever format.
@@ -162,13 +162,26 @@ def time_file(path: Path, workers: int, threads: int, seconds: float) -> list[Ti
 
 def choose(timings: Sequence[Timing]) -> Timing:
     """The fastest file, in the most workers and then with the smallest batch that are nearly as fast."""
-    best = max(timings, key=lambda timing: timing.served)
+    of_files: dict[str, list[Timing]] = {}
+    for timing in timings:
+        of_files.setdefault(timing.file, []).append(timing)
+    of_best = max(of_files.values(), key=_speed)
+    best = max(of_best, key=lambda timing: timing.served)
     enough = (1 - WORTH_OF_THREADS) * best.served
-    fast = [t for t in timings if t.file == best.file and t.served >= enough]
+    fast = [t for t in of_best if t.served >= enough]
     workers = max(t.workers for t in fast)
     alike = [t for t in fast if t.workers == workers]
     enough = (1 - WORTH) * max(t.served for t in alike)
     return min((t for t in alike if t.served >= enough), key=lambda timing: timing.batch)
+
+
+def _speed(of_file: Sequence[Timing]) -> float:
+    """Of one file: items per second under load, times those of a lone caller where all cores are his.
+
+    Both count alike: files that are level under load may be far apart for the one who waits.
+    """
+    lone = max(t.per_second / t.workers for t in of_file if t.batch == min(t.batch for t in of_file))
+    return lone * max(t.served for t in of_file)
 
 
 def tune(pair: CheckpointPair, device: Device, store: Path, seconds: float = SECONDS) -> dict[str, Tuned]:

@@ -189,7 +189,7 @@ def encode_embeddings(
 def embedding_entry(index: int, embedded: Embedded, encoding_format: EncodingFormat) -> dict[str, Any]:
     """One embedding in `data`, which OpenAI's responses share."""
     vector = embedded.embedding
-    written = encode_vector(vector) if encoding_format == "base64" else vector.tolist()
+    written = encode_vector(vector) if encoding_format == "base64" else vector
     return {"object": "embedding", "index": index, "embedding": written}
 
 

@@ -222,7 +222,7 @@ class ImageEncoder(nn.Module):
         pixel_values = check_pixels(pixel_values, *self.size, self.wanted_pixels)
         x = pixel_values.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # [N,3,h,P,w,P]
         x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, hw, 3PP]
-        x = self.patch_projection(x.to(self.patch_projection.weight.dtype)) + self.patch_positions
+        x = self.patch_projection(x.to(self.patch_positions.dtype)) + self.patch_positions
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)  # [N, 1 + hw, W]
         x = self.norm_before(x)
         for layer in self.layers:

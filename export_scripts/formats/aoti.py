@@ -15,6 +15,7 @@ from clipserve.encoder_spec import Device, Precision
 from clipserve.errors import ExportError
 from clipserve.hardware import cpu_capability
 from export_scripts.formats.base import (
+    DTYPES,
     EncoderFormat,
     Inputs,
     Module,
@@ -29,6 +30,7 @@ class Aoti(ZipFormat):
 
     doing = "compiling"
     precisions: Mapping[Device, tuple[Precision, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ()}
+    candidates = precisions
     libraries: tuple[str, ...] = ()
 
     options: Mapping[str, Any] = {
@@ -64,13 +66,13 @@ class Aoti(ZipFormat):
         """This CPU's: the compiler makes code for the machine that it runs on."""
         return cpu_capability()
 
-    def make(self, encoder: nn.Module, inputs: Inputs, path: Path) -> None:
+    def make(self, encoder: nn.Module, precision: Precision, inputs: Inputs, path: Path) -> None:
         """Exports with dynamic sizes and compiles."""
         from torch._inductor import aoti_compile_and_package
         from torch._inductor.utils import fresh_cache
 
         with quiet_export(), fresh_cache(dir=str(path.parent)):
-            program = export_program(encoder, inputs)
+            program = export_program(encoder.to(DTYPES[precision]), inputs)
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(self.options))
 
     def load(self, path: Path, device: torch.device) -> Module:

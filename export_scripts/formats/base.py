@@ -18,6 +18,12 @@ from clipserve.encoder_spec import Device, EncoderInput, Precision, Varying
 from clipserve.store import PyTorchReader, Reader
 from export_scripts.zips import ZIP_EPOCH
 
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
 # A loaded encoder: its inputs to float32 `[N, D]`.
 Module = Callable[..., Tensor]
 
@@ -41,11 +47,13 @@ class EncoderFormat(Reader, Protocol):
     Attributes:
         doing: what `make` does, in one word for people who wait.
         precisions: that it takes, by device.
+        candidates: those of them that `auto` chooses among where the hardware multiplies them.
         libraries: what makes such a file beside PyTorch.
     """
 
     doing: str
     precisions: Mapping[Device, tuple[Precision, ...]]
+    candidates: Mapping[Device, tuple[Precision, ...]]
     libraries: tuple[str, ...]
 
     def check(self) -> None:
@@ -58,11 +66,15 @@ class EncoderFormat(Reader, Protocol):
     def cpu_capability(self) -> str | None:
         """See `EncoderSpec.cpu_capability`."""
 
-    def make(self, encoder: nn.Module, inputs: Inputs, path: Path) -> None:
+    def make(self, encoder: nn.Module, precision: Precision, inputs: Inputs, path: Path) -> None:
         """Writes an encoder, without extra files.
+
+        Args:
+            encoder: float32, on the device; its weights are changed.
 
         Raises:
             ExportError: this encoder is not to be had in this format.
+            ParityError: nor in this precision.
         """
 
     def load(self, path: Path, device: torch.device) -> Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clipserve.encoder_spec import Device, Precision, sha256
 from clipserve.errors import ExportError, SpecError
-from export_scripts.formats.base import EncoderFormat, Inputs, Module, export_program, quiet_export
+from export_scripts.formats.base import DTYPES, EncoderFormat, Inputs, Module, export_program, quiet_export
 
 # An ONNX file is a protocol buffer, which holds no more.
 ONNX_MOST_BYTES = 2**31 - 1
@@ -23,6 +23,7 @@ class Onnx:
     doing = "exporting"
     # ONNX Runtime's CPU kernels take no bfloat16; float16 they compute in float32.
     precisions: Mapping[Device, tuple[Precision, ...]] = {"cpu": ("fp32", "fp16"), "cuda": ()}
+    candidates: Mapping[Device, tuple[Precision, ...]] = {"cpu": ("fp32",), "cuda": ()}
     libraries: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
 
     def check(self) -> None:
@@ -40,8 +41,9 @@ class Onnx:
     def cpu_capability(self) -> None:
         """No machine code."""
 
-    def make(self, encoder: nn.Module, inputs: Inputs, path: Path) -> None:
+    def make(self, encoder: nn.Module, precision: Precision, inputs: Inputs, path: Path) -> None:
         """Exports with dynamic sizes, into one file."""
+        encoder = encoder.to(DTYPES[precision])
         size = sum(t.numel() * t.element_size() for t in encoder.state_dict().values())
         if size > ONNX_MOST_BYTES:
             raise ExportError(

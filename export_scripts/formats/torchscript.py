@@ -11,16 +11,21 @@ import torch
 from torch import nn
 
 from clipserve.encoder import load_for_inference, load_torchscript
-from clipserve.encoder_spec import Device, Precision
+from clipserve.encoder_spec import Device, Precision, has_half_weights
 from clipserve.errors import ExportError
-from export_scripts.formats.base import EncoderFormat, Inputs, ZipFormat
+from export_scripts.encoders.half import halve_weights
+from export_scripts.formats.base import DTYPES, EncoderFormat, Inputs, ZipFormat
 
 
 class TorchScript(ZipFormat):
     """A trace; it holds no machine code, but is bound to CPU or GPU by the precision's kernels."""
 
     doing = "tracing"
-    precisions: Mapping[Device, tuple[Precision, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16")}
+    precisions: Mapping[Device, tuple[Precision, ...]] = {
+        "cpu": ("fp32", "bf16", "fp16"),
+        "cuda": ("fp32", "fp16"),
+    }
+    candidates = precisions
     libraries: tuple[str, ...] = ()
 
     def check(self) -> None:
@@ -29,9 +34,13 @@ class TorchScript(ZipFormat):
     def cpu_capability(self) -> None:
         """No machine code."""
 
-    def make(self, encoder: nn.Module, inputs: Inputs, path: Path) -> None:
+    def make(self, encoder: nn.Module, precision: Precision, inputs: Inputs, path: Path) -> None:
         """Traces; what varies is not said, but parity is checked at other sizes than the example's."""
         device = inputs.example[0].device
+        if device.type == "cpu" and has_half_weights("torchscript", "cpu", precision):
+            encoder = halve_weights(encoder)
+        else:
+            encoder = encoder.to(DTYPES[precision])
         with quiet_tracing():
             # Inputs that are stored would be in the file for good.
             traced = torch.jit.trace(encoder, inputs.example, check_trace=False, _store_inputs=False)

@@ -19,8 +19,9 @@ from clipserve.store import SERVED, Store
 from export_scripts.export import STORE
 from export_scripts.packages.folders import link_or_copy, publish, staged
 
-# Triton may run on another machine than this; who exported a half precision did so for that one.
-HALF_FIRST: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+# Triton may run on another machine than this; who exported a half precision did so for that one. Half weights
+# for a CPU go last: Triton does not pack them, and casts them at every call.
+PREFERRED: dict[Device, tuple[Precision, ...]] = {"cpu": ("bf16", "fp32", "fp16"), "cuda": ("fp16", "fp32")}
 
 TYPES = {"uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
 
@@ -41,7 +42,7 @@ def write_repository(
     Args:
         model_id: which model; None where the store holds one only.
         device: take the variants for this device.
-        precision: take the variants of this precision; None takes the half one of several.
+        precision: take the variants of this precision; None takes the first of `PREFERRED`.
 
     Returns:
         Both folders' paths.
@@ -60,7 +61,7 @@ def write_repository(
                 f"{found.names or 'no TorchScript encoder at all'}; run "
                 f"'make export DEVICE={device}{f' PRECISION={precision}' if precision else ''}'"
             )
-    pair = fitting.pair(device, HALF_FIRST)
+    pair = fitting.pair(device, PREFERRED[device])
     for file in pair:
         file.check_published()
     with staged(output) as work:

@@ -8,17 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipserve.encoder_spec import (
-    PARITY_BOUNDS,
-    Device,
-    EncoderSpec,
-    FloatArray,
-    Golden,
-    ParityCase,
-    ParityCertificate,
-    Precision,
-    encode_vector,
-)
+from clipserve.certificate import Golden, ParityBound, ParityCase, ParityCertificate
+from clipserve.encoder_spec import Device, EncoderSpec, FloatArray, encode_vector, parity_bound
 from clipserve.errors import ExportError, ParityError
 from clipserve.similarity import unit_vectors
 from export_scripts.checkpoints.pair import CheckpointPair
@@ -27,11 +18,12 @@ from export_scripts.formats.base import Module
 from export_scripts.parity.subjects import SUBJECTS, Run, Subject
 
 
-def certify(subject: Subject, run: Run, precision: Precision, normalized: bool) -> ParityCertificate:
+def certify(subject: Subject, run: Run, bound: ParityBound, normalized: bool) -> ParityCertificate:
     """Compares an exported encoder with its original, case by case; whether the bound holds is not asked.
 
     Args:
         run: see `runner`.
+        bound: that the certificate names.
         normalized: whether the exported encoder normalises.
     """
     cases = [
@@ -41,7 +33,7 @@ def certify(subject: Subject, run: Run, precision: Precision, normalized: bool) 
     golden = _as(normalized, subject.golden_reference())
     cases.append(_compare("golden input", run(*subject.golden_tensors), golden))
     return ParityCertificate(
-        bound=PARITY_BOUNDS[precision],
+        bound=bound,
         max_abs_diff=max(case.max_abs_diff for case in cases),
         min_cosine=min(case.min_cosine for case in cases),
         cases=tuple(cases),
@@ -62,7 +54,8 @@ def recheck(pair: CheckpointPair, path: Path, spec: EncoderSpec) -> ParityCertif
             f"has {subject.checkpoint.checkpoint_sha256[:12]}…; run 'make export' again"
         )
     module = FORMATS[spec.format].load(path, torch.device(spec.device))
-    return certify(subject, runner(module, spec.device), spec.precision, spec.normalized)
+    bound = parity_bound(spec.format, spec.device, spec.precision)
+    return certify(subject, runner(module, spec.device), bound, spec.normalized)
 
 
 def runner(module: Module, device: Device) -> Run:

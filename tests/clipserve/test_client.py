@@ -17,14 +17,12 @@ import httpx
 import numpy as np
 import pytest
 
+from clipserve.certificate import Golden, ParityBound, ParityCertificate
 from clipserve.client import Client, KeyFile, Management, MissingKeyFileError, calls, connection
 from clipserve.client.connection import RETRIES_AT_LEAST, RETRY_WITHIN_SECONDS
 from clipserve.encoder_spec import (
     SCHEMA_VERSION,
     EncoderSpec,
-    Golden,
-    ParityBound,
-    ParityCertificate,
     TextPreprocessing,
     encode_vector,
 )

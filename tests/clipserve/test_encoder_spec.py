@@ -17,16 +17,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipserve.certificate import ParityBound
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_torchscript
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     SPEC_FILE,
     TOKENIZER_FILE,
+    Device,
     EncoderSpec,
-    ParityBound,
+    Format,
     artifact_sha256,
     decode_vector,
     encode_vector,
+    parity_bound,
     read_extra_file,
     read_spec,
     sha256,
@@ -537,6 +540,20 @@ def test_bounds_in_words_and_numbers() -> None:
         "fp16": "cosine >= 0.999",
     }
     assert str(ParityBound(1e-5, 0.999)) == "max-abs <= 1e-05 and cosine >= 0.999"
+
+
+@pytest.mark.parametrize(
+    ("file_format", "device", "bound"),
+    [
+        ("torchscript", "cpu", "max-abs <= 0.0005 and cosine >= 0.99999"),
+        ("torchscript", "cuda", "cosine >= 0.999"),
+        ("onnx", "cpu", "cosine >= 0.999"),
+    ],
+)
+def test_weights_alone_in_half_precision_are_bound_more_closely(
+    file_format: Format, device: Device, bound: str
+) -> None:
+    assert str(parity_bound(file_format, device, "fp16")) == bound
 
 
 def test_sha256_known_answer() -> None:

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clipserve import prepack
+from clipserve.hardware import cpu_has_half_weights
 from clipserve.prepack import prepack_linear_layers
+from export_scripts.encoders.half import halve_weights
 
 BF16 = pytest.param(
     torch.bfloat16,
@@ -30,13 +33,14 @@ class Layers(nn.Module):
         return y
 
 
-def loaded(folder: Path, dtype: torch.dtype) -> torch.jit.ScriptModule:
+def loaded(folder: Path, dtype: torch.dtype, *, half: bool = False) -> torch.jit.ScriptModule:
     torch.manual_seed(0)
     path = folder / "layers.pt"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
+        layers = Layers().to(dtype).eval()
         example = torch.randn(2, 5, 48, dtype=dtype)
-        torch.jit.save(torch.jit.trace(Layers().to(dtype).eval(), example), path)
+        torch.jit.save(torch.jit.trace(halve_weights(layers) if half else layers, example), path)
         # No encoder, which is all that `load_torchscript` admits.
         module: torch.jit.ScriptModule = torch.jit.load(path)
     return module
@@ -69,3 +73,43 @@ def test_without_onednn_nothing_is_changed(tmp_path: Path, monkeypatch: pytest.M
     module = loaded(tmp_path, torch.float32)
     prepack_linear_layers(module)
     assert module.outer.weight.layout == torch.strided
+
+
+@pytest.mark.skipif(not cpu_has_half_weights(), reason="FBGEMM does not run on this CPU")
+def test_packed_half_weights_give_the_same_numbers(tmp_path: Path) -> None:
+    plain, packed = (loaded(tmp_path, torch.float32, half=True) for _ in range(2))
+    prepack_linear_layers(packed)
+    # The file's weights are gone: what is packed is the only copy.
+    assert [m.weight.numel() for m in packed.modules() if m.original_name == "HalfLinear"] == [0, 0]
+    with torch.inference_mode():
+        for shape in ((2, 5, 48), (1, 50, 48), (8, 3, 48), (7, 48)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(packed(x), plain(x), rtol=0, atol=1e-6)
+    assert "quantized::linear_dynamic_fp16" in str(packed.inlined_graph)
+    assert "aten::linear" not in str(packed.inlined_graph)
+    assert "aten::to" not in str(packed.inlined_graph)
+
+
+def test_half_weights_are_what_the_layers_were_rounded_to(tmp_path: Path) -> None:
+    """Reference: `nn.Linear` with its weight rounded to half precision and back."""
+    torch.manual_seed(0)
+    original = Layers().eval()
+    with torch.no_grad():
+        for layer in (original.inner[0], original.outer):
+            layer.weight.copy_(layer.weight.half().float())
+        x = torch.randn(3, 5, 48)
+        module = loaded(tmp_path, torch.float32, half=True)
+        prepack_linear_layers(module)
+        torch.testing.assert_close(module(x), original(x), rtol=0, atol=1e-6)
+
+
+def test_without_fbgemm_half_weights_are_cast_at_each_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepack, "cpu_has_half_weights", lambda: False)
+    module = loaded(tmp_path, torch.float32, half=True)
+    prepack_linear_layers(module)
+    assert module.outer.weight.dtype == torch.float16
+    assert module.outer.weight.numel() == 96 * 24
+    assert module(torch.randn(2, 48)).shape == (2, 24)
+    assert "aten::linear" in str(module.inlined_graph)

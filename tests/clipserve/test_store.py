@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from clipserve import hardware
 from clipserve.encoder_spec import SPEC_FILE, Precision, read_spec
@@ -47,6 +48,9 @@ def placed(folder: Path, path: Path, **fields: Any) -> Path:
     [
         ("cpu", True, ["cpu-fp32", "cpu-bf16"], "cpu-bf16"),
         ("cpu", False, ["cpu-fp32", "cpu-bf16"], "cpu-fp32"),
+        ("cpu", False, ["cpu-fp32", "cpu-fp16", "cpu-bf16"], "cpu-fp16"),
+        ("cpu", True, ["cpu-fp32", "cpu-fp16", "cpu-bf16"], "cpu-bf16"),
+        ("cpu", True, ["cpu-fp32", "cpu-fp16"], "cpu-fp16"),
         ("cpu", True, ["cpu-fp32"], "cpu-fp32"),
         ("cpu", False, ["cpu-bf16"], "cpu-bf16"),
         ("cpu", True, ["cpu-bf16", "cuda-fp16"], "cpu-bf16"),
@@ -67,6 +71,7 @@ def test_variant_for_the_placed_onand_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: native_bf16)
+    monkeypatch.setattr(hardware, "cpu_has_half_weights", lambda: True)
     made = {
         (modality, f"{placed_on}-{precision}"): placed(
             tmp_path, paths[modality], device=placed_on, precision=precision
@@ -120,6 +125,18 @@ def test_damaged_file_among_variants_is_named(paths: Paths, tmp_path: Path) -> N
 
 def test_native_bf16_is_yes_or_no() -> None:
     assert isinstance(hardware.cpu_has_native_bf16(), bool)
+
+
+def test_half_weights_are_multiplied_where_fbgemm_is(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is with AVX2, as `torch.cpu` tells it; without it, float32 goes first."""
+    assert hardware.cpu_has_half_weights() == bool(torch.cpu.get_capabilities().get("avx2"))
+    monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: False)
+    monkeypatch.setattr(hardware, "cpu_has_half_weights", lambda: False)
+    full = placed(tmp_path, paths["text"])
+    placed(tmp_path, paths["text"], precision="fp16")
+    assert best(tmp_path, "text") == full
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

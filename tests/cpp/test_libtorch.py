@@ -58,7 +58,7 @@ def golden() -> Golden:
     return run
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(
     ("layout", "modality"),
     [

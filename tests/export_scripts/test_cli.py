@@ -43,7 +43,9 @@ def test_no_cuda(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 def test_precision_that_the_device_does_not_take(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    status, message = run(export.main, capsys, "--precision", "fp16", "--store", str(tmp_path))
+    status, message = run(
+        export.main, capsys, "--precision", "fp16", "--format", "aoti", "--store", str(tmp_path)
+    )
     assert_one_sentence(status, message, "PRECISION=fp16", "bf16")
 
 

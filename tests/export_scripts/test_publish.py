@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from clipserve import hardware
+from clipserve.certificate import ParityBound
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_torchscript
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     Modality,
-    ParityBound,
     Precision,
     artifact_sha256,
     read_spec,
 )
 from clipserve.errors import ExportError, ParityError
+from clipserve.hardware import native_precisions
 from export_scripts import publish
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats.torchscript import device_constants
-from export_scripts.publish import Made, check_device, export_encoder
+from export_scripts.publish import Made, check_device, export_encoder, export_encoders
 from tests.export_scripts.exports import (
     CPU,
     LAYOUTS,
@@ -113,14 +117,70 @@ def test_cuda_without_a_gpu(precision: Precision | None, pair: CheckpointPair, t
     assert not (tmp_path / "store").exists()
 
 
-def test_fp16_on_a_cpu(pair: CheckpointPair, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="PRECISION=fp16: DEVICE=cpu takes auto, fp32, bf16"):
-        export_encoder(pair, "image", "cpu", "fp16", tmp_path)
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_half_weights_take_half_the_file(modality: Modality, pair: CheckpointPair, tmp_path: Path) -> None:
+    full, half = (export_encoder(pair, modality, "cpu", of, tmp_path) for of in ("fp32", "fp16"))
+    assert (half.device, half.precision, half.space_id) == ("cpu", "fp16", full.space_id)
+    module = load_torchscript(tmp_path / half.file_name, CPU)
+    matrices = [p for p in module.parameters() if p.dtype == torch.float16]
+    kept = [p for p in module.parameters() if p.dtype != torch.float16]
+    assert {p.dtype for p in kept} == {torch.float32}
+    # Biases, norms and positions, a fiftieth of a full-size encoder's weights.
+    assert sum(p.numel() for p in matrices) > 0.9 * sum(p.numel() for p in (*matrices, *kept))
+
+
+def with_weight(value: float) -> Callable[[nn.Module], nn.Module]:
+    """One weight of the head is this, and its output the same: another one takes it away."""
+
+    def change(encoder: nn.Module) -> nn.Module:
+        changed = copy.deepcopy(encoder)
+        with torch.no_grad():
+            changed.projection.weight[0, 0] = value  # type: ignore[operator, union-attr]
+        return changed
+
+    return change
+
+
+@pytest.mark.parametrize("value", [65505.0, -7e4, float("inf"), float("nan")])
+def test_a_weight_beyond_half_precision_is_refused(
+    value: float, pair: CheckpointPair, tmp_path: Path
+) -> None:
+    with pytest.raises(ParityError) as caught:
+        export_encoder(rebuilt(pair, "image", with_weight(value)), "image", "cpu", "fp16", tmp_path)
+    assert str(caught.value) == (
+        f"image encoder: PRECISION=fp16: a weight of projection is {abs(value):g}, half precision holds up "
+        "to 65504; run 'make export PRECISION=fp32'"
+    )
     assert empty(tmp_path)
 
 
+class Shrunken(nn.Module):
+    """The same function with the head's weights so small that half precision keeps few of their digits."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = copy.deepcopy(inner)
+        with torch.no_grad():
+            self.inner.projection.weight *= 2.0**-18  # type: ignore[operator, union-attr]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.inner(*inputs)  # type: ignore[no-any-return]
+
+
+def test_weights_too_small_for_half_precision_are_beyond_the_bound(
+    pair: CheckpointPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embeddings are normalised, so that a factor in the head is nothing to the fp32 encoder."""
+    tiny = rebuilt(pair, "text", Shrunken)
+    with pytest.raises(ParityError, match="text encoder in fp16 on cpu: max-abs "):
+        export_encoder(tiny, "text", "cpu", "fp16", tmp_path)
+    assert empty(tmp_path)
+    monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: False)
+    assert export_encoder(tiny, "text", "cpu", None, tmp_path).precision == "fp32"
+
+
 def test_devices_and_precisions_that_go_together() -> None:
-    allowed: tuple[Precision | None, ...] = ("fp32", "bf16", None)
+    allowed: tuple[Precision | None, ...] = ("fp32", "bf16", "fp16", None)
     for precision in allowed:
         check_device("cpu", precision)
     with pytest.raises(ExportError, match="takes auto"):
@@ -128,32 +188,38 @@ def test_devices_and_precisions_that_go_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("native", "seconds", "expected", "made"),
+    ("native", "packed", "seconds", "expected"),
     [
-        (True, {"fp32": 2.0, "bf16": 1.0}, "bf16", ["fp32", "bf16"]),
-        (True, {"fp32": 1.0, "bf16": 2.0}, "fp32", ["fp32", "bf16"]),
-        (False, {"fp32": 2.0, "bf16": 1.0}, "fp32", ["fp32"]),
+        (True, True, {"fp32": (2, 9), "bf16": (1, 5), "fp16": (1, 8)}, "bf16"),
+        (True, True, {"fp32": (1, 5), "bf16": (2, 9), "fp16": (3, 9)}, "fp32"),
+        (False, True, {"fp32": (2, 9), "fp16": (1, 9.9)}, "fp16"),
+        # As fast, and half as large.
+        (False, True, {"fp32": (2, 9), "fp16": (2, 9.3)}, "fp16"),
+        (False, True, {"fp32": (2, 9), "fp16": (2, 11)}, "fp32"),
+        # Cast at every call.
+        (False, False, {"fp32": (2, 9)}, "fp32"),
     ],
 )
 def test_auto_takes_the_fastest(
     native: bool,
-    seconds: dict[str, float],
+    packed: bool,
+    seconds: dict[str, tuple[float, ...]],
     expected: str,
-    made: list[str],
     pair: CheckpointPair,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     timed = []
 
-    def stopwatch(export: object, made: Made, subject: object) -> float:
-        timed.append(read_spec(made.path).precision)
-        return seconds[timed[-1]]
+    def stopwatch(export: object, all_made: Sequence[Made], subject: object) -> list[tuple[float, ...]]:
+        timed.extend(read_spec(made.path).precision for made in all_made)
+        return [seconds[precision] for precision in timed]
 
     monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: native)
-    monkeypatch.setattr(publish._Export, "_seconds", stopwatch)
-    spec = export_encoder(pair, "text", "cpu", None, tmp_path)
-    assert (spec.precision, timed) == (expected, made)
+    monkeypatch.setattr(hardware, "cpu_has_half_weights", lambda: True)
+    monkeypatch.setattr(publish._Export, "_times", stopwatch)
+    (spec,) = export_encoders(pair, ["text"], "cpu", None, tmp_path, packed=packed)
+    assert (spec.precision, timed) == (expected, list(seconds))
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{spec.stem}.json", f"{spec.stem}.pt"]
 
 
@@ -162,8 +228,11 @@ def test_auto_takes_no_precision_beyond_its_bound(
 ) -> None:
     monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: True)
     monkeypatch.setattr(
-        publish._Export, "_seconds", lambda export, made, subject: 0.0 if "bf16" in made.path.name else 9.0
+        publish._Export,
+        "_times",
+        lambda export, all_made, subject: [(0.0 if "bf16" in m.path.name else 9.0,) for m in all_made],
     )
+    monkeypatch.setattr(hardware, "cpu_has_half_weights", lambda: False)
     monkeypatch.setitem(PARITY_BOUNDS, "bf16", ParityBound(None, 1.1))
     assert export_encoder(pair, "text", "cpu", None, tmp_path).precision == "fp32"
     # Float32 has nothing to fall back to.
@@ -175,7 +244,7 @@ def test_auto_takes_no_precision_beyond_its_bound(
 
 def test_auto_really_measures(pair: CheckpointPair, tmp_path: Path) -> None:
     spec = export_encoder(pair, "text", "cpu", None, tmp_path)
-    assert spec.precision in ("fp32", "bf16")
+    assert spec.precision in native_precisions("cpu")
     assert (tmp_path / f"{spec.stem}.pt").is_file()
 
 

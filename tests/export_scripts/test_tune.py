@@ -14,13 +14,13 @@ import yaml
 
 from clipserve.encoder_spec import EncoderSpec
 from clipserve.errors import ExportError
-from clipserve.hardware import cpu_has_native_bf16
+from clipserve.hardware import native_precisions
 from export_scripts import tune
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.packages.archive import TUNED_FILE, Tuned, build_archives, write_tuned
 from export_scripts.tune import Timing, choose, export_candidates, layouts, plot, time_file
 
-NATIVE = ["fp32", "bf16"] if cpu_has_native_bf16() else ["fp32"]
+NATIVE = native_precisions("cpu")
 TIMING = Timing("a.pt", "image", "fp32", 1.0, 2, 1, 1, 0.0)
 
 
@@ -87,6 +87,19 @@ def test_more_workers_unless_threads_gain_much() -> None:
     assert choose(fast) == fast[1]
     far = [timing(1, 4, 16, 10), timing(1, 4, 8, 9.8), timing(2, 2, 8, 8), timing(4, 1, 8, 7.9)]
     assert choose(far) == timing(1, 4, 8, 9.8)
+
+
+def test_a_lone_caller_counts_as_much_as_many() -> None:
+    def timings(file: str, alone: float, together: float) -> list[Timing]:
+        return [
+            replace(TIMING, file=file, workers=1, threads=2, batch=1, per_second=alone),
+            replace(TIMING, file=file, batch=1, per_second=together / 2),
+            replace(TIMING, file=file, batch=32, per_second=together),
+        ]
+
+    full, half = timings("fp32.pt", 16, 40), timings("fp16.pt", 30, 39.5)
+    assert choose([*full, *half]).file == "fp16.pt"
+    assert choose([*full, *timings("bf16.pt", 15, 40)]).file == "fp32.pt"
 
 
 def test_what_is_ringed_is_inside_its_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

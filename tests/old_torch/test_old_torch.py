@@ -34,7 +34,7 @@ def read(*encoders: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_golden_embeddings_in_the_old_torch(
     precision: Precision,
     clip_folder: Path,

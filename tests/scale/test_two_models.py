@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from clipserve.certificate import Golden, ParityCertificate
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     SCHEMA_VERSION,
     SPEC_FILE,
     EncoderSpec,
-    Golden,
     ImagePreprocessing,
     Modality,
-    ParityCertificate,
     TextPreprocessing,
 )
 

@@ -9,15 +9,13 @@ import json
 import httpx
 import numpy as np
 
+from clipserve.certificate import Golden, ParityBound, ParityCertificate
 from clipserve.client import Client
 from clipserve.encoder_spec import (
     SCHEMA_VERSION,
     EncoderSpec,
     FloatArray,
-    Golden,
     ImagePreprocessing,
-    ParityBound,
-    ParityCertificate,
     encode_vector,
 )
 from clipserve.endpoint_status import READY, EndpointStatus, Worker

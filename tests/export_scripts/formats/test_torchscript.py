@@ -33,7 +33,7 @@ def assert_portable(path: Path) -> None:
     assert "Device = prim::Constant" not in graph
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @TEXT_LAYOUTS
 def test_frozen_text_graph_has_no_device_constant(
     layout: str, precision: Precision, exported: Exported
@@ -41,7 +41,7 @@ def test_frozen_text_graph_has_no_device_constant(
     assert_portable(exported(layout, "text", precision))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_frozen_image_graph_has_no_device_constant(precision: Precision, exported: Exported) -> None:
     assert_portable(exported("clip", "image", precision))
 

@@ -132,7 +132,7 @@ def test_command(capsys: pytest.CaptureFixture[str], store: Path, tmp_path: Path
 def test_half_precision_goes_first(
     capsys: pytest.CaptureFixture[str], clip_folder: Path, multilingual_folder: Path, tmp_path: Path
 ) -> None:
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16", "fp16"):
         export_pair(str(clip_folder), str(multilingual_folder), "cpu", precision, tmp_path / "store")
     assert run(capsys, ["--store", str(tmp_path / "store"), "--output", str(tmp_path / "out")]) == (0, "")
     encoder = tmp_path / "out" / "clip_text" / "1" / "model.pt"

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from clipserve import encoder as encoder_module
+from clipserve.certificate import ParityBound
 from clipserve.encoder import ExportedTextEncoder
-from clipserve.encoder_spec import PARITY_BOUNDS, Modality, ParityBound, Precision
+from clipserve.encoder_spec import (
+    PARITY_BOUNDS,
+    Modality,
+    Precision,
+)
 from clipserve.errors import ParityError
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.parity import subjects

@@ -51,7 +51,7 @@ from tests.export_scripts.exports import (
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn.functional")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @TEXT_LAYOUTS
 def test_text_parity(layout: str, precision: Precision, pairs: Pairs, exported: Exported) -> None:
     encoder = ExportedTextEncoder(exported(layout, "text", precision), CPU)
@@ -62,15 +62,12 @@ def test_text_parity(layout: str, precision: Precision, pairs: Pairs, exported: 
     np.testing.assert_allclose(np.linalg.norm(embed_texts(encoder, TEXTS), axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_image_parity(precision: Precision, pair: CheckpointPair, exported: Exported) -> None:
     found = embed_pictures(ExportedImageEncoder(exported("clip", "image", precision), CPU))
     assert found.dtype == np.float32
     expected = unit(pair.image.reference(PICTURES))
-    if precision == "fp32":
-        assert np.abs(found - expected).max() <= 1e-5
-    else:
-        assert (unit(found) * expected).sum(1).min() >= 0.999
+    assert_parity(found, expected, precision)
     assert np.abs(expected[0] - expected[1]).max() > 0.01
 
 
