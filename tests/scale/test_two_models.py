@@ -18,11 +18,11 @@ from clipserve.encoder_spec import (
     SPEC_FILE,
     EncoderSpec,
     Golden,
-    ImagePreprocessing,
     Modality,
     ParityCertificate,
-    TextPreprocessing,
+    Score,
 )
+from clipserve.preprocessing import ImagePreprocessing, TextPreprocessing
 
 COMMANDS = {
     "export_scripts.packages.archive": ["--store", "STORE"],
@@ -54,7 +54,7 @@ def place(store: Path, model_id: str, modality: Modality) -> None:
         precision="fp32",
         image=IMAGE if modality == "image" else None,
         text=TEXT if modality == "text" else None,
-        logit_scale=100.0,
+        score=Score("softmax", 100.0),
         checkpoint_sha256="c",
         artifact_sha256="a",
         space_id=f"{model_id:0>16}",
