@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipserve.errors import ExportError
-from export_scripts.checkpoints import m_clip, sentence_transformers
+from export_scripts.checkpoints import m_clip, sentence_transformers, siglip
 from export_scripts.checkpoints.hub import DEMO_IMAGE, DEMO_TEXT, checkpoint_folder, short_name, spec_name
 from export_scripts.checkpoints.pair import CheckpointPair, ImageCheckpoint, TextCheckpoint
 from export_scripts.checkpoints.reading import model_type
@@ -43,6 +43,7 @@ LAYOUTS = (
         sentence_transformers.load_text,
         sentence_transformers.load_image,
     ),
+    Layout("SigLIP", siglip.matches, siglip.load_text, siglip.load_image),
     Layout("M-CLIP BERT", m_clip.is_bert, m_clip.load_bert, None),
     Layout("M-CLIP XLM-R", m_clip.is_xlm_roberta, m_clip.load_xlm_roberta, None),
 )

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel
 from clipserve.errors import ExportError
 from export_scripts.encoders.bert import BERT_LIKES
 from export_scripts.encoders.clip import CLIP
+from export_scripts.encoders.siglip import SIGLIP
 from export_scripts.encoders.towers import Family
 
 # By the type in their configuration.
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (CLIP,)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (CLIP, SIGLIP)}
 
 # Types that look supported and are not: why, and what to take.
 REFUSED = {
