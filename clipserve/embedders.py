@@ -162,7 +162,8 @@ class TextEmbedder:
             else:
                 valid.append((index, tokens))
         late = False
-        for group in length_groups([len(tokens.ids) for _, tokens in valid], self._settings.max_batch):
+        lengths = [self._padded(tokens) for _, tokens in valid]
+        for group in length_groups(lengths, self._settings.max_batch):
             embedded: Iterable[Result] = repeat(overloaded(), len(group))
             if not late:
                 embed, check = self._embed, self._encoder.check_golden
@@ -170,7 +171,7 @@ class TextEmbedder:
             results.update(zip((valid[i][0] for i in group), embedded, strict=True))
             # Looked at after the first pass, which is made even if tokenising has overrun.
             late = budget.left() <= 0
-        budget.give_back(seconds * sum(len(tokens.ids) for _, tokens in valid))
+        budget.give_back(seconds * sum(lengths))
         return [results[index] for index in range(len(items))]
 
     def largest(self, limit: str, items: int) -> LargestRequest:
@@ -190,8 +191,11 @@ class TextEmbedder:
             if in_time:
                 with self._meter.stage("tokenise"):
                     tokens = self._encoder.tokenizer.tokenize(item)
-                in_time = budget.set_aside(seconds * len(tokens.ids))
+                in_time = budget.set_aside(seconds * self._padded(tokens))
             yield tokens if in_time else overloaded()
+
+    def _padded(self, tokens: Tokens) -> int:
+        return self._encoder.tokenizer.padded(len(tokens.ids))
 
     def _embed(self, tokens: Sequence[Tokens]) -> list[Result]:
         self._meter.add("ClipForwardPasses", 1)

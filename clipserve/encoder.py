@@ -193,13 +193,22 @@ class ExportedTextEncoder(_ExportedEncoder):
         super().__init__(path, device)
         if self.spec.text is None:
             raise SpecError(f"{path}: an {self.spec.modality} encoder, should be a text encoder")
+        self.preprocessing = self.spec.text
         definition = read_extra_file(path, TOKENIZER_FILE).decode("utf-8")
-        self.tokenizer = Tokenizer(definition, self.spec.text)
+        self.tokenizer = Tokenizer(definition, self.preprocessing)
         for _ in range(WARM_UP_RUNS):
             self.check_golden()
 
     def embed(self, input_ids: TokenArray, attention_mask: TokenArray) -> FloatArray:
-        """Embeds int64 `[N, L]` token ids in one batch: float32 `[N, embedding_dim]`."""
+        """Embeds int64 `[N, L]` token ids in one batch: float32 `[N, embedding_dim]`.
+
+        Raises:
+            ValueError: of another length than the encoder's only one. A `.pt` refuses it itself; a `.pt2`
+                would read what memory there is.
+        """
+        length = self.preprocessing.padded(input_ids.shape[1])
+        if input_ids.shape[1] != length:
+            raise ValueError(f"input_ids must be int64 [N, {length}]; found {list(input_ids.shape)}")
         return self._run(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
 
     def check_golden(self) -> None:

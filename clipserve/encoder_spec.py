@@ -23,9 +23,10 @@ import numpy.typing as npt
 
 from clipserve.certificate import ParityBound, ParityCertificate
 from clipserve.errors import SpecError
+from clipserve.preprocessing import ImagePreprocessing, TextPreprocessing
 from clipserve.strict_json import build
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SPEC_FILE = "spec.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -33,13 +34,11 @@ TOKENIZER_FILE = "tokenizer.json"
 # A worker may run on another CPU or GPU model than the export did, whose kernels add in another order.
 GOLDEN_MIN_COSINE = 0.999
 
-# Names of PIL.Image.Resampling, in lower case.
-RESAMPLES = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-
 Modality = Literal["image", "text"]
 Device = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Format = Literal["torchscript", "aoti", "onnx"]
+ScoreKind = Literal["softmax", "sigmoid"]
 
 SUFFIXES: dict[Format, str] = {"torchscript": ".pt", "aoti": ".pt2", "onnx": ".onnx"}
 
@@ -47,95 +46,24 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Varying:
-    """A size that differs from batch to batch, from 1 to `most`; None where there is no bound."""
-
-    name: str
-    most: int | None
-
-
-@dataclass(frozen=True)
-class EncoderInput:
-    """One tensor that an encoder takes.
+class Score:
+    """How a pair was trained to make probabilities of cosines.
 
     Attributes:
-        name: of the graph's argument.
-        row: its shape without the first dimension, which is the batch.
+        kind: `softmax` of `scale` · cosine over a picture's texts, or `sigmoid` of `scale` · cosine + `bias`
+            of each text by itself.
+        scale: exponentiated, about 100 for CLIP.
+        bias: 0 for a pair that was trained with softmax, which no bias changes.
     """
 
-    name: str
-    dtype: Literal["uint8", "int64"]
-    row: tuple[int | Varying, ...]
-
-
-@dataclass(frozen=True)
-class ImagePreprocessing:
-    """How pixels are made from a picture; rescaling and mean/std are inside the graph.
-
-    Attributes:
-        shortest_edge: the picture is resized so that its shorter side has this many pixels.
-        crop_height, crop_width: centre crop after resizing, pixels.
-        resample: name of a `PIL.Image.Resampling` member in lower case.
-        mean, std: per RGB channel, of pixels scaled to [0, 1]; recorded, already applied by the graph.
-    """
-
-    shortest_edge: int
-    crop_height: int
-    crop_width: int
-    resample: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def inputs(self) -> tuple[EncoderInput, ...]:
-        """What the encoder takes, in this order."""
-        return (EncoderInput("pixel_values", "uint8", (3, self.crop_height, self.crop_width)),)
+    kind: ScoreKind
+    scale: float
+    bias: float = 0.0
 
     def rules(self) -> Iterator[tuple[str, bool]]:
         """Each field whose type says too little, and whether its value makes sense."""
-        yield "resample", self.resample in RESAMPLES
-        yield "shortest_edge", self.shortest_edge > 0
-        yield "crop_height", 0 < self.crop_height <= self.shortest_edge
-        yield "crop_width", 0 < self.crop_width <= self.shortest_edge
-        yield "mean", len(self.mean) == 3
-        yield "std", len(self.std) == 3 and all(s > 0 for s in self.std)
-
-    @property
-    def wanted_pixels(self) -> str:
-        """What an encoder says to other pixels, from which it would make another vector."""
-        return (
-            f"pixel_values must be uint8 [N, 3, {self.crop_height}, {self.crop_width}], RGB, 0 to 255, "
-            "resized and cropped; rescaling to [0, 1], mean and std are inside the encoder"
-        )
-
-
-@dataclass(frozen=True)
-class TextPreprocessing:
-    """How tokens are made from a text.
-
-    Attributes:
-        context_length: the most tokens an input may have, special tokens included.
-        vocabulary_size: rows of the embedding table; every token id is below it.
-        pad_token_id: fills `input_ids` where `attention_mask` is 0.
-        tokenizer_sha256: of the `tokenizer.json` inside the encoder file.
-    """
-
-    context_length: int
-    vocabulary_size: int
-    pad_token_id: int
-    tokenizer_sha256: str
-
-    @property
-    def inputs(self) -> tuple[EncoderInput, ...]:
-        """What the encoder takes, in this order."""
-        row = (Varying("length", self.context_length),)
-        return EncoderInput("input_ids", "int64", row), EncoderInput("attention_mask", "int64", row)
-
-    def rules(self) -> Iterator[tuple[str, bool]]:
-        """Each field whose type says too little, and whether its value makes sense."""
-        yield "context_length", self.context_length > 2
-        yield "vocabulary_size", self.vocabulary_size > 0
-        yield "pad_token_id", 0 <= self.pad_token_id < self.vocabulary_size
+        yield "score.scale", math.isfinite(self.scale) and self.scale > 0
+        yield "score.bias", math.isfinite(self.bias)
 
 
 # fp32 differs from its original by the order of float additions only; half precisions round weights and what
@@ -175,7 +103,7 @@ class EncoderSpec:
         embedding_dim: length of an embedding.
         normalized: whether the graph L2-normalises its output.
         precision: of weights and arithmetic, see `has_half_weights`; the output is float32 always.
-        logit_scale: multiplies cosines before softmax; exponentiated, about 100 for CLIP.
+        score: how cosines of the pair become probabilities.
         checkpoint_sha256: of everything that this encoder's vectors depend on: the eager encoder's weights
             (names, shapes and values), its heads, activation, layer norms' eps, pooling and position rule,
             preprocessing, and for texts the tokenizer. Not of how the checkpoint's files are laid out, nor of
@@ -198,7 +126,7 @@ class EncoderSpec:
     precision: Precision
     image: ImagePreprocessing | None
     text: TextPreprocessing | None
-    logit_scale: float
+    score: Score
     checkpoint_sha256: str
     artifact_sha256: str
     space_id: str
@@ -262,7 +190,7 @@ class EncoderSpec:
         """Each field whose type says too little, and whether its value makes sense."""
         yield "cpu_capability", (self.cpu_capability is not None) == (self.format == "aoti")
         yield "embedding_dim", self.embedding_dim > 0
-        yield "logit_scale", math.isfinite(self.logit_scale) and self.logit_scale > 0
+        yield from self.score.rules()
         for section in (self.image, self.text):
             if section is not None:
                 yield from section.rules()

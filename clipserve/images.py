@@ -1,7 +1,7 @@
 """From the bytes of a picture to `pixel_values`.
 
-Pixel for pixel what `transformers`' CLIP processor makes of the same picture with Pillow, up to and
-including the centre crop; rescaling and mean/std are inside the graph. Five decisions, made here once:
+Pixel for pixel what `transformers`' CLIP and SigLIP processors make of the same picture with Pillow, up to
+and including the centre crop; rescaling and mean/std are inside the graph. Five decisions, made here once:
 
 * **Orientation**: the EXIF orientation is applied, so that a photograph is embedded as viewers show it.
   (The original processor is given whatever the caller decoded, and does not look at EXIF.)
@@ -32,10 +32,10 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from clipserve.colors import MAX_PROFILE_BYTES, Color, to_rgb
 from clipserve.containers import Container
-from clipserve.encoder_spec import ImagePreprocessing
 from clipserve.errors import RequestError
 from clipserve.image_formats import FORMATS, RGB_BYTES, ImageFormat, format_of, unsupported
 from clipserve.jpeg import load_reduced, load_without_end
+from clipserve.preprocessing import ImagePreprocessing, shortest_edge_size
 
 PixelArray = npt.NDArray[np.uint8]
 
@@ -209,7 +209,7 @@ def _scale(
     for scale in format.scales:
         # The decoder rounds up, which must not turn the aspect ratio into another crop.
         reduced = _reduced(size, scale)
-        same_crop = _resized(*reduced, edge) == _resized(*size, edge)
+        same_crop = shortest_edge_size(*reduced, edge) == shortest_edge_size(*size, edge)
         if scale in fitting and factor and min(reduced) >= factor * edge and same_crop:
             return scale
     return min(fitting)
@@ -227,7 +227,7 @@ def _turn_upright(image: Image.Image) -> None:
 
 
 def preprocess(image: Image.Image, preprocessing: ImagePreprocessing, limits: ImageLimits) -> PixelArray:
-    """Resizes and crops an RGB picture.
+    """Resizes and crops an RGB picture, as its encoder's spec has it.
 
     Returns:
         uint8 `[3, crop_height, crop_width]`, RGB, 0–255.
@@ -237,8 +237,7 @@ def preprocess(image: Image.Image, preprocessing: ImagePreprocessing, limits: Im
             the memory limit.
     """
     width, height = image.size
-    edge = preprocessing.shortest_edge
-    size = _resized(width, height, edge)
+    size = preprocessing.resized(width, height)
     # Resized in width first, then in height.
     needed = RGB_BYTES * (width * height + size[0] * height + size[0] * size[1])
     if needed > limits.max_memory:
@@ -250,8 +249,3 @@ def preprocess(image: Image.Image, preprocessing: ImagePreprocessing, limits: Im
     box = (left, top, left + preprocessing.crop_width, top + preprocessing.crop_height)
     pixels = np.asarray(image.crop(box), dtype=np.uint8)  # [H, W, 3]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _resized(width: int, height: int, edge: int) -> tuple[int, int]:
-    # The longer side is truncated, not rounded: get_resize_output_image_size of transformers.
-    return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clipserve.encoder_spec import FloatArray
+from clipserve.encoder_spec import FloatArray, Score
 
 
 def unit_vectors(vectors: FloatArray) -> FloatArray:
@@ -33,3 +33,14 @@ def softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Softmax over the last axis, shifted by its maximum so that no exponential overflows."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
+
+
+def sigmoid(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Sigmoid of each number by itself, so that no exponential overflows."""
+    return np.asarray(np.exp(-np.logaddexp(0, -logits)))
+
+
+def probabilities(cosines: np.ndarray[Any, Any], score: Score) -> np.ndarray[Any, Any]:
+    """Probabilities of the texts of each picture, of their cosines: float64 `[I, T]`."""
+    logits = score.scale * cosines
+    return softmax(logits) if score.kind == "softmax" else sigmoid(logits + score.bias)

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from clipserve.encoder_spec import TextPreprocessing, sha256
+from clipserve.encoder_spec import sha256
 from clipserve.errors import SpecError
+from clipserve.preprocessing import TextPreprocessing
 
 TokenArray = npt.NDArray[np.int64]
 
@@ -60,7 +61,7 @@ class Tokenizer:
                 f"{preprocessing.tokenizer_sha256[:12]}…; run 'make export' again"
             )
         self.context_length = preprocessing.context_length
-        self._pad_token_id = preprocessing.pad_token_id
+        self._preprocessing = preprocessing
         self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=preprocessing.context_length)
@@ -87,14 +88,18 @@ class Tokenizer:
         return Tokens(tuple(encoding.ids), bool(encoding.overflowing), unknown)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[TokenArray, TokenArray]:
-        """Pads token ids to the longest row: `input_ids` and `attention_mask`, int64 `[N, L]`."""
-        length = max(len(ids) for ids in rows)
-        input_ids = np.full((len(rows), length), self._pad_token_id, dtype=np.int64)
+        """Pads token ids as the encoder wants them: `input_ids` and `attention_mask`, int64 `[N, L]`."""
+        length = self.padded(max(len(ids) for ids in rows))
+        input_ids = np.full((len(rows), length), self._preprocessing.pad_token_id, dtype=np.int64)
         attention_mask = np.zeros((len(rows), length), dtype=np.int64)
         for row, ids in enumerate(rows):
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
         return input_ids, attention_mask
+
+    def padded(self, tokens: int) -> int:
+        """How many tokens a text of so many costs in a pass of its own."""
+        return self._preprocessing.padded(tokens)
 
 
 def largest_token_id(tokenizer: tokenizers.Tokenizer) -> int:
@@ -112,7 +117,7 @@ def length_groups(lengths: Sequence[int], max_batch: int) -> list[list[int]]:
     length go together, and a pass of its own must save more padding than it costs.
 
     Args:
-        lengths: tokens of each text.
+        lengths: tokens of each text, as a pass of its own would pad it.
         max_batch: the most texts of one pass.
 
     Returns:

@@ -18,7 +18,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clipserve.encoder_spec import ImagePreprocessing, TextPreprocessing, sha256
+from clipserve.encoder_spec import sha256
+from clipserve.preprocessing import ImagePreprocessing, TextPreprocessing
 from export_scripts.encoders.towers import Architecture
 
 # Rises when the code makes other vectors of the same checkpoint.
@@ -53,8 +54,16 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
 
 
 def image_sha256(architecture: Architecture, weights: str, preprocessing: ImagePreprocessing) -> str:
-    """`EncoderSpec.checkpoint_sha256` of an image encoder; `weights` is their hash."""
-    return _sha256(architecture, weights, dataclasses.asdict(preprocessing))
+    """`EncoderSpec.checkpoint_sha256` of an image encoder; `weights` is their hash.
+
+    A field that has its default is left out: it was added later, and older encoders keep their identity.
+    """
+    said = {
+        field.name: value
+        for field in dataclasses.fields(preprocessing)
+        if (value := getattr(preprocessing, field.name)) != field.default
+    }
+    return _sha256(architecture, weights, said)
 
 
 def text_sha256(
@@ -68,9 +77,11 @@ def text_sha256(
     """
     definition: dict[str, Any] = json.loads(tokenizer)
     tokens = {name: part for name, part in definition.items() if name not in UNUSED_TOKENIZER_PARTS}
-    return _sha256(
-        architecture, weights, {"context_length": preprocessing.context_length, "tokenizer": tokens}
-    )
+    said: dict[str, Any] = {"context_length": preprocessing.context_length, "tokenizer": tokens}
+    if preprocessing.padding != "longest":
+        # It is seen.
+        said |= {"padding": preprocessing.padding, "pad_token_id": preprocessing.pad_token_id}
+    return _sha256(architecture, weights, said)
 
 
 def space_id(image: str, text: str) -> str:

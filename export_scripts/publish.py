@@ -230,7 +230,7 @@ class _Export:
             precision=precision,
             image=subject.image,
             text=subject.text,
-            logit_scale=self.pair.image.logit_scale,
+            score=self.pair.image.score,
             checkpoint_sha256=subject.checkpoint.checkpoint_sha256,
             artifact_sha256=form.sha256(path),
             space_id=self.pair.space_id,

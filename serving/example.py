@@ -40,7 +40,7 @@ def run_example(client: Client, image: Path, texts: Sequence[str]) -> None:
         print(f"text {index + 1}: {text}")
         print(f"text embedding: {_shown(embedding)}")
         print(f"similarity: {100 * cosine:.2f}%")
-    print("label probabilities:")
+    print(f"label probabilities ({answer.score}):")
     for text, probability in zip(texts, answer.probabilities[0], strict=True):
         print(f"  {probability:.7g}  {text}")
 

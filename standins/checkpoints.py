@@ -15,7 +15,14 @@ from typing import Any
 import torch
 import transformers
 
-from standins.tokenizers import write_clip_tokenizer, write_json, write_unigram, write_wordpiece
+from standins.tokenizers import (
+    write_clip_tokenizer,
+    write_gemma_tokenizer,
+    write_json,
+    write_siglip_tokenizer,
+    write_unigram,
+    write_wordpiece,
+)
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -39,8 +46,12 @@ class ClipShape:
 
 
 TINY_CLIP = ClipShape(48, 16, 64, 2, 2, 48, 2, 2, 32, 600, 77)
+# 56 is no multiple of 16, as 384 is none of the published 14.
+TINY_SIGLIP = ClipShape(56, 16, 64, 2, 2, 48, 2, 2, 64, 2000, 64)
 VIT_B_32 = ClipShape(224, 32, 768, 12, 12, 512, 12, 8, 512, 49408, 77)
 VIT_L_14 = ClipShape(224, 14, 1024, 24, 16, 768, 12, 12, 768, 49408, 77)
+SIGLIP_B_16 = ClipShape(224, 16, 768, 12, 12, 768, 12, 12, 768, 32000, 64)
+SIGLIP_2_B_16 = ClipShape(224, 16, 768, 12, 12, 768, 12, 12, 768, 256000, 64)
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,80 @@ def write_clip(folder: Path, shape: ClipShape = TINY_CLIP, seed: int = 0) -> Pat
                 "transformers": "4.7.0",
                 "pytorch": "1.9.0+cu102",
             }
+        },
+    )
+    return folder
+
+
+@dataclass(frozen=True)
+class SiglipKind:
+    """What tells SigLIP and SigLIP 2 of a fixed resolution apart, beside their sizes.
+
+    Attributes:
+        write_tokenizer: into a folder, of a size and a length.
+        padding_id: of its tokens.
+        processor: what its `preprocessor_config.json` has beside what both have.
+    """
+
+    write_tokenizer: Callable[[Path, int, int], None]
+    padding_id: int
+    processor: Mapping[str, Any]
+
+
+SIGLIP = SiglipKind(write_siglip_tokenizer, 1, {"resample": 3})
+SIGLIP_2 = SiglipKind(write_gemma_tokenizer, 0, {"do_convert_rgb": None, "resample": 2})
+
+
+def write_siglip(
+    folder: Path, kind: SiglipKind = SIGLIP, shape: ClipShape = TINY_SIGLIP, seed: int = 5
+) -> Path:
+    """SigLIP as transformers saves it, at a fixed resolution."""
+    torch.manual_seed(seed)
+    kind.write_tokenizer(folder, shape.vocabulary, shape.context_length)
+    config = transformers.SiglipConfig(
+        text_config={
+            "vocab_size": shape.vocabulary,
+            "hidden_size": shape.text_width,
+            "intermediate_size": 4 * shape.text_width,
+            "num_hidden_layers": shape.text_layers,
+            "num_attention_heads": shape.text_heads,
+            "max_position_embeddings": shape.context_length,
+            "projection_size": shape.projection_dim,
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+            "pad_token_id": kind.padding_id,
+        },
+        vision_config={
+            "hidden_size": shape.vision_width,
+            "intermediate_size": 4 * shape.vision_width,
+            "num_hidden_layers": shape.vision_layers,
+            "num_attention_heads": shape.vision_heads,
+            "image_size": shape.image_size,
+            "patch_size": shape.patch_size,
+        },
+    )
+    model = transformers.SiglipModel(config)
+    with torch.no_grad():
+        # Those of siglip-base-patch16-224 are about so; and no zeros, which would hide what is left out.
+        model.logit_scale.fill_(4.765)
+        model.logit_bias.fill_(-12.93)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") and name != "logit_bias":
+                parameter.normal_(std=0.05)
+    model.save_pretrained(folder)
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_processor_type": "SiglipImageProcessor",
+            "image_std": [0.5, 0.5, 0.5],
+            "processor_class": "SiglipProcessor",
+            "rescale_factor": 0.00392156862745098,
+            "size": {"height": shape.image_size, "width": shape.image_size},
+            **kind.processor,
         },
     )
     return folder

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import string
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from demo.captions import load_vocabularies
 
@@ -144,8 +155,12 @@ def write_unigram(folder: Path, size: int) -> None:
     )
 
 
-def sentencepiece_model(size: int = 1900) -> bytes:
-    """A Unigram model as XLM-R is published with, in SentencePiece's own format."""
+def sentencepiece_model(size: int = 1900, **special: Any) -> bytes:
+    """A Unigram model in SentencePiece's own format, as XLM-R is published with.
+
+    Args:
+        special: ids of special tokens, by SentencePiece's names of them, such as `pad_id`.
+    """
     import io
 
     import sentencepiece
@@ -158,8 +173,103 @@ def sentencepiece_model(size: int = 1900) -> bytes:
         normalization_rule_name="nmt_nfkc",
         minloglevel=2,
         num_threads=1,
+        **special,
     )
     return written.getvalue()
+
+
+def write_siglip_tokenizer(folder: Path, size: int, context_length: int) -> None:
+    """SigLIP's: a SentencePiece model, and a `tokenizer.json` of it behind what SigLIP does to a text."""
+    # Generated, so that no checker knows what is in it.
+    from sentencepiece import sentencepiece_model_pb2 as generated
+
+    model_proto: Any = vars(generated)["ModelProto"]
+    # As T5's, which SigLIP took: padding, end and unknown first, and no beginning.
+    content = sentencepiece_model(min(size, 1900), pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    proto = model_proto.FromString(content)
+    for number in range(size - len(proto.pieces)):
+        proto.pieces.add(piece=f"<unused{number}>", score=-100.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spiece.model").write_bytes(proto.SerializeToString())
+    unigram = Tokenizer(models.Unigram([(p.piece, p.score) for p in proto.pieces], proto.trainer_spec.unk_id))
+    unigram.normalizer = normalizers.Sequence(
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    )
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    unigram.decoder = decoders.Metaspace()
+    unigram.add_special_tokens(["</s>", "<unk>"])
+    unigram.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", unigram.token_to_id("</s>"))]
+    )
+    unigram.save(str(folder / "tokenizer.json"))
+    special = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            **special,
+            "do_lower_case": True,
+            # Published so: padding is seen, and a mask would hide it.
+            "model_input_names": ["input_ids"],
+            "model_max_length": context_length,
+            "processor_class": "SiglipProcessor",
+            "tokenizer_class": "SiglipTokenizer",
+        },
+    )
+
+
+def write_gemma_tokenizer(folder: Path, size: int, context_length: int) -> None:
+    """SigLIP 2's: Gemma's BPE as `tokenizer.json`, which does not lower the case that training lowered."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    bpe = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    bpe.normalizer = normalizers.Replace(" ", "▁")
+    bpe.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=min(size, 4000) - len(byte_tokens), special_tokens=special, show_progress=False
+    )
+    bpe.train_from_iterator(corpus(), trainer)
+    definition = json.loads(bpe.to_str())
+    vocabulary = definition["model"]["vocab"]
+    for token in (*byte_tokens, *(f"<unused{number}>" for number in range(size))):
+        if len(vocabulary) < size:
+            vocabulary[token] = len(vocabulary)
+    definition["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<eos>", "type_id": 0}}],
+        "pair": [
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "<eos>", "type_id": 0}},
+            {"Sequence": {"id": "B", "type_id": 1}},
+            {"SpecialToken": {"id": "<eos>", "type_id": 1}},
+        ],
+        "special_tokens": {"<eos>": {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    Tokenizer.from_str(json.dumps(definition)).save(str(folder / "tokenizer.json"))
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    write_json(folder / "special_tokens_map.json", names)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            **names,
+            "add_bos_token": False,
+            "add_eos_token": True,
+            "model_input_names": ["input_ids"],
+            "model_max_length": context_length,
+            "padding_side": "right",
+            "processor_class": "SiglipProcessor",
+            "tokenizer_class": "GemmaTokenizer",
+        },
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -79,6 +79,19 @@ def m_clip_xlm_roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SigLIP as transformers saves it: 56 x 56 pixels, 64-d, 64 tokens of SentencePiece."""
+    return checkpoints.write_siglip(tmp_path_factory.mktemp("checkpoints") / "siglip")
+
+
+@pytest.fixture(scope="session")
+def siglip_2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SigLIP 2 of a fixed resolution: as SigLIP, with a BPE as Gemma's, and bilinear resizing."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "siglip-2"
+    return checkpoints.write_siglip(folder, checkpoints.SIGLIP_2)
+
+
+@pytest.fixture(scope="session")
 def pair(clip_folder: Path, multilingual_folder: Path) -> CheckpointPair:
     """The pair that most tests serve: CLIP's image encoder with the multilingual text encoder."""
     return load_pair(str(clip_folder), str(multilingual_folder))
@@ -98,22 +111,25 @@ def exported_as(
     clip_folder: Path,
     multilingual_folder: Path,
     m_clip_xlm_roberta_folder: Path,
+    siglip_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ExportedAs:
-    """Exports `image` or a text layout in a format, each once: compiling takes a while. To be read only."""
+    """Exports an encoder of a layout in a format, each once: compiling takes a while. To be read only."""
     folder = tmp_path_factory.mktemp("formats")
-    texts = {
-        "image": multilingual_folder,
-        "multilingual": multilingual_folder,
-        "clip": clip_folder,
-        "m-clip-xlm-r": m_clip_xlm_roberta_folder,
+    encoders: dict[str, tuple[Modality, Path, Path]] = {
+        "image": ("image", clip_folder, multilingual_folder),
+        "multilingual": ("text", clip_folder, multilingual_folder),
+        "clip": ("text", clip_folder, clip_folder),
+        "m-clip-xlm-r": ("text", clip_folder, m_clip_xlm_roberta_folder),
+        "siglip image": ("image", siglip_folder, siglip_folder),
+        "siglip": ("text", siglip_folder, siglip_folder),
     }
     made: dict[tuple[str, Format, Precision], Path] = {}
 
     def export(name: str, format: Format, precision: Precision) -> Path:
         if (name, format, precision) not in made:
-            pair = load_pair(str(clip_folder), str(texts[name]))
-            modality: Modality = "image" if name == "image" else "text"
+            modality, image, text = encoders[name]
+            pair = load_pair(str(image), str(text))
             spec = export_encoder(pair, modality, "cpu", precision, folder / name, file_format=format)
             made[name, format, precision] = folder / name / spec.file_name
         return made[name, format, precision]

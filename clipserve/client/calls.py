@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from clipserve.client.connection import INFERENCE_URL, Connection, failed_late
 from clipserve.client.tokens import KEY_FILE, MANAGEMENT_URL, KeyFile
-from clipserve.encoder_spec import FloatArray, decode_vector
+from clipserve.encoder_spec import FloatArray, ScoreKind, decode_vector
 from clipserve.errors import RequestError, ServerError, SpaceError
 
 # Below the server's defaults of items per request and of bytes per request (32 MiB, base64 included).
@@ -34,15 +34,20 @@ class Similarity:
 
     Attributes:
         cosine_similarity: float64 `[images, texts]` in [-1, 1].
-        probabilities: softmax over the texts of `logit_scale` times the cosine; rows sum to 1.
+        probabilities: float64 `[images, texts]`: softmax of `logit_scale` · cosine over the texts, whose rows
+            sum to 1; or sigmoid of `logit_scale` · cosine + `logit_bias`, of each text by itself.
         logit_scale: exponentiated.
         space_id: of the embedding space that was compared in.
+        score: which of the two was taken.
+        logit_bias: 0 where the pair was trained with softmax.
     """
 
     cosine_similarity: Matrix
     probabilities: Matrix
     logit_scale: float
     space_id: str
+    score: ScoreKind
+    logit_bias: float
 
 
 @dataclass(frozen=True)
@@ -152,8 +157,13 @@ class Client:
         *,
         labels: Sequence[str] | str | None = None,
         template: str | None = None,
+        score: ScoreKind | None = None,
     ) -> Similarity:
         """Compares pictures with texts, or with labels put into a template such as `a photo of {}`.
+
+        Args:
+            score: how probabilities are made of cosines; None as the pair was trained. With `softmax` those
+                of a picture sum to 1: which label fits best, if one does.
 
         Raises:
             RequestError: an item or the request is wrong.
@@ -161,7 +171,7 @@ class Client:
             OSError: a file cannot be read.
         """
         body: dict[str, Any] = {"images": _encoded(images)}
-        given = {"texts": texts, "labels": labels, "template": template}
+        given = {"texts": texts, "labels": labels, "template": template, "score": score}
         body |= {
             name: value if isinstance(value, str) else [*value]
             for name, value in given.items()
@@ -180,6 +190,8 @@ class Client:
             np.asarray(answer["probabilities"], np.float64),
             float(answer["logit_scale"]),
             str(answer["space_id"]),
+            answer["score"],
+            float(answer["logit_bias"]),
         )
 
     def _embed(

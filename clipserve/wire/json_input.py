@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clipserve.encoder_spec import ScoreKind
 from clipserve.errors import RequestError
 from clipserve.wire.messages import EncodingFormat
 from clipserve.wire.rows import RequestLimits, check_count, shown
@@ -228,6 +229,21 @@ def _decode_base64(text: str) -> bytes:
     except binascii.Error:
         data = text.encode("ascii").translate(URL_SAFE_BASE64, b" \t\r\n")
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+
+
+def read_score(value: Any) -> ScoreKind | None:
+    """How probabilities are to be made; as the pair was trained where nothing is said.
+
+    Raises:
+        RequestError: neither of the two ways.
+    """
+    if value is None:
+        return None
+    if value == "softmax":
+        return "softmax"
+    if value == "sigmoid":
+        return "sigmoid"
+    raise RequestError("invalid_request", f"'score' is {shown(value)}, allowed are 'softmax' and 'sigmoid'")
 
 
 def read_encoding_format(value: Any) -> EncodingFormat:

@@ -7,7 +7,8 @@ text        {"input": "text" | ["…", …], "encoding_format": "float" | "base6
 image       {"input": [{"image": "<base64 or data: URI>"} | "<base64 …>", …]}    or raw bytes
             or multipart: files, and a field `encoding_format`
 similarity  {"images": […], "texts": […]} or {"images": […], "labels": […], "template": "a photo of {}"}
-            or multipart: files, and a field `texts` or `labels` (JSON list), `template`
+            and "score": "softmax" | "sigmoid", other than the pair's own
+            or multipart: files, and a field `texts` or `labels` (JSON list), `template`, `score`
 ```
 
 A wrong item becomes a `RequestError` in its place; a wrong request raises one. No URL is ever fetched. Before
@@ -17,13 +18,14 @@ anything is parsed, its cost is bounded: every check here is a fixed number of p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from clipserve.encoder_spec import EncoderSpec, encode_vector
 from clipserve.errors import RequestError
-from clipserve.similarity import cosine_similarity, softmax
+from clipserve.similarity import cosine_similarity, probabilities
 from clipserve.wire.json_input import (
     image_item,
     is_json,
@@ -31,6 +33,7 @@ from clipserve.wire.json_input import (
     json_object,
     read_encoding_format,
     read_json,
+    read_score,
     text_item,
     text_items,
     utf8,
@@ -114,10 +117,10 @@ def decode_similarity(row: Row, limits: RequestLimits) -> SimilarityRequest:
     """
     images: list[bytes | RequestError]
     if has_json(row):
-        body = json_object(row.body, {"images", "texts", "labels", "template", "model"})
+        body = json_object(row.body, {"images", "texts", "labels", "template", "score", "model"})
         images = [image_item(i) for i in item_list(body, "images", (str, dict), limits.max_items)]
     elif row.parts:
-        fields, files = read_form(row, {"texts", "labels", "template", "model"}, limits)
+        fields, files = read_form(row, {"texts", "labels", "template", "score", "model"}, limits)
         images = [*files]
         body = {
             name: read_json(part, f"field {name!r}") if name in ("texts", "labels") else utf8(part)
@@ -130,13 +133,14 @@ def decode_similarity(row: Row, limits: RequestLimits) -> SimilarityRequest:
             f"content type {shown(row.content_type or 'none')}; send application/json or multipart/form-data",
             415,
         )
-    template = body.get("template")
+    template, score = body.get("template"), read_score(body.get("score"))
     if "texts" in body and "labels" in body:
         raise RequestError("invalid_request", "both 'texts' and 'labels' are given; send one")
     if "labels" not in body:
         if template is not None:
             raise RequestError("invalid_request", "'template' goes with 'labels', not with 'texts'")
-        return SimilarityRequest(images, text_items(item_list(body, "texts", str, limits.max_texts), limits))
+        texts = text_items(item_list(body, "texts", str, limits.max_texts), limits)
+        return SimilarityRequest(images, texts, score)
     template = "{}" if template is None else template
     if isinstance(template, str) and len(template) > limits.max_characters:
         raise RequestError(
@@ -149,7 +153,7 @@ def decode_similarity(row: Row, limits: RequestLimits) -> SimilarityRequest:
             "invalid_request", f"'template' is {shown(template)}, should be a text with one {{}}"
         )
     labels = item_list(body, "labels", str, limits.max_texts)
-    return SimilarityRequest(images, text_items(labels, limits, template))
+    return SimilarityRequest(images, text_items(labels, limits, template), score)
 
 
 def _mistyped(row: Row) -> RequestError:
@@ -199,7 +203,7 @@ def encode_similarity(
     """The response to a similarity request.
 
     `cosine_similarity` and `probabilities` have a row for each image and a column for each text; null stands
-    where the image or the text is in `errors`. The probabilities of a row are over its valid texts.
+    where the image or the text is in `errors`. A softmax is over the valid texts of its row.
     """
     images, texts = results
     errors = [
@@ -216,13 +220,15 @@ def encode_similarity(
         np.stack([image.embedding for image in valid_images]),
         np.stack([text.embedding for text in texts if isinstance(text, Embedded)]),
     )
-    probabilities = softmax(spec.logit_scale * cosines)
+    score = replace(spec.score, kind=request.score or spec.score.kind)
     body = {
         "object": "similarity",
         **_space(spec),
         "cosine_similarity": _matrix(cosines, images, valid_texts, len(texts)),
-        "probabilities": _matrix(probabilities, images, valid_texts, len(texts)),
-        "logit_scale": spec.logit_scale,
+        "probabilities": _matrix(probabilities(cosines, score), images, valid_texts, len(texts)),
+        "score": score.kind,
+        "logit_scale": score.scale,
+        "logit_bias": score.bias,
         "errors": [{"input": kind, "error": error.to_json()} for kind, error in errors],
         "usage": _usage(texts),
     }

@@ -29,7 +29,14 @@ public final class ClipImageTranslator implements Translator<Image, float[]> {
         int width = image.get("crop_width").getAsInt();
         // BufferedImageFactory is DJL's default; OpenCV's images wrap a Mat.
         BufferedImage picture = (BufferedImage) input.getWrappedImage();
-        byte[] pixels = ClipPixels.of(picture, image.get("shortest_edge").getAsInt(), height, width);
+        byte[] pixels =
+                ClipPixels.of(
+                        picture,
+                        image.get("shortest_edge").getAsInt(),
+                        height,
+                        width,
+                        image.get("resize").getAsString(),
+                        image.get("resample").getAsString());
         ByteBuffer buffer = context.getNDManager().allocateDirect(pixels.length);
         buffer.put(pixels).rewind();
         NDArray pixelValues =

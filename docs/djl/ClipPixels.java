@@ -1,19 +1,39 @@
 import java.awt.image.BufferedImage;
 
-/** Pictures as CLIP takes them: resized as Pillow's BICUBIC does it, centre crop. */
+/** Pictures as CLIP and SigLIP take them: resized as Pillow does it, and cropped or squashed. */
 final class ClipPixels {
     private static final int PRECISION = 22; // bits after the point, Pillow's
 
     private ClipPixels() {}
 
-    /** Returns uint8 [3, cropHeight, cropWidth], RGB, of an opaque, upright picture. */
-    static byte[] of(BufferedImage image, int shortestEdge, int cropHeight, int cropWidth) {
+    /**
+     * Returns uint8 [3, cropHeight, cropWidth], RGB, of an opaque, upright picture.
+     *
+     * <p>The parameters are those of spec.json: shortest_edge, crop_height, crop_width, resize and resample.
+     */
+    static byte[] of(
+            BufferedImage image,
+            int shortestEdge,
+            int cropHeight,
+            int cropWidth,
+            String resize,
+            String resample) {
         int width = image.getWidth();
         int height = image.getHeight();
-        boolean upright = width <= height;
-        // In double and truncated, not rounded.
-        int newWidth = upright ? shortestEdge : (int) ((double) (shortestEdge * (long) width) / height);
-        int newHeight = upright ? (int) ((double) (shortestEdge * (long) height) / width) : shortestEdge;
+        int newWidth = cropWidth;
+        int newHeight = cropHeight;
+        if (resize.equals("shortest_edge")) {
+            boolean upright = width <= height;
+            // In double and truncated, not rounded.
+            newWidth = upright ? shortestEdge : (int) ((double) (shortestEdge * (long) width) / height);
+            newHeight = upright ? (int) ((double) (shortestEdge * (long) height) / width) : shortestEdge;
+        } else if (!resize.equals("squash")) {
+            throw new IllegalArgumentException("resize " + resize + ": shortest_edge and squash are supported");
+        }
+        if (!resample.equals("bicubic") && !resample.equals("bilinear")) {
+            throw new IllegalArgumentException("resample " + resample + ": bicubic and bilinear are supported");
+        }
+        boolean cubic = resample.equals("bicubic");
         int[] rgb = image.getRGB(0, 0, width, height, null, 0, width);
         int left = (newWidth - cropWidth) / 2;
         int top = (newHeight - cropHeight) / 2;
@@ -24,8 +44,8 @@ final class ClipPixels {
                 plane[i] = rgb[i] >> (16 - 8 * channel) & 0xff;
             }
             // Rows first; each pass gives whole values from 0 to 255.
-            plane = resize(plane, width, height, newWidth);
-            plane = resize(plane, height, newWidth, newHeight);
+            plane = resize(plane, width, height, newWidth, cubic);
+            plane = resize(plane, height, newWidth, newHeight, cubic);
             for (int y = 0; y < cropHeight; y++) {
                 for (int x = 0; x < cropWidth; x++) {
                     pixels[(channel * cropHeight + y) * cropWidth + x] =
@@ -37,11 +57,11 @@ final class ClipPixels {
     }
 
     /** Resizes the rows of [height, width] to newWidth, and returns the result transposed: [newWidth, height]. */
-    private static int[] resize(int[] plane, int width, int height, int newWidth) {
+    private static int[] resize(int[] plane, int width, int height, int newWidth, boolean cubic) {
         int[] resized = new int[newWidth * height];
         double scale = (double) width / newWidth;
         double filterScale = Math.max(scale, 1);
-        double support = 2 * filterScale;
+        double support = (cubic ? 2 : 1) * filterScale;
         for (int i = 0; i < newWidth; i++) {
             double center = (i + 0.5) * scale;
             int first = Math.max((int) (center - support + 0.5), 0);
@@ -49,7 +69,8 @@ final class ClipPixels {
             double[] weights = new double[count];
             double sum = 0;
             for (int j = 0; j < count; j++) {
-                weights[j] = bicubic((first + j - center + 0.5) / filterScale);
+                double x = (first + j - center + 0.5) / filterScale;
+                weights[j] = cubic ? bicubic(x) : Math.max(1 - Math.abs(x), 0);
                 sum += weights[j];
             }
             int[] fixed = new int[count];

@@ -17,6 +17,8 @@ import java.util.Arrays;
 public final class ClipTextTranslator implements Translator<String[], float[][]> {
     private HuggingFaceTokenizer tokenizer;
     private long padTokenId;
+    private int contextLength;
+    private boolean alwaysPadded;
 
     @Override
     public void prepare(TranslatorContext context) throws IOException {
@@ -26,11 +28,17 @@ public final class ClipTextTranslator implements Translator<String[], float[][]>
                         .fromJson(Files.readString(folder.resolve("spec.json")), JsonObject.class)
                         .getAsJsonObject("text");
         padTokenId = text.get("pad_token_id").getAsLong();
+        contextLength = text.get("context_length").getAsInt();
+        String padding = text.get("padding").getAsString();
+        alwaysPadded = padding.equals("context_length");
+        if (!alwaysPadded && !padding.equals("longest")) {
+            throw new IOException("padding " + padding + ": longest and context_length are supported");
+        }
         tokenizer =
                 HuggingFaceTokenizer.builder()
                         .optTokenizerPath(folder.resolve("tokenizer.json"))
                         .optTruncation(true)
-                        .optMaxLength(text.get("context_length").getAsInt())
+                        .optMaxLength(contextLength)
                         .optPadding(false) // the tokenizer's file names no padding token; the spec does
                         .build();
     }
@@ -38,7 +46,8 @@ public final class ClipTextTranslator implements Translator<String[], float[][]>
     @Override
     public NDList processInput(TranslatorContext context, String[] texts) {
         Encoding[] encodings = tokenizer.batchEncode(texts);
-        int length = Arrays.stream(encodings).mapToInt(e -> e.getIds().length).max().orElseThrow();
+        int longest = Arrays.stream(encodings).mapToInt(e -> e.getIds().length).max().orElseThrow();
+        int length = alwaysPadded ? contextLength : longest;
         long[][] ids = new long[texts.length][length];
         long[][] mask = new long[texts.length][length];
         for (int i = 0; i < texts.length; i++) {

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipserve.errors import ExportError
-from export_scripts.checkpoints import m_clip, sentence_transformers
+from export_scripts.checkpoints import m_clip, sentence_transformers, siglip
 from export_scripts.checkpoints.hub import DEMO_IMAGE, DEMO_TEXT, checkpoint_folder, short_name, spec_name
 from export_scripts.checkpoints.pair import CheckpointPair, ImageCheckpoint, TextCheckpoint
 from export_scripts.checkpoints.reading import model_type
+from export_scripts.encoders.supported import REFUSED, no_image_encoder
 
 # The text encoder that a published image checkpoint is served with unless TEXT_MODEL says otherwise.
 DEFAULT_TEXT_MODELS = {"clip-ViT-B-32": "clip-ViT-B-32-multilingual-v1"}
@@ -42,6 +43,7 @@ LAYOUTS = (
         sentence_transformers.load_text,
         sentence_transformers.load_image,
     ),
+    Layout("SigLIP", siglip.matches, siglip.load_text, siglip.load_image),
     Layout("M-CLIP BERT", m_clip.is_bert, m_clip.load_bert, None),
     Layout("M-CLIP XLM-R", m_clip.is_xlm_roberta, m_clip.load_xlm_roberta, None),
 )
@@ -84,7 +86,7 @@ def load_image_checkpoint(folder: Path, name: str) -> ImageCheckpoint:
     """
     load = _layout(folder).load_image
     if load is None:
-        raise sentence_transformers.no_image_encoder(folder)
+        raise no_image_encoder(folder)
     return load(folder, name)
 
 
@@ -101,6 +103,8 @@ def _layout(folder: Path) -> Layout:
     for layout in LAYOUTS:
         if layout.matches(folder):
             return layout
+    if reason := REFUSED.get(model_type(folder) or ""):
+        raise ExportError(f"{folder}: {reason}")
     raise ExportError(
         f"{folder}: model_type {model_type(folder)!r} is no supported layout; supported are "
         f"{', '.join(layout.name for layout in LAYOUTS)}"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor, nn
 
-from clipserve.encoder_spec import FloatArray, ImagePreprocessing, TextPreprocessing
+from clipserve.encoder_spec import FloatArray, Score
+from clipserve.preprocessing import ImagePreprocessing, TextPreprocessing
 from export_scripts.identity import space_id
 
 # Names under which OpenAI's checkpoints are published.
@@ -34,7 +35,7 @@ class ImageCheckpoint:
     Attributes:
         name: as given by the user, or the folder's name.
         embedding_dim: length of an embedding.
-        logit_scale: exponentiated.
+        score: see `EncoderSpec`.
         weights_sha256: of the weights that the encoder reads.
         checkpoint_sha256: see `EncoderSpec`.
         reference: the eager original: pictures to un-normalised float32 `[N, D]`.
@@ -43,7 +44,7 @@ class ImageCheckpoint:
 
     name: str
     embedding_dim: int
-    logit_scale: float
+    score: Score
     weights_sha256: str
     checkpoint_sha256: str
     preprocessing: ImagePreprocessing

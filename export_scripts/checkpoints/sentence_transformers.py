@@ -2,7 +2,7 @@
 
 | modules | image | text |
 |---|---|---|
-| a model of two towers (`export_scripts.encoders.supported.FAMILIES`) | yes | its own text tower |
+| a model of two towers of which this is the original (`Family.original`) | yes | its own text tower |
 | Transformer, Pooling, Dense | | yes |
 
 A last Normalize is taken off: whether an export normalises is said by its spec. Without `modules.json` the
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ExportError
+from export_scripts.checkpoints.image import image_checkpoint, pillow_processor
 from export_scripts.checkpoints.pair import ImageCheckpoint, TextCheckpoint
 from export_scripts.checkpoints.reading import check_complete, in_our_words, model_type
 from export_scripts.checkpoints.text import (
@@ -35,10 +36,9 @@ from export_scripts.checkpoints.text import (
     text_checkpoint,
 )
 from export_scripts.encoders.bert import mean_pooled_tower
-from export_scripts.encoders.layers import last_stage
-from export_scripts.encoders.supported import FAMILIES, check_supported
+from export_scripts.encoders.supported import FAMILIES, check_supported, no_image_encoder
 from export_scripts.encoders.towers import Family, TextTower
-from export_scripts.identity import image_sha256, used_weights, weights_sha256
+from export_scripts.identity import used_weights, weights_sha256
 
 MODULES = "modules.json"
 
@@ -49,7 +49,10 @@ def matches(folder: Path) -> bool:
     Raises:
         ExportError: see `model_type`.
     """
-    return (folder / MODULES).is_file() or model_type(folder) in {f.model_type for f in FAMILIES.values()}
+    if (folder / MODULES).is_file():
+        return True
+    family = FAMILIES.get(model_type(folder) or "")
+    return family is not None and _is_original(family)
 
 
 def load_image(folder: Path, name: str) -> ImageCheckpoint:
@@ -64,31 +67,14 @@ def load_image(folder: Path, name: str) -> ImageCheckpoint:
         raise no_image_encoder(folder)
     inner: Any = model[0]
     tower = family.image_tower(inner.model)
-    inner.processor.image_processor = _pillow_processor(folder)
-    preprocessing = tower.preprocessing(inner.processor.image_processor, folder)
-    height, width = tower.size
-    if (preprocessing.crop_height, preprocessing.crop_width) != tower.size:
-        raise ExportError(
-            f"{folder}: the processor crops to {preprocessing.crop_height} x "
-            f"{preprocessing.crop_width}, the encoder wants {height} x {width}"
-        )
+    inner.processor.image_processor = pillow_processor(folder / _first_module_path(folder))
 
     def reference(images: Sequence[Image.Image]) -> FloatArray:
         return np.asarray(
             model.encode(list(images), batch_size=len(images), show_progress_bar=False), np.float32
         )
 
-    weights = weights_sha256(used_weights(*tower.parts))
-    return ImageCheckpoint(
-        name=name,
-        embedding_dim=tower.embedding_dim,
-        logit_scale=tower.logit_scale,
-        weights_sha256=weights,
-        checkpoint_sha256=image_sha256(tower.architecture, weights, preprocessing),
-        preprocessing=preprocessing,
-        reference=reference,
-        build=lambda normalized: tower.build(preprocessing, last_stage(normalized)),
-    )
+    return image_checkpoint(name, tower, inner.processor.image_processor, folder, reference)
 
 
 def load_text(folder: Path, name: str) -> TextCheckpoint:
@@ -133,10 +119,8 @@ def load_text(folder: Path, name: str) -> TextCheckpoint:
     )
 
 
-def no_image_encoder(folder: Path) -> ExportError:
-    """The refusal of a checkpoint that has a text encoder only."""
-    names = " or ".join(family.name for family in FAMILIES.values())
-    return ExportError(f"{folder}: not a {names} checkpoint, so it has no image encoder")
+def _is_original(family: Family) -> bool:
+    return family.original == "sentence-transformers"
 
 
 def _sentence_transformer(folder: Path) -> SentenceTransformer:
@@ -174,10 +158,17 @@ def _family(model: SentenceTransformer, folder: Path) -> Family | None:
     """Of a model of two towers; None of others.
 
     Raises:
-        ExportError: there are modules behind it. Left out, the encoder would be another one.
+        ExportError: it is one whose texts or pictures sentence-transformers prepares otherwise than it was
+            trained with. Or there are modules behind it: left out, the encoder would be another one.
     """
     inner: Any = model[0]
-    family = FAMILIES.get(type(getattr(inner, "model", inner)))
+    kind = type(getattr(inner, "model", inner))
+    family = next((family for family in FAMILIES.values() if family.model is kind), None)
+    if family is not None and not _is_original(family):
+        raise ExportError(
+            f"{folder}: sentence-transformers prepares the inputs of a {family.name} otherwise than it was "
+            f"trained with; export the folder as transformers saves it, without {MODULES}"
+        )
     if family is not None and len(model) != 1:
         raise ExportError(
             f"{folder}: modules {_names(model)}; supported behind a {family.name} is Normalize only"
@@ -198,18 +189,6 @@ def _first_module_path(folder: Path) -> str:
     """Where sentence-transformers keeps the transformer: `0_CLIPModel`, or the folder itself."""
     modules = folder / "modules.json"
     return str(json.loads(modules.read_text(encoding="utf-8"))[0]["path"]) if modules.is_file() else ""
-
-
-def _pillow_processor(folder: Path) -> Any:
-    """The checkpoint's image processor that resizes with Pillow, as CLIP was trained and published.
-
-    Where torchvision can be imported, transformers 5 takes another one, whose pixels differ: by name, the
-    original does not depend on what else is installed.
-    """
-    with in_our_words(folder, "transformers cannot load its image processor"):
-        return transformers.AutoImageProcessor.from_pretrained(
-            folder / _first_module_path(folder), backend="pil", local_files_only=True
-        )
 
 
 def _transformer_and_dense(model: SentenceTransformer, folder: Path) -> TextTower:

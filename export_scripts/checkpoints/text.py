@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
-from clipserve.encoder_spec import FloatArray, TextPreprocessing, sha256
+from clipserve.encoder_spec import FloatArray, sha256
 from clipserve.errors import ExportError
+from clipserve.preprocessing import TextPreprocessing
 from clipserve.tokens import largest_token_id
 from export_scripts.checkpoints.pair import TextCheckpoint
 from export_scripts.encoders.layers import last_stage
@@ -33,27 +34,34 @@ def check_vocabulary(folder: Path) -> None:
 
 
 def check_sentencepiece(folder: Path) -> None:
-    """Checks that a SentencePiece model that stands alone can be converted.
+    """Checks that a SentencePiece model that stands alone can be read; see `check_sentencepiece_file`."""
+    path = folder / SENTENCEPIECE
+    if path.is_file() and not (folder / TOKENIZER_JSON).is_file():
+        check_sentencepiece_file(path)
+
+
+def check_sentencepiece_file(path: Path) -> None:
+    """Checks that a SentencePiece model can be read.
 
     transformers takes one that it cannot read for a tiktoken file, and asks for that library.
 
     Raises:
         ExportError: the library is not installed, or the file is no such model.
     """
-    path = folder / SENTENCEPIECE
-    if not path.is_file() or (folder / TOKENIZER_JSON).is_file():
-        return
     if not (is_sentencepiece_available() and is_protobuf_available()):
         raise ExportError(
             f"{path}: the packages sentencepiece and protobuf are needed to convert this tokenizer; run "
-            "'pip install sentencepiece protobuf', or put its tokenizer.json beside it"
+            "'pip install sentencepiece protobuf'"
+            f"{', or put its tokenizer.json beside it' if path.name == SENTENCEPIECE else ''}"
         )
     from sentencepiece import SentencePieceProcessor
 
     try:
         SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise ExportError(f"{path}: not a SentencePiece model") from error
+        raise ExportError(
+            f"{path}: {'not a' if path.is_file() else 'missing, a'} SentencePiece model"
+        ) from error
 
 
 def length_limit(max_length: Any) -> int:
@@ -83,7 +91,7 @@ def text_checkpoint(
     Raises:
         ExportError: the tokenizer is of no supported kind, or does not belong to the tower.
     """
-    definition, preprocessing = _tokenizer(tokenizer, context_length, tower.vocabulary_size, folder)
+    definition, preprocessing = _tokenizer(tokenizer, context_length, tower, folder)
     architecture = tower.architecture.with_tokenizer(definition, preprocessing, folder)
     weights = weights_sha256(used_weights(*tower.parts))
     return TextCheckpoint(
@@ -101,7 +109,7 @@ def text_checkpoint(
 
 
 def _tokenizer(
-    tokenizer: Any, context_length: int, vocabulary_size: int, folder: Path
+    tokenizer: Any, context_length: int, tower: TextTower, folder: Path
 ) -> tuple[str, TextPreprocessing]:
     """`tokenizer.json` of a fast tokenizer; converted by transformers where only older files exist."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -129,16 +137,17 @@ def _tokenizer(
     if tokenizer.pad_token_id is None:
         raise ExportError(f"{folder}: its tokenizer has no padding token; name it in tokenizer_config.json")
     largest = max(largest_token_id(backend), tokenizer.pad_token_id)
-    if largest >= vocabulary_size:
+    if largest >= tower.vocabulary_size:
         raise ExportError(
             f"{folder}: the tokenizer's largest token id is {largest} "
-            f"({backend.id_to_token(largest)!r}), the embedding table has {vocabulary_size} rows: a text "
-            "with that token would fail; resize the table (resize_token_embeddings) or take the token out"
+            f"({backend.id_to_token(largest)!r}), the embedding table has {tower.vocabulary_size} rows: a "
+            "text with that token would fail; resize the table (resize_token_embeddings) or take it out"
         )
     definition = backend.to_str()
     return definition, TextPreprocessing(
         context_length=context_length,
-        vocabulary_size=vocabulary_size,
+        vocabulary_size=tower.vocabulary_size,
         pad_token_id=tokenizer.pad_token_id,
         tokenizer_sha256=sha256(definition.encode("utf-8")),
+        padding=tower.padding,
     )

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertModel, DistilBertModel, PreTrainedModel, XLMRobertaModel
 
+from clipserve.errors import ExportError
 from export_scripts.encoders.layers import Mlp, PostNormLayer, SelfAttention
 from export_scripts.encoders.towers import Architecture, TextTower, norm_eps
+from export_scripts.identity import UNUSED_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def mean_pooled_tower(transformer: PreTrainedModel, head: nn.Linear) -> TextTowe
         if hasattr(module, "chunk_size_feed_forward"):
             module.chunk_size_feed_forward = 0
     architecture = mean_pooled_architecture(transformer)
+    _check_parts(transformer)
     # transformers types its submodules too loosely to check.
     embeddings: Any = transformer.embeddings
     positions: int = embeddings.position_embeddings.num_embeddings
@@ -112,6 +115,21 @@ def mean_pooled_tower(transformer: PreTrainedModel, head: nn.Linear) -> TextTowe
         positions=positions,
         build=lambda output: MeanPooledTextEncoder(transformer, architecture, head, output),
     )
+
+
+def _check_parts(transformer: PreTrainedModel) -> None:
+    """Checks that the encoder reads every part of an original: what it left out would be in no vector.
+
+    Raises:
+        ExportError: there is another part, such as a projection of embeddings that are narrower.
+    """
+    read = ("embeddings.", f"{BERT_LIKES[type(transformer)].layers}.", UNUSED_WEIGHTS)
+    others = [name for name, _ in transformer.named_parameters() if not name.startswith(read)]
+    if others:
+        raise ExportError(
+            f"{type(transformer).__name__} with {others[0].rpartition('.')[0]} is not supported; supported "
+            "is one of embeddings and layers only"
+        )
 
 
 class AbsolutePositions(nn.Module):

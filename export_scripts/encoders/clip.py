@@ -9,17 +9,23 @@ from typing import Any
 
 import tokenizers
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from clipserve.encoder_spec import ImagePreprocessing, TextPreprocessing
+from clipserve.encoder_spec import Score
 from clipserve.errors import ExportError
+from clipserve.preprocessing import ImagePreprocessing, TextPreprocessing
 from clipserve.tokens import Tokenizer, largest_token_id
-from export_scripts.encoders.layers import Mlp, PooledLayer, PreNormLayer, SelfAttention, check_pixels, linear
+from export_scripts.encoders.layers import (
+    Mlp,
+    PatchProjection,
+    PooledLayer,
+    PreNormLayer,
+    SelfAttention,
+    check_pixels,
+    resample_name,
+)
 from export_scripts.encoders.towers import Architecture, Family, ImageTower, TextTower, norm_eps
-
-PIXEL_MAX = 255.0  # uint8 pixels; preprocessors rescale them to [0, 1]
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def image_tower(clip: CLIPModel) -> ImageTower:
         parts=(vision, clip.visual_projection),
         embedding_dim=clip.visual_projection.out_features,
         size=(edge, edge),
-        logit_scale=float(clip.logit_scale.detach().double().exp()),
+        score=Score("softmax", float(clip.logit_scale.detach().double().exp())),
         preprocessing=image_preprocessing,
         build=lambda preprocessing, output: ImageEncoder(clip, architecture, preprocessing, output),
     )
@@ -123,7 +129,7 @@ def text_tower(clip: CLIPModel) -> TextTower:
     )
 
 
-CLIP = Family("CLIP", CLIPModel, "clip", image_tower, text_tower)
+CLIP = Family("CLIP", CLIPModel, "clip", image_tower, text_tower, original="sentence-transformers")
 
 
 def image_preprocessing(processor: Any, folder: Path) -> ImagePreprocessing:
@@ -147,26 +153,14 @@ def image_preprocessing(processor: Any, folder: Path) -> ImagePreprocessing:
         shortest_edge=edge,
         crop_height=processor.crop_size["height"],
         crop_width=processor.crop_size["width"],
-        resample=_resample(processor.resample, folder),
+        resample=resample_name(processor.resample, folder),
         mean=tuple(processor.image_mean),
         std=tuple(processor.image_std),
     )
 
 
-def _resample(number: Any, folder: Path) -> str:
-    try:
-        return Image.Resampling(int(number)).name.lower()
-    except (TypeError, ValueError) as error:
-        raise ExportError(
-            f"{folder}: resample {number!r} is none of Pillow's filters, which are numbers"
-        ) from error
-
-
 class ImageEncoder(nn.Module):
     """CLIP's vision transformer with its projection.
-
-    Rescaling to [0, 1] and mean/std are affine, and so is the patch projection that follows: they are folded
-    into it. Patches do not overlap, so that cutting them out is a reshape.
 
     Args:
         clip: the original; float32.
@@ -185,19 +179,13 @@ class ImageEncoder(nn.Module):
         super().__init__()
         # transformers types its submodules too loosely to check.
         vision: Any = clip.vision_model
-        self.patch = architecture.patch_size
         self.size = (preprocessing.crop_height, preprocessing.crop_width)
         self.wanted_pixels = preprocessing.wanted_pixels
-        std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
-        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
-        weight = vision.embeddings.patch_embedding.weight.detach().double()  # [W, 3, P, P]
         positions = vision.embeddings.position_embedding.weight.detach().double()  # [1 + patches, W]
-        self.patch_projection = linear((weight / (PIXEL_MAX * std)).flatten(1).float())
-        offset = -(weight * mean / std).flatten(1).sum(1)  # [W], what the mean takes away
+        self.patches = PatchProjection(vision.embeddings.patch_embedding.weight, positions[1:], preprocessing)
         self.class_token = nn.Parameter(
             (vision.embeddings.class_embedding.detach().double() + positions[0]).float()[None, None]
         )
-        self.patch_positions = nn.Parameter((positions[1:] + offset).float()[None])
         self.norm_before = vision.pre_layrnorm
         layers = [_layer(layer, architecture, causal=False) for layer in vision.encoder.layers]
         self.layers = nn.ModuleList(layers[:-1])
@@ -219,10 +207,7 @@ class ImageEncoder(nn.Module):
             ValueError: other pixels, which would give another vector without a word. A loaded trace raises
                 its language's exception with the same message.
         """
-        pixel_values = check_pixels(pixel_values, *self.size, self.wanted_pixels)
-        x = pixel_values.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # [N,3,h,P,w,P]
-        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, hw, 3PP]
-        x = self.patch_projection(x.to(self.patch_positions.dtype)) + self.patch_positions
+        x = self.patches(check_pixels(pixel_values, *self.size, self.wanted_pixels))
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)  # [N, 1 + hw, W]
         x = self.norm_before(x)
         for layer in self.layers:

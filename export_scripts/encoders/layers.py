@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
+
+from clipserve.errors import ExportError
+from clipserve.preprocessing import ImagePreprocessing
 
 # OpenAI CLIP's approximation of GELU is x * sigmoid(1.702 x).
 QUICK_GELU = 1.702
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": F.silu}
+PIXEL_MAX = 255.0  # uint8 pixels; preprocessors rescale them to [0, 1]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": F.silu,
+}
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
@@ -22,6 +35,57 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     if bias is not None:
         made.bias = nn.Parameter(bias.detach())
     return made
+
+
+class PatchProjection(nn.Module):
+    """From uint8 pixels to patches: rescaled, normalised, projected, and at their positions.
+
+    Rescaling to [0, 1] and mean/std are affine, and so is the patch projection that follows: they are folded
+    into it. Patches do not overlap, so that cutting them out is a reshape.
+
+    Args:
+        weight: of the convolution, `[W, 3, P, P]`.
+        positions: of the patches, and what else is added to each, float64 `[patches, W]`.
+        preprocessing: its mean and std.
+    """
+
+    def __init__(self, weight: Tensor, positions: Tensor, preprocessing: ImagePreprocessing):
+        super().__init__()
+        self.patch = weight.shape[-1]
+        # Of a size that is no multiple of the patch's, a convolution leaves the rest out.
+        self.height, self.width = (
+            size // self.patch * self.patch for size in (preprocessing.crop_height, preprocessing.crop_width)
+        )
+        self.cuts = (self.height, self.width) != (preprocessing.crop_height, preprocessing.crop_width)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
+        weight = weight.detach().double()
+        self.projection = linear((weight / (PIXEL_MAX * std)).flatten(1).float())
+        offset = -(weight * mean / std).flatten(1).sum(1)  # [W], what the mean takes away
+        self.positions = nn.Parameter((positions + offset).float()[None])
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, patches, W]`."""
+        if self.cuts:
+            pixel_values = pixel_values[:, :, : self.height, : self.width]
+        x = pixel_values.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # [N,3,h,P,w,P]
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, hw, 3PP]
+        projected: Tensor = self.projection(x.to(self.positions.dtype)) + self.positions
+        return projected
+
+
+def resample_name(number: Any, folder: Path) -> str:
+    """`ImagePreprocessing.resample` of an image processor.
+
+    Raises:
+        ExportError: it is none of Pillow's.
+    """
+    try:
+        return Image.Resampling(int(number)).name.lower()
+    except (TypeError, ValueError) as error:
+        raise ExportError(
+            f"{folder}: resample {number!r} is none of Pillow's filters, which are numbers"
+        ) from error
 
 
 class SelfAttention(nn.Module):
@@ -166,5 +230,13 @@ def _check_pixels(pixel_values: Tensor, height: int, width: int, message: str) -
     return pixel_values
 
 
-# Scripted, so that a trace keeps it as a branch. `torch.export` has types and fixed sizes of its own.
+def _check_length(input_ids: Tensor, length: int, message: str) -> Tensor:
+    """`input_ids`, if they are `[N, length]`; else a ValueError with this message."""
+    if input_ids.dim() != 2 or input_ids.size(1) != length:
+        raise ValueError(message)
+    return input_ids
+
+
+# Scripted, so that a trace keeps them as a branch. `torch.export` has types and fixed sizes of its own.
 check_pixels: Callable[[Tensor, int, int, str], Tensor] = torch.jit.script(_check_pixels)
+check_length: Callable[[Tensor, int, str], Tensor] = torch.jit.script(_check_length)

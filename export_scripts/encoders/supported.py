@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from torch import nn
+from pathlib import Path
+
 from transformers import PreTrainedModel
 
 from clipserve.errors import ExportError
 from export_scripts.encoders.bert import BERT_LIKES
 from export_scripts.encoders.clip import CLIP
+from export_scripts.encoders.siglip import SIGLIP
 from export_scripts.encoders.towers import Family
 
-FAMILIES: dict[type[nn.Module], Family] = {family.model: family for family in (CLIP,)}
+# By the type in their configuration.
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (CLIP, SIGLIP)}
+
+# Types that look supported and are not: why, and what to take.
+REFUSED = {
+    "siglip2": "SigLIP 2 in its NaFlex form cuts pictures of any shape into patches, and a trace of it gives "
+    "wrong vectors at shapes that it was not traced with; take one of a fixed resolution, such as "
+    "google/siglip2-base-patch16-224",
+}
 
 
 def check_supported(transformer: PreTrainedModel) -> None:
@@ -19,7 +29,7 @@ def check_supported(transformer: PreTrainedModel) -> None:
     Raises:
         ExportError: there is none.
     """
-    models = [*FAMILIES, *BERT_LIKES]
+    models = [*(family.model for family in FAMILIES.values()), *BERT_LIKES]
     if type(transformer) not in models:
         raise ExportError(
             f"text transformer {type(transformer).__name__} is not supported; supported are "
@@ -32,3 +42,9 @@ def check_supported(transformer: PreTrainedModel) -> None:
         raise ExportError(f"position_embedding_type {positions!r} is not supported; supported is 'absolute'")
     if getattr(config, "is_decoder", False):
         raise ExportError("is_decoder true is not supported: attention is masked; supported is an encoder")
+
+
+def no_image_encoder(folder: Path) -> ExportError:
+    """The refusal of a checkpoint that has a text encoder only."""
+    names = " or ".join(family.name for family in FAMILIES.values())
+    return ExportError(f"{folder}: not a {names} checkpoint, so it has no image encoder")

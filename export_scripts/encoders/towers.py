@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from clipserve.encoder_spec import ImagePreprocessing, TextPreprocessing
+from clipserve.encoder_spec import Score
 from clipserve.errors import ExportError
+from clipserve.preprocessing import ImagePreprocessing, Padding, TextPreprocessing
 from export_scripts.encoders.layers import ACTIVATIONS
 
 
@@ -63,7 +64,7 @@ class ImageTower:
         parts: the originals whose weights the encoder reads.
         embedding_dim: length of an embedding.
         size: height and width of its pictures, pixels.
-        logit_scale: exponentiated.
+        score: of the pair, see `EncoderSpec`.
         preprocessing: of the checkpoint's image processor, and of its folder for messages.
         build: makes the traceable encoder, float32, of its preprocessing and its last stage.
     """
@@ -72,7 +73,7 @@ class ImageTower:
     parts: tuple[nn.Module, ...]
     embedding_dim: int
     size: tuple[int, int]
-    logit_scale: float
+    score: Score
     preprocessing: Callable[[Any, Path], ImagePreprocessing]
     build: Callable[[ImagePreprocessing, nn.Module], nn.Module]
 
@@ -87,6 +88,7 @@ class TextTower:
         vocabulary_size: rows of the embedding table.
         positions: the most tokens that there are positions for.
         build: makes the traceable encoder, float32, of its last stage.
+        padding: see `TextPreprocessing`.
     """
 
     architecture: Architecture
@@ -95,6 +97,7 @@ class TextTower:
     vocabulary_size: int
     positions: int
     build: Callable[[nn.Module], nn.Module]
+    padding: Padding = "longest"
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class Family:
         model: of transformers.
         model_type: in its configuration.
         image_tower, text_tower: of such a model, float32.
+        original: the library whose forward pass, inputs included, an export is compared with.
     """
 
     name: str
@@ -113,6 +117,7 @@ class Family:
     model_type: str
     image_tower: Callable[[Any], ImageTower]
     text_tower: Callable[[Any], TextTower]
+    original: Literal["sentence-transformers", "transformers"]
 
 
 def norm_eps(transformer: nn.Module) -> float:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from clipserve.encoder_spec import Device, EncoderInput, Precision, Varying
+from clipserve.encoder_spec import Device, Precision
+from clipserve.preprocessing import EncoderInput, Varying
 from clipserve.store import PyTorchReader, Reader
 from export_scripts.zips import ZIP_EPOCH
 

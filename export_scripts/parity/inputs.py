@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from clipserve.encoder_spec import ImagePreprocessing
+from clipserve.preprocessing import ImagePreprocessing
 from clipserve.tokens import Tokenizer
 
 # One sentence a script, and what breaks tokenizers: combining marks, right-to-left, emoji, blank, over-long.
@@ -146,7 +146,7 @@ def random_tokens(
     special = backend.get_added_tokens_decoder().keys()
     ordinary = np.setdiff1d(np.arange(backend.get_vocab_size()), np.array(sorted(special)))
     rng = np.random.default_rng(seed)
-    first, last = tokenizer.tokenize("").ids
-    rows = [(first, *rng.choice(ordinary, n - 2).tolist(), last) for n in lengths]
+    *first, last = tokenizer.tokenize("").ids
+    rows = [(*first, *rng.choice(ordinary, n - 1 - len(first)).tolist(), last) for n in lengths]
     input_ids, attention_mask = tokenizer.pad(rows)
     return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)

@@ -11,14 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipserve.encoder_spec import (
-    TOKENIZER_FILE,
-    FloatArray,
-    ImagePreprocessing,
-    Modality,
-    TextPreprocessing,
-)
+from clipserve.encoder_spec import TOKENIZER_FILE, FloatArray, Modality
 from clipserve.images import ImageLimits, decode_image, preprocess
+from clipserve.preprocessing import ImagePreprocessing, TextPreprocessing
 from clipserve.settings import Settings
 from clipserve.tokens import Tokenizer
 from export_scripts.checkpoints.pair import CheckpointPair, ImageCheckpoint, TextCheckpoint

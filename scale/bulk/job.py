@@ -19,7 +19,8 @@ import ray.data
 from ray.exceptions import RayError
 from tqdm import tqdm
 
-from clipserve.encoder_spec import EncoderSpec, ImagePreprocessing, read_spec
+from clipserve.encoder_spec import EncoderSpec, read_spec
+from clipserve.preprocessing import ImagePreprocessing
 from pictures.paths import printable
 from pictures.rows import FileState
 from pictures.storage import sole_writer

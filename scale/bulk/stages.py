@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clipserve.encoder_spec import FloatArray, ImagePreprocessing
+from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ClipServeError, RequestError
 from clipserve.images import PixelArray, decode_image, preprocess
 from clipserve.memory import trim_memory
+from clipserve.preprocessing import ImagePreprocessing
 from clipserve.settings import Settings
 from pictures.files import Contents
 from pictures.rows import FileState, picture_batch

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import uvicorn
@@ -29,6 +29,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipserve.client import Client
+from clipserve.encoder_spec import ScoreKind
 from clipserve.errors import ClipServeError, RequestError, ServerError
 from clipserve.images import ImageLimits
 from pictures.paths import printable
@@ -194,11 +195,14 @@ class Page:
             [await _body(request)],
             labels=[normalized(text) for text in texts],
             template=request.query_params.get("template", "").strip() or "{}",
+            # Of other names the server says that it has none.
+            score=cast("ScoreKind | None", request.query_params.get("score") or None),
         )
         return JSONResponse(
             {
                 "cosine_similarity": answer.cosine_similarity[0].tolist(),
                 "probabilities": answer.probabilities[0].tolist(),
+                "score": answer.score,
             }
         )
 

@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from clipserve.colors import Color
-from clipserve.encoder_spec import ImagePreprocessing
 from clipserve.errors import RequestError
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
+from clipserve.preprocessing import ImagePreprocessing
 
 # Files that ship inside scikit-image's wheel, so that nothing is downloaded.
 PHOTOGRAPHS = Path(skimage.data.__file__).parent

@@ -23,13 +23,16 @@ from clipserve.client.connection import RETRIES_AT_LEAST, RETRY_WITHIN_SECONDS
 from clipserve.encoder_spec import (
     SCHEMA_VERSION,
     EncoderSpec,
-    TextPreprocessing,
+    Score,
     encode_vector,
 )
 from clipserve.endpoint_status import EndpointStatus, Worker
 from clipserve.errors import RequestError, ServerError
+from clipserve.preprocessing import TextPreprocessing
 
 Answer = tuple[int, bytes]
+
+SCORE = {"score": "softmax", "logit_scale": 1.0, "logit_bias": 0.0}
 
 
 class Asked:
@@ -84,7 +87,7 @@ def embeddings(path: str, body: bytes) -> Answer:
         texts = asked.get("texts", asked.get("labels"))
         shape = (len(asked["images"]), 1 if isinstance(texts, str) else len(texts))
         matrix = np.zeros(shape).tolist()
-        answer = {"cosine_similarity": matrix, "probabilities": matrix, "logit_scale": 1.0, "errors": []}
+        answer = {"cosine_similarity": matrix, "probabilities": matrix, **SCORE, "errors": []}
         return 200, json.dumps(answer | {"space_id": "s"}).encode()
     data = [
         {"object": "embedding", "index": i, "embedding": encode_vector(np.full(3, i, np.float32))}
@@ -336,7 +339,7 @@ def spec(**changes: Any) -> EncoderSpec:
         "device": "cpu",
         "precision": "fp32",
         "image": None,
-        "logit_scale": 100.0,
+        "score": Score("softmax", 100.0),
         "versions": {},
         "text": TextPreprocessing(77, 1000, 0, "t"),
         **dict.fromkeys(("checkpoint_sha256", "artifact_sha256", "space_id"), "s"),
@@ -533,7 +536,7 @@ def test_a_comparison_goes_on_as_long_as_the_server_gets_on(texts: int, requests
             {"input": "texts", "error": {"code": "overloaded", "message": "x", "index": i}} for i in late
         ]
         matrix = np.zeros((1, texts)).tolist()
-        shape = {"cosine_similarity": matrix, "probabilities": matrix, "logit_scale": 1.0}
+        shape = {"cosine_similarity": matrix, "probabilities": matrix, **SCORE}
         return 200, json.dumps(shape | {"errors": errors, "space_id": "s"}).encode()
 
     with standing_in(answer) as (url, asked), Client(url, url, tokens=None) as client:
@@ -547,7 +550,7 @@ def test_a_comparison_that_does_not_get_on() -> None:
 
     def answer(path: str, body: bytes) -> Answer:
         errors = [{"input": "images", "error": {"code": "overloaded", "message": "x", "index": 1}}]
-        shape = {"cosine_similarity": [[0.0], None], "probabilities": [[1.0], None], "logit_scale": 1.0}
+        shape = {"cosine_similarity": [[0.0], None], "probabilities": [[1.0], None], **SCORE}
         return 200, json.dumps(shape | {"errors": errors, "space_id": "s"}).encode()
 
     with (

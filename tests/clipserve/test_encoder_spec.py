@@ -26,6 +26,7 @@ from clipserve.encoder_spec import (
     Device,
     EncoderSpec,
     Format,
+    Score,
     artifact_sha256,
     decode_vector,
     encode_vector,
@@ -35,6 +36,7 @@ from clipserve.encoder_spec import (
     sha256,
 )
 from clipserve.errors import SpecError
+from clipserve.preprocessing import ImagePreprocessing
 
 CPU = torch.device("cpu")
 ENCODERS = {"image": ExportedImageEncoder, "text": ExportedTextEncoder}
@@ -94,9 +96,9 @@ def test_text_outside_of_ascii_is_kept(data: dict[str, Any]) -> None:
 
 
 def test_whole_numbers_stand_for_floats(data: dict[str, Any]) -> None:
-    data["logit_scale"] = 100
-    logit_scale = EncoderSpec.from_json(json.dumps(data), "x").logit_scale
-    assert (logit_scale, type(logit_scale)) == (100.0, float)
+    data["score"]["scale"] = 100
+    scale = EncoderSpec.from_json(json.dumps(data), "x").score.scale
+    assert (scale, type(scale)) == (100.0, float)
 
 
 @settings(max_examples=50, deadline=None)
@@ -121,18 +123,18 @@ def test_text_that_is_no_json(text: str) -> None:
 
 @pytest.mark.parametrize("value", [[], "a", 5, None, True, {}], ids=str)
 def test_json_that_is_no_spec(value: Any) -> None:
-    assert "schema_version None, this clipserve reads 3" in refusal(json.dumps(value))
+    assert "schema_version None, this clipserve reads 4" in refusal(json.dumps(value))
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None, [3]], ids=repr)
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 5, "4", None, [4]], ids=repr)
 def test_other_schema_versions(version: Any, data: dict[str, Any]) -> None:
     message = refusal({**data, "schema_version": version})
     assert f"schema_version {version!r}" in message
     assert "run 'make export' again" in message
 
 
-def test_schema_version_that_only_equals_3(data: dict[str, Any]) -> None:
-    assert "schema_version" in refusal({**data, "schema_version": 3.0})
+def test_schema_version_that_only_equals_4(data: dict[str, Any]) -> None:
+    assert "schema_version" in refusal({**data, "schema_version": 4.0})
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -242,13 +244,20 @@ def test_modality_with_the_other_section(data: dict[str, Any], text_path: Path) 
     ("path", "value"),
     [
         (("image", "resample"), "sharpest"), (("image", "shortest_edge"), 0), (("image", "crop_width"), -1),
-        (("image", "mean"), [0.5]), (("embedding_dim",), 0), (("logit_scale",), float("nan")),
-        (("logit_scale",), 10**400),
+        (("image", "mean"), [0.5]), (("embedding_dim",), 0), (("score", "scale"), float("nan")),
+        (("score", "scale"), 10**400), (("score", "scale"), 0.0), (("score", "bias"), float("inf")),
     ],
     ids=lambda value: str(value)[:20],
 )  # fmt: skip
 def test_values_that_no_encoder_has(path: tuple[str, ...], value: Any, data: dict[str, Any]) -> None:
     assert path[-1] in refusal(changed(data, path, set_to(value)))
+
+
+@pytest.mark.parametrize(("edge", "holds"), [(48, True), (56, False), (40, False)])
+def test_a_squashed_picture_has_no_edge_of_its_own(edge: int, holds: bool) -> None:
+    """It is what a JPEG's decoder is asked for, and so no less than either side."""
+    section = ImagePreprocessing(edge, 40, 48, "bicubic", (0.5,) * 3, (0.5,) * 3, "squash")
+    assert all(rule for _, rule in section.rules()) is holds
 
 
 def test_endless_nesting() -> None:
@@ -340,7 +349,9 @@ def test_hash_is_of_code_and_weights_and_not_of_the_spec(modality: str, paths: P
     # Of another name's archive the records' folder is another, which does not count.
     same = resaved(path, tmp_path / "same" / path.name)
     assert artifact_sha256(same) == expected
-    other_spec = with_spec(path, tmp_path / "spec" / path.name, checkpoint="another", logit_scale=1.0)
+    other_spec = with_spec(
+        path, tmp_path / "spec" / path.name, checkpoint="another", score=Score("softmax", 1.0)
+    )
     assert read_spec(other_spec).checkpoint == "another"
     assert artifact_sha256(other_spec) == expected
     other_weight = resaved(path, tmp_path / "weight" / path.name, change=change_one_bit)

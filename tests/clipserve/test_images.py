@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from clipserve.encoder_spec import ImagePreprocessing
 from clipserve.images import ImageLimits, decode_image
+from clipserve.preprocessing import ImagePreprocessing
 from tests.clipserve.pictures import (
     ALPHA,
     GREY,

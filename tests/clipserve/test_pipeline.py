@@ -226,7 +226,7 @@ def test_similarity_is_that_of_the_embeddings(
     assert_close(body["cosine_similarity"], expected)
     probabilities = np.array(body["probabilities"])
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-12)
-    logits = similarity.specs[0].logit_scale * np.array(body["cosine_similarity"])
+    logits = similarity.specs[0].score.scale * np.array(body["cosine_similarity"])
     np.testing.assert_allclose(
         probabilities, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), rtol=1e-9
     )

@@ -3,7 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipserve.similarity import cosine, cosine_similarity, softmax, unit_vectors
+from clipserve.encoder_spec import Score
+from clipserve.similarity import (
+    cosine,
+    cosine_similarity,
+    probabilities,
+    sigmoid,
+    softmax,
+    unit_vectors,
+)
 from tests.clipserve.wire.bodies import (
     KNOWN_COSINES,
     KNOWN_PROBABILITIES,
@@ -12,9 +20,9 @@ from tests.clipserve.wire.bodies import (
 
 def test_softmax_known_answer() -> None:
     """The printed example of the SDK that this project follows."""
-    probabilities = softmax(100 * np.array([KNOWN_COSINES]))
-    np.testing.assert_allclose(probabilities[0], KNOWN_PROBABILITIES, rtol=2e-4)
-    np.testing.assert_allclose(probabilities.sum(), 1, rtol=1e-15)
+    found = softmax(100 * np.array([KNOWN_COSINES]))
+    np.testing.assert_allclose(found[0], KNOWN_PROBABILITIES, rtol=2e-4)
+    np.testing.assert_allclose(found.sum(), 1, rtol=1e-15)
 
 
 def test_softmax_of_logits_that_would_overflow() -> None:
@@ -22,6 +30,21 @@ def test_softmax_of_logits_that_would_overflow() -> None:
         [0.5, 0, 0.5],
         pytest.approx([1 / 3] * 3),
     ]
+
+
+def test_sigmoid_of_logits_that_would_overflow() -> None:
+    found = sigmoid(np.array([[1e6, 0.0, -1e6], [2.0, -2.0, -745.0]]))
+    assert found[0].tolist() == [1, 0.5, 0]
+    np.testing.assert_allclose(found[1], [0.8807970779778823, 0.1192029220221176, 0], rtol=1e-12, atol=1e-300)
+
+
+def test_probabilities_by_either_score() -> None:
+    cosines = np.array([[0.2, 0.1], [0.0, 0.12]])
+    logits = 50 * cosines
+    found = probabilities(cosines, Score("softmax", 50.0, -3.0))
+    np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), rtol=1e-12)
+    found = probabilities(cosines, Score("sigmoid", 50.0, -3.0))
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(3 - logits)), rtol=1e-12)
 
 
 def test_cosines_do_not_depend_on_lengths_and_stay_within_1() -> None:

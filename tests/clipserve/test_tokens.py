@@ -14,8 +14,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipserve.encoder_spec import TextPreprocessing, sha256
+from clipserve.encoder_spec import sha256
 from clipserve.errors import SpecError
+from clipserve.preprocessing import TextPreprocessing
 from clipserve.tokens import PASS_TOKENS, Tokenizer, largest_token_id, length_groups
 from demo.captions import LANGUAGES, load_vocabularies
 from export_scripts.checkpoints.loading import load_text_checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipserve.encoder_spec import Modality, Precision
+from clipserve.encoder_spec import Modality, Precision, encoder_stem
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.export import export_pair
 from export_scripts.publish import export_encoder
@@ -17,15 +17,23 @@ from tests.export_scripts.exports import Exported, Pairs
 
 @pytest.fixture(scope="session")
 def pairs(
-    clip_folder: Path, multilingual_folder: Path, m_clip_bert_folder: Path, m_clip_xlm_roberta_folder: Path
+    clip_folder: Path,
+    multilingual_folder: Path,
+    m_clip_bert_folder: Path,
+    m_clip_xlm_roberta_folder: Path,
+    siglip_folder: Path,
+    siglip_2_folder: Path,
 ) -> Pairs:
-    texts = {
-        "clip": clip_folder,
-        "multilingual": multilingual_folder,
-        "m-clip-bert": m_clip_bert_folder,
-        "m-clip-xlm-r": m_clip_xlm_roberta_folder,
+    """A pair of each layout; those of a text encoder only have CLIP's pictures."""
+    folders = {
+        "clip": (clip_folder, clip_folder),
+        "multilingual": (clip_folder, multilingual_folder),
+        "m-clip-bert": (clip_folder, m_clip_bert_folder),
+        "m-clip-xlm-r": (clip_folder, m_clip_xlm_roberta_folder),
+        "siglip": (siglip_folder, siglip_folder),
+        "siglip-2": (siglip_2_folder, siglip_2_folder),
     }
-    return {name: load_pair(str(clip_folder), str(folder)) for name, folder in texts.items()}
+    return {name: load_pair(str(image), str(text)) for name, (image, text) in folders.items()}
 
 
 @pytest.fixture(scope="session")
@@ -34,10 +42,11 @@ def exported(pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> Exported
     folder = tmp_path_factory.mktemp("exported")
 
     def export(layout: str, modality: Modality, precision: Precision) -> Path:
-        path = folder / layout / f"clip-{modality}-cpu-{precision}.pt"
+        pair = pairs[layout]
+        path = folder / layout / f"{encoder_stem(pair.model_id, modality, 'cpu', precision)}.pt"
         if not path.is_file():
-            spec = export_encoder(pairs[layout], modality, "cpu", precision, folder / layout)
-            assert f"{spec.stem}.pt" == path.name
+            spec = export_encoder(pair, modality, "cpu", precision, folder / layout)
+            assert spec.file_name == path.name
         return path
 
     return export

@@ -22,7 +22,10 @@ from export_scripts.parity.inputs import photograph_like
 
 CPU = torch.device("cpu")
 
-LAYOUTS = ["clip", "multilingual", "m-clip-bert", "m-clip-xlm-r"]
+LAYOUTS = ["clip", "multilingual", "m-clip-bert", "m-clip-xlm-r", "siglip", "siglip-2"]
+
+# Those that bring an image encoder of their own.
+IMAGE_LAYOUTS = pytest.mark.parametrize("layout", ["clip", "siglip", "siglip-2"])
 
 # Other texts and pictures than those of the export's own parity check.
 TEXTS = ["", "a", "Három madár a tengerparton", "三只猫在桌子上", "قطة على الطاولة", "one two three " * 90]

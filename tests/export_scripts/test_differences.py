@@ -14,8 +14,8 @@ from PIL import ExifTags, Image
 from transformers import CLIPImageProcessorPil
 from transformers.image_utils import load_image
 
-from clipserve.encoder_spec import ImagePreprocessing
 from clipserve.images import ImageLimits, decode_image, preprocess
+from clipserve.preprocessing import ImagePreprocessing
 from clipserve.tokens import Tokenizer
 from export_scripts.checkpoints.loading import load_text_checkpoint
 from export_scripts.parity.inputs import photograph_like, picture_files

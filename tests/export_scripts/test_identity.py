@@ -85,6 +85,7 @@ def sides(
     multilingual_folder: Path,
     m_clip_bert_folder: Path,
     m_clip_xlm_roberta_folder: Path,
+    siglip_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Side]:
     # The published file is a torch pickle; as safetensors it is changed like the others.
@@ -104,10 +105,12 @@ def sides(
         "xlm-roberta": Side(
             xlm_roberta, "tiny-xlm-roberta/config.json", None, "model.safetensors", False
         ),
+        "siglip image": Side(siglip_folder, "config.json", "vision_config", "model.safetensors", True),
+        "siglip text": Side(siglip_folder, "config.json", "text_config", "model.safetensors", False),
     }  # fmt: skip
 
 
-SIDES = ["clip image", "clip text", "distilbert", "bert", "xlm-roberta"]
+SIDES = ["clip image", "clip text", "distilbert", "bert", "xlm-roberta", "siglip image", "siglip text"]
 
 
 @pytest.fixture(params=SIDES)
@@ -165,11 +168,8 @@ def test_identity_follows_the_vectors_over_every_field(at_once: bool, side: Side
     content = json.loads((side.folder / side.config).read_text())
     fields = content if part is None else content[part]
     if not at_once:
-        kind = {
-            "vision_config": transformers.CLIPVisionConfig,
-            "text_config": transformers.CLIPTextConfig,
-        }.get(part or "") or type(transformers.AutoConfig.for_model(content["model_type"]))
-        fields = kind(**fields).to_dict()
+        whole = transformers.AutoConfig.for_model(content["model_type"])
+        fields = type(getattr(whole, part) if part else whole)(**fields).to_dict()
     # transformers 4 wrote it, 5 knows it no more; the checkpoint would lose its distances.
     fields |= {"position_embedding_type": "absolute"}
     identity, vectors = side.identity(side.folder), side.vectors(side.folder)
@@ -240,6 +240,9 @@ def test_identity_follows_the_weights_over_every_tensor(side: Side, changed: Cha
         ("clip image", edit("0_CLIPModel/preprocessor_config.json", size=60)),
         ("clip image", edit("0_CLIPModel/preprocessor_config.json", resample=2)),
         ("clip image", edit("0_CLIPModel/preprocessor_config.json", image_std=[0.5, 0.5, 0.5])),
+        ("siglip image", edit("preprocessor_config.json", resample=2)),
+        # The padding is seen.
+        ("siglip text", edit("tokenizer_config.json", pad_token="<unk>")),
     ],
 )
 def test_identity_changes_with_the_input(
@@ -345,6 +348,14 @@ def test_space_is_of_both_sides_and_of_no_path(
     assert len({pair.image.checkpoint_sha256, pair.text.checkpoint_sha256, own.text.checkpoint_sha256}) == 3
 
 
+def test_a_clip_keeps_its_identity(clip_folder: Path) -> None:
+    """As before specs said how pictures are resized and texts padded: no index is thrown away for that."""
+    pair = load_pair(str(clip_folder))
+    assert pair.image.checkpoint_sha256.startswith("b117489b725d907e65590ccd634d0de0")
+    assert pair.text.checkpoint_sha256.startswith("2db71086a577d69d1dbfefbc368dbb9c")
+    assert pair.space_id == "9c59d95221582962"
+
+
 def test_encoders_read_no_configuration() -> None:
     """What they depend on goes through `Architecture`, of which the identity takes every field."""
     files = [*Path(encoders.__file__).parent.glob("*.py")]
@@ -359,5 +370,6 @@ def test_encoders_read_no_configuration() -> None:
     }
     readers = {where for where, name in names if name == "config"}
     assert readers == {
-        "check_supported", "image_architecture", "clip_text_architecture", "mean_pooled_architecture"
+        "check_supported", "image_architecture", "clip_text_architecture", "mean_pooled_architecture",
+        "siglip_image_architecture", "siglip_text_architecture",
     }  # fmt: skip

@@ -59,7 +59,7 @@ def test_published_files(modality: Modality, pair: CheckpointPair, tmp_path: Pat
     checkpoint = pair.image if modality == "image" else pair.text
     assert (spec.checkpoint, spec.checkpoint_sha256) == (checkpoint.name, checkpoint.checkpoint_sha256)
     assert (spec.model_id, spec.space_id) == (pair.model_id, pair.space_id)
-    assert spec.logit_scale == pair.image.logit_scale
+    assert spec.score == pair.image.score
     assert set(spec.versions) == {
         "torch", "transformers", "sentence-transformers", "tokenizers", "pillow", "numpy", "python",
     }  # fmt: skip
@@ -251,7 +251,8 @@ def test_auto_really_measures(pair: CheckpointPair, tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", None])
 @pytest.mark.parametrize(
-    ("layout", "modality"), [*[(layout, "text") for layout in LAYOUTS], ("clip", "image")]
+    ("layout", "modality"),
+    [*[(layout, "text") for layout in LAYOUTS], ("clip", "image"), ("siglip", "image")],
 )
 def test_cuda_export(
     layout: str, modality: Modality, precision: Precision | None, pairs: Pairs, tmp_path: Path

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import atheris
 
 with atheris.instrument_imports(include=["clipserve", "PIL"]):
-    from clipserve.encoder_spec import ImagePreprocessing
     from clipserve.errors import RequestError
     from clipserve.images import ImageLimits, decode_image, preprocess
+    from clipserve.preprocessing import ImagePreprocessing
     from clipserve.wire.native import decode_images, decode_similarity, decode_texts
     from clipserve.wire.rows import JSON, MULTIPART, Part, RequestLimits, Row
 

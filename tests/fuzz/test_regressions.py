@@ -8,9 +8,9 @@ import io
 import pytest
 from PIL import Image
 
-from clipserve.encoder_spec import ImagePreprocessing
 from clipserve.errors import RequestError
 from clipserve.images import ImageLimits, decode_image, preprocess
+from clipserve.preprocessing import ImagePreprocessing
 from clipserve.wire.native import decode_texts
 from clipserve.wire.rows import RequestLimits, Row
 from reliability import corpus

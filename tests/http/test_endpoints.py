@@ -168,7 +168,7 @@ def test_similarity_is_the_softmax_of_the_vectors_cosines(
     answer = api.post_json("clip_similarity", {"images": [b64(p) for p in PICTURES], "texts": TEXTS}).json()
     cosines = image_vectors(image_encoder, PICTURES) @ text_vectors(text_encoder, TEXTS).T
     assert_same(answer["cosine_similarity"], cosines)
-    scale = image_encoder.spec.logit_scale
+    scale = image_encoder.spec.score.scale
     assert answer["logit_scale"] == scale
     exponentials = np.exp(scale * (cosines - cosines.max(axis=1, keepdims=True)))
     expected = exponentials / exponentials.sum(axis=1, keepdims=True)

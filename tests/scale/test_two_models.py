@@ -18,10 +18,10 @@ from clipserve.encoder_spec import (
     SCHEMA_VERSION,
     SPEC_FILE,
     EncoderSpec,
-    ImagePreprocessing,
     Modality,
-    TextPreprocessing,
+    Score,
 )
+from clipserve.preprocessing import ImagePreprocessing, TextPreprocessing
 
 COMMANDS = {
     "export_scripts.packages.archive": ["--store", "STORE"],
@@ -53,7 +53,7 @@ def place(store: Path, model_id: str, modality: Modality) -> None:
         precision="fp32",
         image=IMAGE if modality == "image" else None,
         text=TEXT if modality == "text" else None,
-        logit_scale=100.0,
+        score=Score("softmax", 100.0),
         checkpoint_sha256="c",
         artifact_sha256="a",
         space_id=f"{model_id:0>16}",

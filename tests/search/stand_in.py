@@ -15,11 +15,12 @@ from clipserve.encoder_spec import (
     SCHEMA_VERSION,
     EncoderSpec,
     FloatArray,
-    ImagePreprocessing,
+    Score,
     encode_vector,
 )
 from clipserve.endpoint_status import READY, EndpointStatus, Worker
 from clipserve.errors import RequestError
+from clipserve.preprocessing import ImagePreprocessing
 
 DIM = 8
 GOLDEN = b"golden"
@@ -53,7 +54,7 @@ class StandIn:
             precision="fp32",
             image=ImagePreprocessing(8, 8, 8, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
             text=None,
-            logit_scale=100.0,
+            score=Score("softmax", 100.0),
             checkpoint_sha256="c",
             artifact_sha256="a",
             space_id=space_id,

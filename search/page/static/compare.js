@@ -5,6 +5,7 @@ import { failure, isTooLarge, onPictures, say, send, tooLarge } from "./common.j
 const byId = (id) => document.getElementById(id);
 const texts = byId("texts");
 const template = byId("template");
+const score = byId("score");
 const chosen = byId("chosen");
 const matrix = byId("matrix");
 
@@ -80,7 +81,9 @@ async function compare() {
   document.body.setAttribute("aria-busy", "true");
   const address = new URLSearchParams(lines.map((line) => ["text", line]));
   address.set("template", template.value);
+  address.set("score", score.value);
   let done = 0;
+  let used = "";
   const work = async () => {
     for (let next; mine === turn && (next = waiting.shift()); ) {
       const { file, row } = next;
@@ -88,6 +91,7 @@ async function compare() {
         if (isTooLarge(file)) throw tooLarge(file);
         const answer = await send(`/comparison?${address}`, file);
         if (mine !== turn) return;
+        used = answer.score;
         row.deleteCell(1);
         answer.cosine_similarity.forEach((cosine, i) => {
           const made = cell(row, "td", "");
@@ -117,7 +121,7 @@ async function compare() {
   document.body.removeAttribute("aria-busy");
   byId("status").textContent =
     `${done} of ${count} picture${count === 1 ? "" : "s"} compared with ${lines.length} text${lines.length === 1 ? "" : "s"}: ` +
-    "cosine similarity, and the probability of the text among these.";
+    `cosine similarity, and the probability of the text ${used === "sigmoid" ? "by itself" : "among these"}.`;
 }
 
 byId("compare").addEventListener("submit", (event) => {

@@ -16,10 +16,12 @@ from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     SCHEMA_VERSION,
     EncoderSpec,
-    ImagePreprocessing,
+    Score,
+    ScoreKind,
     decode_vector,
 )
 from clipserve.errors import RequestError
+from clipserve.preprocessing import ImagePreprocessing
 from clipserve.wire.messages import (
     Embedded,
     EmbeddingRequest,
@@ -39,8 +41,11 @@ from tests.clipserve.wire.bodies import (
     KNOWN_PROBABILITIES,
 )
 
+SOFTMAX = Score("softmax", 100.0)
+SIGMOID = Score("sigmoid", 100.0, -10.0)
 
-def spec(logit_scale: float = 100.0) -> EncoderSpec:
+
+def spec(score: Score = SOFTMAX) -> EncoderSpec:
     return EncoderSpec(
         schema_version=SCHEMA_VERSION,
         format="torchscript",
@@ -54,7 +59,7 @@ def spec(logit_scale: float = 100.0) -> EncoderSpec:
         precision="fp32",
         image=ImagePreprocessing(224, 224, 224, "bicubic", (0.5,) * 3, (0.25,) * 3),
         text=None,
-        logit_scale=logit_scale,
+        score=score,
         checkpoint_sha256="c",
         artifact_sha256="t",
         space_id="0123456789abcdef",
@@ -176,17 +181,34 @@ def test_similarity_known_answer() -> None:
         "model": "clip-ViT-B-32",
         "space_id": "0123456789abcdef",
         "embedding_dim": 3,
+        "score": "softmax",
         "logit_scale": 100.0,
+        "logit_bias": 0.0,
         "errors": [],
         "usage": {"prompt_tokens": 15, "truncated": 0, "unknown_tokens": 0},
     }
 
 
-def test_similarity_uses_the_logit_scale_of_the_spec() -> None:
+def test_similarity_uses_the_scale_of_the_spec() -> None:
     images, texts = [Embedded(vector(1, 0, 0))], [at_cosine(0.5), at_cosine(0.25)]
-    body = body_of(similarity_of(spec(logit_scale=4.0), images, texts))
+    body = body_of(similarity_of(spec(Score("softmax", 4.0)), images, texts))
     expected = 1 / (1 + np.exp(-4.0 * 0.25))
     np.testing.assert_allclose(body["probabilities"][0], [expected, 1 - expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("own", [SOFTMAX, SIGMOID], ids=lambda score: score.kind)
+@pytest.mark.parametrize("asked", [None, "softmax", "sigmoid"])
+def test_the_score_is_the_pairs_own_or_what_is_asked_for(own: Score, asked: ScoreKind | None) -> None:
+    images, texts = [Embedded(vector(1, 0, 0))], [at_cosine(0.11), at_cosine(0.1), at_cosine(0.08)]
+    body = body_of(encode_similarity(spec(own), SimilarityRequest([], [], asked), [images, texts]))
+    assert body["score"] == (asked or own.kind)
+    assert (body["logit_scale"], body["logit_bias"]) == (own.scale, own.bias)
+    if body["score"] == "softmax":
+        e = np.exp([11.0, 10.0, 8.0])
+        expected = e / e.sum()
+    else:
+        expected = 1 / (1 + np.exp(-(np.array([11.0, 10.0, 8.0]) + own.bias)))
+    np.testing.assert_allclose(body["probabilities"], [expected], rtol=1e-4)
 
 
 BAD = RequestError("invalid_image", "bad")
@@ -206,7 +228,7 @@ def test_similarity_nulls_and_sums(images: list[bool], texts: list[bool], seed: 
         return [Embedded(rng.normal(size=3).astype(np.float32), Usage(2)) if g else BAD for g in good]
 
     image_results, text_results = results(images), results(texts)
-    reply = similarity_of(spec(5.0), image_results, text_results)
+    reply = similarity_of(spec(Score("softmax", 5.0)), image_results, text_results)
     body = body_of(reply)
     if not any(images) or not any(texts):
         assert reply.status == 400
@@ -216,7 +238,7 @@ def test_similarity_nulls_and_sums(images: list[bool], texts: list[bool], seed: 
     assert reply.status == 200
     alone = body_of(
         similarity_of(
-            spec(5.0),
+            spec(Score("softmax", 5.0)),
             [r for r in image_results if isinstance(r, Embedded)],
             [r for r in text_results if isinstance(r, Embedded)],
         )

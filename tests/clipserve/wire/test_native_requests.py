@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from clipserve.encoder_spec import ScoreKind
 from clipserve.errors import RequestError
 from clipserve.wire.messages import EmbeddingRequest, SimilarityRequest
 from clipserve.wire.native import (
@@ -153,6 +154,21 @@ def test_similarity_requests(fields: dict[str, Any], texts: list[str | RequestEr
     assert decode_similarity(row, LIMITS) == SimilarityRequest([PNG, b"x"], texts)
 
 
+@pytest.mark.parametrize("score", ["softmax", "sigmoid", None])
+@pytest.mark.parametrize("texts", ["texts", "labels"])
+def test_similarity_scores(score: ScoreKind | None, texts: str) -> None:
+    body = {"images": [PNG_64], texts: ["a"], "score": score}
+    assert decode_similarity(json_row(body), LIMITS) == SimilarityRequest([PNG], ["a"], score)
+    fields = {texts: b'["a"]'} | ({} if score is None else {"score": score.encode()})
+    assert decode_similarity(form(PNG, **fields), LIMITS) == SimilarityRequest([PNG], ["a"], score)
+
+
+@pytest.mark.parametrize("value", ["Softmax", "", "max", 5, True, [], {}, ["softmax"]], ids=str)
+def test_other_scores(value: Any) -> None:
+    row = json_row({"images": [PNG_64], "texts": ["a"], "score": value})
+    assert_refused(decode_similarity, row, "invalid_request", 400, "'score'", "'softmax' and 'sigmoid'")
+
+
 @pytest.mark.parametrize("images", [PNG_64, {"image": PNG_64}, [PNG_64], [{"image": PNG_64}]], ids=str)
 def test_similarity_images(images: Any) -> None:
     request = decode_similarity(json_row({"images": images, "texts": "a"}), LIMITS)
@@ -198,6 +214,7 @@ def test_wrong_similarity_forms() -> None:
     assert_refused(parse, form(PNG, texts=b"two dogs"), "invalid_json", 400, "'texts'")
     assert_refused(parse, form(PNG, labels=b"\xff"), "invalid_encoding", 400)
     assert_refused(parse, form(PNG, labels=b'"a"', template=b"\xff"), "invalid_encoding", 400)
+    assert_refused(parse, form(PNG, labels=b'"a"', score=b"max"), "invalid_request", 400, "'score' is 'max'")
     assert_refused(parse, form(PNG, labels=b"[]"), "empty_request", 400, "'labels'")
     assert_refused(parse, form(PNG, labels=b"[" * 100_000), "invalid_json", 400, "deep")
 

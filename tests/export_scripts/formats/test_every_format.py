@@ -43,7 +43,7 @@ VARIANTS = [(name, precision) for name, of in FORMATS.items() for precision in o
 # What lies beside TorchScript files, whose name the description has.
 OTHER_FORMATS = sorted(FORMATS.keys() - {"torchscript"})
 
-ENCODERS = ["image", "clip", "multilingual", "m-clip-xlm-r"]
+ENCODERS = ["image", "clip", "multilingual", "m-clip-xlm-r", "siglip image", "siglip"]
 
 # Compiling takes half a minute of a core: one picture and one text encoder are for every day.
 EVERY_DAY = [("image", "fp32"), ("multilingual", "fp32")]
@@ -76,16 +76,17 @@ def inputs_of(path: Path, spec: EncoderSpec) -> list[tuple[Tensor, ...]]:
         return [(torch.from_numpy(rng.integers(0, 256, (1, *size), dtype=np.uint8)),) for _ in range(4)]
     assert spec.text is not None
     definition = format_of(path).extra_file(path, TOKENIZER_FILE).decode()
-    first, last = Tokenizer(definition, spec.text).tokenize("").ids
-    rows = [[first, *rng.integers(10, 500, n).tolist(), last] for n in (3, 1, 9, 25)]
-    return [(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.int64)) for row in rows]
+    tokenizer = Tokenizer(definition, spec.text)
+    *first, last = tokenizer.tokenize("").ids
+    rows = [[*first, *rng.integers(10, 500, n).tolist(), last] for n in (3, 1, 9, 25)]
+    return [tuple(torch.from_numpy(array) for array in tokenizer.pad([row])) for row in rows]
 
 
 def padded(rows: list[tuple[Tensor, ...]], spec: EncoderSpec, more: int) -> tuple[Tensor, ...]:
     """One batch of all rows; texts padded to the longest, and by `more` tokens."""
     if spec.text is None:
         return (torch.cat([row[0] for row in rows]),)
-    length = max(row[0].shape[1] for row in rows) + more
+    length = spec.text.padded(max(row[0].shape[1] for row in rows) + more)
     ids = torch.full((len(rows), length), spec.text.pad_token_id)
     mask = torch.zeros(len(rows), length, dtype=torch.int64)
     for i, (row, ones) in enumerate(rows):

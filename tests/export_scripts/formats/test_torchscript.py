@@ -18,7 +18,7 @@ from clipserve.errors import ExportError
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats.torchscript import device_constants
 from export_scripts.publish import export_encoder
-from tests.export_scripts.exports import CPU, TEXT_LAYOUTS, Exported, Pairs, empty, rebuilt
+from tests.export_scripts.exports import CPU, IMAGE_LAYOUTS, TEXT_LAYOUTS, Exported, Pairs, empty, rebuilt
 
 # torch's own filter for warnings about its own code, which pytest's filters replace. (Tracing an embedding
 # that knows its padding gives one.) Warnings about ours stay errors.
@@ -42,8 +42,11 @@ def test_frozen_text_graph_has_no_device_constant(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_frozen_image_graph_has_no_device_constant(precision: Precision, exported: Exported) -> None:
-    assert_portable(exported("clip", "image", precision))
+@IMAGE_LAYOUTS
+def test_frozen_image_graph_has_no_device_constant(
+    layout: str, precision: Precision, exported: Exported
+) -> None:
+    assert_portable(exported(layout, "image", precision))
 
 
 class WithArange(nn.Module):
@@ -102,7 +105,8 @@ def test_bf16_is_bf16(exported: Exported) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "modality"), [("clip", "image"), ("clip", "text"), ("m-clip-xlm-r", "text")]
+    ("layout", "modality"),
+    [("clip", "image"), ("clip", "text"), ("m-clip-xlm-r", "text"), ("siglip", "image"), ("siglip", "text")],
 )
 def test_no_warnings(layout: str, modality: Modality, pairs: Pairs, tmp_path: Path) -> None:
     """Above all no TracerWarning, which tells of a number that was baked into the graph."""

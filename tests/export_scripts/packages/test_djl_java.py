@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipserve.encoder_spec import ImagePreprocessing
 from clipserve.images import ImageLimits, PixelArray, preprocess
+from clipserve.preprocessing import ImagePreprocessing, Resize
 from export_scripts.parity.inputs import photograph_like
 
 ROOT = Path(__file__).parents[3]
@@ -30,9 +30,9 @@ import javax.imageio.ImageIO;
 
 class Main {
     public static void main(String[] a) throws Exception {
-        for (int i = 0; i < a.length; i += 5) {
+        for (int i = 0; i < a.length; i += 7) {
             byte[] pixels = ClipPixels.of(ImageIO.read(new File(a[i])), Integer.parseInt(a[i + 2]),
-                    Integer.parseInt(a[i + 3]), Integer.parseInt(a[i + 4]));
+                    Integer.parseInt(a[i + 3]), Integer.parseInt(a[i + 4]), a[i + 5], a[i + 6]);
             Files.write(Path.of(a[i + 1]), pixels);
         }
     }
@@ -100,11 +100,13 @@ DJL = {
     "com.google.gson.Gson": """public final class Gson {
         public <T> T fromJson(String json, Class<T> type) { return null; } }""",
     "com.google.gson.JsonElement": """public abstract class JsonElement {
-        public abstract int getAsInt(); public abstract long getAsLong(); }""",
+        public abstract int getAsInt(); public abstract long getAsLong();
+        public abstract String getAsString(); }""",
     "com.google.gson.JsonObject": """public final class JsonObject extends JsonElement {
         public JsonElement get(String name) { return null; }
         public JsonObject getAsJsonObject(String name) { return null; }
-        public int getAsInt() { return 0; } public long getAsLong() { return 0; } }""",
+        public int getAsInt() { return 0; } public long getAsLong() { return 0; }
+        public String getAsString() { return null; } }""",
 }
 
 
@@ -139,17 +141,26 @@ def test_pixels_are_pillows(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arguments: list[str] = []
     expected: list[PixelArray] = []
-    for edge, height, width in ((48, 48, 48), (56, 40, 52)):
-        preprocessing = ImagePreprocessing(edge, height, width, "bicubic", (0.0,) * 3, (1.0,) * 3)
+    forms: list[tuple[int, int, int, str, Resize]] = [
+        (48, 48, 48, "bicubic", "shortest_edge"),
+        (56, 40, 52, "bicubic", "shortest_edge"),
+        (52, 52, 52, "bilinear", "shortest_edge"),
+        (48, 48, 48, "bicubic", "squash"),
+        (52, 40, 52, "bilinear", "squash"),
+    ]
+    for edge, height, width, resample, resize in forms:
+        preprocessing = ImagePreprocessing(edge, height, width, resample, (0.0,) * 3, (1.0,) * 3, resize)
         for size in sizes:
             picture = photograph_like(rng, *size)
             picture.paste((255, 255, 255), (size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2))
             picture.paste((0, 0, 0), (size[0] // 2, size[1] // 2, size[0], size[1]))
             name = str(len(expected))
             picture.save(tmp_path / f"{name}.png")
-            arguments += [f"{name}.png", name, str(edge), str(height), str(width)]
+            arguments += [f"{name}.png", name, str(edge), str(height), str(width), resize, resample]
             expected.append(preprocess(picture, preprocessing, ImageLimits()))
     subprocess.run(["java", "Main", *arguments], cwd=tmp_path, check=True)
     for i, pixels in enumerate(expected):
         found = np.frombuffer((tmp_path / str(i)).read_bytes(), np.uint8)
-        np.testing.assert_array_equal(found.reshape(pixels.shape), pixels)
+        # Pillow 13 takes the columns of some squashed pictures first, and rounds in between.
+        apart = 0 if i < 18 else 1
+        np.testing.assert_allclose(found.reshape(pixels.shape).astype(int), pixels, rtol=0, atol=apart)

@@ -35,6 +35,7 @@ from export_scripts.publish import export_encoder
 from standins import checkpoints
 from tests.export_scripts.exports import (
     CPU,
+    IMAGE_LAYOUTS,
     PICTURES,
     TEXT_LAYOUTS,
     TEXTS,
@@ -56,17 +57,19 @@ pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.n
 def test_text_parity(layout: str, precision: Precision, pairs: Pairs, exported: Exported) -> None:
     encoder = ExportedTextEncoder(exported(layout, "text", precision), CPU)
     spec = encoder.spec
-    assert (spec.precision, spec.device, spec.normalized, spec.embedding_dim) == (precision, "cpu", True, 32)
+    dim = pairs[layout].text.embedding_dim
+    assert (spec.precision, spec.device, spec.normalized, spec.embedding_dim) == (precision, "cpu", True, dim)
     original = pairs[layout].text.reference_encode(TEXTS)
     assert_parity(embed_texts(encoder, TEXTS), unit(original), precision)
     np.testing.assert_allclose(np.linalg.norm(embed_texts(encoder, TEXTS), axis=1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_image_parity(precision: Precision, pair: CheckpointPair, exported: Exported) -> None:
-    found = embed_pictures(ExportedImageEncoder(exported("clip", "image", precision), CPU))
+@IMAGE_LAYOUTS
+def test_image_parity(layout: str, precision: Precision, pairs: Pairs, exported: Exported) -> None:
+    found = embed_pictures(ExportedImageEncoder(exported(layout, "image", precision), CPU))
     assert found.dtype == np.float32
-    expected = unit(pair.image.reference(PICTURES))
+    expected = unit(pairs[layout].image.reference(PICTURES))
     assert_parity(found, expected, precision)
     assert np.abs(expected[0] - expected[1]).max() > 0.01
 
@@ -154,17 +157,13 @@ def test_dynamic_batch_and_length(layout: str, pairs: Pairs, exported: Exported)
     path = exported(layout, "text", "fp32")
     module = load_torchscript(path, CPU)
     longest = pair.text.preprocessing.context_length
-    pad = pair.text.preprocessing.pad_token_id
     rng = np.random.default_rng(0)
-    encoder = ExportedTextEncoder(path, CPU)
-    first, last = encoder.tokenizer.tokenize("").ids
+    tokenizer = ExportedTextEncoder(path, CPU).tokenizer
+    *first, last = tokenizer.tokenize("").ids
     for count, length in ((1, 2), (1, 3), (1, longest), (5, 31), (33, 6), (2, longest - 1)):
-        ids = torch.full((count, length), pad)
-        mask = torch.zeros(count, length, dtype=torch.int64)
-        for row in range(count):
-            n = int(rng.integers(2, length + 1))
-            ids[row, :n] = torch.tensor([first, *rng.integers(10, 500, n - 2), last])
-            mask[row, :n] = 1
+        lengths = [*rng.integers(2, length + 1, count - 1), length]
+        rows = [[*first, *rng.integers(10, 500, n - 1 - len(first)), last] for n in lengths]
+        ids, mask = map(torch.from_numpy, tokenizer.pad(rows))
         with torch.inference_mode():
             found = module(ids, mask).numpy()
         np.testing.assert_allclose(found, unit(pair.text.reference(ids, mask)), atol=1e-5)

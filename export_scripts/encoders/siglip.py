@@ -1,0 +1,278 @@
+"""SigLIP at a fixed resolution: pictures pooled by attention, and texts whose padding is seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import SiglipModel
+
+from clipserve.encoder_spec import Score
+from clipserve.errors import ExportError
+from clipserve.preprocessing import ImagePreprocessing
+from export_scripts.encoders.layers import (
+    Mlp,
+    PatchProjection,
+    PooledLayer,
+    PreNormLayer,
+    SelfAttention,
+    check_length,
+    check_pixels,
+    linear,
+    resample_name,
+)
+from export_scripts.encoders.towers import Architecture, Family, ImageTower, TextTower, norm_eps
+
+
+@dataclass(frozen=True)
+class SiglipImageArchitecture(Architecture):
+    """SigLIP's vision transformer; pooled by attention of one learned query.
+
+    Attributes:
+        patch_size: edge of a patch, pixels.
+    """
+
+    patch_size: int
+
+
+@dataclass(frozen=True)
+class SiglipTextArchitecture(Architecture):
+    """SigLIP's text transformer: every token sees every other, padding too; pooled at the last position."""
+
+
+def siglip_image_architecture(siglip: SiglipModel) -> SiglipImageArchitecture:
+    """The numbers of a SigLIP's vision transformer."""
+    # transformers types its configurations too loosely to check.
+    config: Any = siglip.config.vision_config
+    return SiglipImageArchitecture(
+        heads=config.num_attention_heads,
+        activation=config.hidden_act,
+        norm_eps=norm_eps(siglip.vision_model),
+        patch_size=config.patch_size,
+    )
+
+
+def siglip_text_architecture(siglip: SiglipModel) -> SiglipTextArchitecture:
+    """The numbers of a SigLIP's text transformer."""
+    config: Any = siglip.config.text_config
+    return SiglipTextArchitecture(
+        heads=config.num_attention_heads,
+        activation=config.hidden_act,
+        norm_eps=norm_eps(siglip.text_model),
+    )
+
+
+def image_tower(siglip: SiglipModel) -> ImageTower:
+    """The vision transformer with its pooling head.
+
+    Raises:
+        ExportError: it has no such head.
+    """
+    # transformers types its submodules too loosely to check.
+    vision: Any = siglip.vision_model
+    if not vision.use_head:
+        raise ExportError("vision_use_head false is not supported; supported is a pooling head")
+    architecture = siglip_image_architecture(siglip)
+    edge = vision.embeddings.image_size
+    return ImageTower(
+        architecture=architecture,
+        parts=(vision,),
+        embedding_dim=vision.post_layernorm.normalized_shape[0],
+        size=(edge, edge),
+        score=Score(
+            "sigmoid",
+            scale=float(siglip.logit_scale.detach().double().exp()),
+            bias=float(siglip.logit_bias.detach().double()),
+        ),
+        preprocessing=image_preprocessing,
+        build=lambda preprocessing, output: SiglipImageEncoder(vision, architecture, preprocessing, output),
+    )
+
+
+def text_tower(siglip: SiglipModel) -> TextTower:
+    """The text transformer with its head."""
+    text: Any = siglip.text_model
+    architecture = siglip_text_architecture(siglip)
+    return TextTower(
+        architecture=architecture,
+        parts=(text,),
+        embedding_dim=text.head.out_features,
+        vocabulary_size=text.embeddings.token_embedding.num_embeddings,
+        positions=text.embeddings.position_embedding.num_embeddings,
+        build=lambda output: SiglipTextEncoder(text, architecture, output),
+        padding="context_length",
+    )
+
+
+SIGLIP = Family("SigLIP", SiglipModel, "siglip", image_tower, text_tower, original="transformers")
+
+
+def image_preprocessing(processor: Any, folder: Path) -> ImagePreprocessing:
+    """Squashed to height and width, rescaled to [0, 1], and normalised; all of it or nothing.
+
+    Whether the processor converts to RGB is not asked: pictures come in RGB, transparency over white.
+
+    Raises:
+        ExportError: the processor does something else.
+    """
+    steps = ("do_resize", "do_rescale", "do_normalize")
+    missing = [step for step in steps if not getattr(processor, step, False)]
+    size = dict(processor.size)
+    cropped = bool(getattr(processor, "do_center_crop", False))
+    rescaled = abs(processor.rescale_factor * 255 - 1) < 1e-6
+    if missing or size.keys() != {"height", "width"} or cropped or not rescaled:
+        raise ExportError(
+            f"{folder}: preprocessing other than SigLIP's own is not supported (missing: {missing}, size: "
+            f"{size}, do_center_crop: {cropped}, rescale_factor: {processor.rescale_factor})"
+        )
+    return ImagePreprocessing(
+        shortest_edge=max(size.values()),
+        crop_height=size["height"],
+        crop_width=size["width"],
+        resample=resample_name(processor.resample, folder),
+        mean=tuple(processor.image_mean),
+        std=tuple(processor.image_std),
+        resize="squash",
+    )
+
+
+class SiglipImageEncoder(nn.Module):
+    """SigLIP's vision transformer with its pooling head.
+
+    Args:
+        vision: the original; float32.
+        architecture: see `image_tower`.
+        preprocessing: its mean and std.
+        output: last stage, `L2Normalized` or `Unnormalized`.
+    """
+
+    def __init__(
+        self,
+        vision: Any,
+        architecture: SiglipImageArchitecture,
+        preprocessing: ImagePreprocessing,
+        output: nn.Module,
+    ):
+        super().__init__()
+        self.size = (preprocessing.crop_height, preprocessing.crop_width)
+        self.wanted_pixels = preprocessing.wanted_pixels
+        embedding = vision.embeddings.patch_embedding
+        self.patches = PatchProjection(
+            embedding.weight,
+            vision.embeddings.position_embedding.weight.detach().double() + embedding.bias.detach().double(),
+            preprocessing,
+        )
+        self.layers = nn.ModuleList(_layer(layer, architecture) for layer in vision.encoder.layers)
+        self.norm_after = vision.post_layernorm
+        self.pool = AttentionPooling(vision.head, architecture)
+        self.output = output
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Embeds pictures.
+
+        Args:
+            pixel_values: uint8 `[N, 3, H, W]`, RGB, 0-255, resized.
+
+        Returns:
+            float32 `[N, D]`.
+
+        Raises:
+            ValueError: other pixels, see `check_pixels`.
+        """
+        x = self.patches(check_pixels(pixel_values, *self.size, self.wanted_pixels))
+        for layer in self.layers:
+            x = layer(x, None)
+        embedding: Tensor = self.output(self.pool(self.norm_after(x)))
+        return embedding
+
+
+class AttentionPooling(nn.Module):
+    """Attention of one learned query over all patches, and an MLP beside it."""
+
+    def __init__(self, head: Any, architecture: SiglipImageArchitecture):
+        super().__init__()
+        attention = head.attention
+        width, heads = attention.embed_dim, architecture.heads
+        weight, bias = attention.in_proj_weight.detach(), attention.in_proj_bias.detach()
+        self.heads = heads
+        # It asks the same of every picture.
+        query = F.linear(head.probe.detach()[0], weight[:width], bias[:width])  # [1, W]
+        self.query = nn.Parameter(query.view(1, heads, 1, width // heads))
+        self.key_value = linear(weight[width:], bias[width:])
+        self.out = linear(attention.out_proj.weight, attention.out_proj.bias)
+        self.norm = head.layernorm
+        self.mlp = Mlp(head.mlp.fc1, head.mlp.fc2, architecture.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, L, W]` to `[N, W]`."""
+        # [N, L, 2W] -> twice [N, H, L, W/H]
+        k, v = self.key_value(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(self.query.expand(x.shape[0], -1, -1, -1), k, v)
+        x = self.out(y.flatten(1))
+        return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]  # torch modules are Any
+
+
+class SiglipTextEncoder(nn.Module):
+    """SigLIP's text transformer with its head, pooled at the last position.
+
+    Args:
+        text: the original; float32.
+        architecture: see `text_tower`.
+        output: last stage, `L2Normalized` or `Unnormalized`.
+    """
+
+    def __init__(self, text: Any, architecture: SiglipTextArchitecture, output: nn.Module):
+        super().__init__()
+        self.tokens = text.embeddings.token_embedding
+        self.positions = nn.Parameter(text.embeddings.position_embedding.weight.detach()[None])
+        self.length = self.positions.shape[1]
+        self.wanted_tokens = (
+            f"input_ids must be int64 [N, {self.length}], each text padded to {self.length} tokens; the "
+            "padding is seen"
+        )
+        layers = [_layer(layer, architecture) for layer in text.encoder.layers]
+        self.layers = nn.ModuleList(layers[:-1])
+        self.last_layer = PooledLayer(layers[-1])
+        self.norm_after = text.final_layer_norm
+        self.head = text.head
+        self.output = output
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embeds texts.
+
+        Args:
+            input_ids: int64 `[N, context length]`, padded on the right.
+            attention_mask: int64, of the same shape. Nothing looks at it: padding is seen, as in training.
+
+        Returns:
+            float32 `[N, D]`.
+
+        Raises:
+            ValueError: texts of another length. One of a single token would be taken for 64 equal ones.
+        """
+        x = self.tokens(check_length(input_ids, self.length, self.wanted_tokens)) + self.positions
+        for layer in self.layers:
+            x = layer(x, None)
+        x = self.last_layer(x, _last, None)
+        embedding: Tensor = self.output(self.head(self.norm_after(x)))
+        return embedding
+
+
+def _last(x: Tensor) -> Tensor:
+    """The last row of each: `[N, L, W]` to `[N, W]`."""
+    return x[:, -1]
+
+
+def _layer(layer: Any, architecture: Architecture) -> PreNormLayer:
+    attention = layer.self_attn
+    return PreNormLayer(
+        SelfAttention(
+            attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, architecture.heads
+        ),
+        Mlp(layer.mlp.fc1, layer.mlp.fc2, architecture.activation),
+        layer.layer_norm1,
+        layer.layer_norm2,
+    )
