@@ -74,19 +74,20 @@ def prepack_linear_layers(module: torch.jit.ScriptModule) -> None:
 # The original is dropped at once: no second copy of all weights at any time.
 
 
-def _pack(layer: torch.jit.ScriptModule) -> None:
+def _pack(layer: Any) -> None:
     if _rewritten(layer, PLAIN_LINEAR, PACKED_LINEAR, "mkldnn::_linear_pointwise"):
         layer.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight)
 
 
-def _pack_half(layer: torch.jit.ScriptModule) -> None:
+def _pack_half(layer: Any) -> None:
     if _rewritten(layer, PLAIN_HALF_LINEAR, PACKED_HALF_LINEAR, "quantized::linear_dynamic_fp16"):
         packed = torch.ops.quantized.linear_prepack_fp16(layer.weight.float(), getattr(layer, "bias", None))
         layer._c._register_attribute(PACKED, torch._C._jit_try_infer_type(packed).type(), packed)
         layer.weight = torch.empty(0, dtype=torch.half)
 
 
-def _rewritten(layer: torch.jit.ScriptModule, plain: str, packed: str, operator: str) -> bool:
-    graph: Any = layer.graph
+def _rewritten(layer: Any, plain: str, packed: str, operator: str) -> bool:
+    graph = layer.graph
     torch._C._jit_pass_custom_pattern_based_rewrite_graph(plain, packed, graph)
-    return graph.findNode(operator) is not None
+    found: bool = graph.findNode(operator) is not None
+    return found
