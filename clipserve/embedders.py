@@ -112,9 +112,8 @@ class ImageEmbedder:
         limits, preprocessing = self._settings.images, self._encoder.preprocessing
 
         def claim(needed: int) -> None:
-            held.enter_context(self._memory.hold(needed))
-            # It may have waited for others.
-            if budget.left() <= 0:
+            # Begun in time, but others had the memory until now.
+            if held.enter_context(self._memory.hold(needed)) and budget.left() <= 0:
                 raise overloaded()
 
         with ExitStack() as held, self._meter.stage("decode"):

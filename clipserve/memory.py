@@ -33,17 +33,18 @@ class Allowance:
         self._waiting: deque[object] = deque()
 
     @contextlib.contextmanager
-    def hold(self, needed: int) -> Iterator[None]:
-        """Holds so many bytes in a `with` block, once they are to be had."""
+    def hold(self, needed: int) -> Iterator[bool]:
+        """Holds so many bytes in a `with` block, once they are to be had; gives whether it had to wait."""
         held, turn = min(needed, self._limit), object()
         with self._changed:
+            waits = bool(self._waiting) or held > self._left
             self._waiting.append(turn)
             self._changed.wait_for(lambda: self._waiting[0] is turn and held <= self._left)
             self._waiting.popleft()
             self._left -= held
             self._changed.notify_all()
         try:
-            yield
+            yield waits
         finally:
             with self._changed:
                 self._left += held

@@ -118,12 +118,12 @@ def test_pictures_that_fill_the_memory_are_decoded_one_by_one(
     hold = embed._memory.hold
 
     @contextmanager
-    def spy(needed: int) -> Iterator[None]:
-        with hold(needed):
+    def spy(needed: int) -> Iterator[bool]:
+        with hold(needed) as waited:
             with lock:
                 held[0] += needed
                 most[0] = max(most[0], held[0])
-            yield
+            yield waited
             with lock:
                 held[0] -= needed
 
