@@ -6,6 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
@@ -18,6 +19,7 @@ from clipserve.cost import Budget, PassCost, overloaded
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.errors import RequestError, SpecError
 from clipserve.images import PixelArray, decode_image, preprocess
+from clipserve.memory import Allowance
 from clipserve.meter import Meter
 from clipserve.settings import Settings
 from clipserve.tokens import PASS_TOKENS, Tokens, length_groups
@@ -65,8 +67,9 @@ class ImageEmbedder:
         self._settings = settings
         self._meter = Meter() if meter is None else meter
         self._cost = PassCost()
-        # One thread: each takes up to `max_memory` to decode a picture, and that would add up.
-        self._decoder = ThreadPoolExecutor(1, "decode")
+        self._decoder = ThreadPoolExecutor(settings.threads, "decode")
+        # All together what one picture may take: small ones are decoded beside each other, large ones alone.
+        self._memory = Allowance(settings.images.max_memory)
         preprocessing = encoder.preprocessing
         black = np.zeros((3, preprocessing.crop_height, preprocessing.crop_width), np.uint8)
         with self._cost.measure(1):
@@ -79,7 +82,7 @@ class ImageEmbedder:
     def _round(self, items: Sequence[bytes | RequestError], budget: Budget) -> list[Result]:
         results: list[Result] = []
         seconds = self._cost.seconds(1)
-        # The next pictures are decoded while those before them are in the forward pass.
+        # The next pictures are decoded while those before them are in the forward pass, where a core is free.
         pixels = self._decoder.map(partial(self._decode, budget, seconds), items)
         while batch := list(islice(pixels, self._settings.max_batch)):
             valid = [value for value in batch if not isinstance(value, RequestError)]
@@ -100,20 +103,27 @@ class ImageEmbedder:
             return item
         if not budget.set_aside(seconds):
             return overloaded()
-        pixels = attempt(self._pixels, item)
+        pixels = attempt(partial(self._pixels, budget), item)
         if isinstance(pixels, RequestError):
             budget.give_back(seconds)
         return pixels
 
-    def _pixels(self, data: bytes) -> PixelArray:
+    def _pixels(self, budget: Budget, data: bytes) -> PixelArray:
         limits, preprocessing = self._settings.images, self._encoder.preprocessing
-        with self._meter.stage("decode"):
+
+        def claim(needed: int) -> None:
+            # Begun in time, but others had the memory until now.
+            if held.enter_context(self._memory.hold(needed)) and budget.left() <= 0:
+                raise overloaded()
+
+        with ExitStack() as held, self._meter.stage("decode"):
             image = decode_image(
                 data,
                 limits,
                 shortest_edge=preprocessing.shortest_edge,
                 draft_factor=self._settings.draft_factor,
                 color=self._settings.color,
+                claim=claim,
             )
             return preprocess(image, preprocessing, limits)
 

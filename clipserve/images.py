@@ -23,7 +23,9 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +80,7 @@ def decode_image(
     shortest_edge: int = 1,
     draft_factor: int = 0,
     color: Color = "srgb",
+    claim: Callable[[int], object] = lambda needed: None,
 ) -> Image.Image:
     """Decodes a picture to mode RGB, upright, transparency over white.
 
@@ -91,6 +94,8 @@ def decode_image(
             so many times `shortest_edge`; 0 decodes it whole. Either way, one that would take more than
             `max_memory` is decoded at the largest of these sizes that does not.
         color: `srgb` brings pictures with a colour profile to sRGB, `ignore` leaves their pixels as they are.
+        claim: is told, before it is taken, how many bytes decoding this picture and resizing it to
+            `shortest_edge` takes at a time.
 
     Raises:
         RequestError: `image_too_large` (413), `unsupported_image_format` (415), `invalid_image` (400).
@@ -107,14 +112,15 @@ def decode_image(
     container = format.walk(data, limits.max_structures)
     _check_container(container, format, limits)
     try:
-        with warnings.catch_warnings():
-            # Only within twice Pillow's own limit of pixels, and ours is one of memory.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            # Corrupt EXIF or palette data makes Pillow warn and go on; the pixels decide.
-            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+        with _QUIET:
+            if format.decoder_bytes:
+                # Its memory is taken when it is opened, of a size that only the container tells by then.
+                claim(limits.max_memory)
             with Image.open(io.BytesIO(data), formats=(format.name,)) as image:
                 _check_shape(image, limits)
-                scale = _scale(image, container, format, limits, shortest_edge, draft_factor)
+                scale, needed = _scale(image, container, format, limits, shortest_edge, draft_factor)
+                if not format.decoder_bytes:
+                    claim(max(needed, _resizing_bytes(_reduced(image.size, scale), shortest_edge)))
                 if container.ended:
                     load_reduced(image, scale)
                 else:
@@ -134,6 +140,38 @@ def decode_image(
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError,
         # IndexError and more for damaged files: whatever it is, it came from this caller's bytes.
         raise RequestError("invalid_image", f"the image cannot be decoded: {error}") from error
+
+
+class _Quiet:
+    """Without the warnings of Pillow that mean nothing here, in all threads that are in a `with` block of it.
+
+    `warnings.catch_warnings` in one thread puts back what another one has changed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._context = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._context = warnings.catch_warnings()
+                self._context.__enter__()
+                # Only within twice Pillow's own limit of pixels, and ours is one of memory.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                # Corrupt EXIF or palette data makes Pillow warn and go on; the pixels decide.
+                warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._context.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
 
 
 def _check_container(container: Container, format: ImageFormat, limits: ImageLimits) -> None:
@@ -189,8 +227,8 @@ def _scale(
     limits: ImageLimits,
     edge: int,
     factor: int,
-) -> int:
-    """By what a picture is reduced when it is decoded: 1, or one of `format.scales`.
+) -> tuple[int, int]:
+    """By what a picture is reduced when it is decoded, 1 or one of `format.scales`, and the bytes it takes.
 
     Raises:
         RequestError: `image_too_large` (413), it takes too much memory at every size.
@@ -211,8 +249,8 @@ def _scale(
         reduced = _reduced(size, scale)
         same_crop = shortest_edge_size(*reduced, edge) == shortest_edge_size(*size, edge)
         if scale in fitting and factor and min(reduced) >= factor * edge and same_crop:
-            return scale
-    return min(fitting)
+            return scale, needed[scale]
+    return min(fitting), needed[min(fitting)]
 
 
 def _reduced(size: tuple[int, int], scale: int) -> tuple[int, int]:
@@ -237,9 +275,15 @@ def preprocess(image: Image.Image, preprocessing: ImagePreprocessing, limits: Im
             the memory limit.
     """
     width, height = image.size
+<<<<<<< HEAD
     size = preprocessing.resized(width, height)
     # Resized in width first, then in height.
     needed = RGB_BYTES * (width * height + size[0] * height + size[0] * size[1])
+=======
+    edge = preprocessing.shortest_edge
+    size = _resized(width, height, edge)
+    needed = _resizing_bytes(image.size, edge)
+>>>>>>> cpu
     if needed > limits.max_memory:
         raise _too_much_memory(size, f"when it is resized from {width} x {height}", needed, limits)
     if size != image.size:
@@ -249,3 +293,17 @@ def preprocess(image: Image.Image, preprocessing: ImagePreprocessing, limits: Im
     box = (left, top, left + preprocessing.crop_width, top + preprocessing.crop_height)
     pixels = np.asarray(image.crop(box), dtype=np.uint8)  # [H, W, 3]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+<<<<<<< HEAD
+=======
+
+
+def _resizing_bytes(size: tuple[int, int], edge: int) -> int:
+    (width, height), (to_width, to_height) = size, _resized(*size, edge)
+    # Resized in width first, then in height.
+    return RGB_BYTES * (width * height + to_width * height + to_width * to_height)
+
+
+def _resized(width: int, height: int, edge: int) -> tuple[int, int]:
+    # The longer side is truncated, not rounded: get_resize_output_image_size of transformers.
+    return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
+>>>>>>> cpu

@@ -1,10 +1,14 @@
-"""Keeps what a process has freed from counting against it."""
+"""Keeps what a process has freed from counting against it, and what its threads take within bounds."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,38 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 MMAP_THRESHOLD = 8 * 1024**2  # bytes
 TRIM_THRESHOLD = 32 * 1024**2  # bytes
+
+
+class Allowance:
+    """Bytes that threads may hold together; who asks for more than are left waits, first come, first served.
+
+    Args:
+        limit: of all together; who asks for more than that is alone.
+    """
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._left = limit
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+
+    @contextlib.contextmanager
+    def hold(self, needed: int) -> Iterator[bool]:
+        """Holds so many bytes in a `with` block, once they are to be had; gives whether it had to wait."""
+        held, turn = min(needed, self._limit), object()
+        with self._changed:
+            waits = bool(self._waiting) or held > self._left
+            self._waiting.append(turn)
+            self._changed.wait_for(lambda: self._waiting[0] is turn and held <= self._left)
+            self._waiting.popleft()
+            self._left -= held
+            self._changed.notify_all()
+        try:
+            yield waits
+        finally:
+            with self._changed:
+                self._left += held
+                self._changed.notify_all()
 
 
 def bound_free_memory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ class Meter:
         self._counts: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     def add(self, name: str, count: int) -> None:
         """Adds to a counter."""
@@ -50,7 +52,10 @@ class Meter:
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+            spent = time.perf_counter() - started
+            # Pictures are decoded in several threads.
+            with self._lock:
+                self._seconds[name] = self._seconds.get(name, 0.0) + spent
 
     def take(self) -> tuple[dict[str, int], dict[str, int], dict[str, float]]:
         """Counters by name, errors by code and milliseconds by stage since the last call."""

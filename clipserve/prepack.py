@@ -87,6 +87,7 @@ def _pack_half(layer: Any) -> None:
 
 
 def _rewritten(layer: Any, plain: str, packed: str, operator: str) -> bool:
-    graph: Any = layer.graph
+    graph = layer.graph
     torch._C._jit_pass_custom_pattern_based_rewrite_graph(plain, packed, graph)
-    return graph.findNode(operator) is not None
+    found: bool = graph.findNode(operator) is not None
+    return found

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# `Reply.json` imports it when it first answers: that it is missing is known before the worker is ready.
+import orjson  # noqa: F401
 import torch
 
 from clipserve.encoder import ENCODERS

@@ -46,10 +46,10 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["tests"] = {*ALLOWED, "tests"}
 
 # What a worker needs; the client is for callers and has others.
-CORE_PACKAGES = {"clipserve", "torch", "numpy", "PIL", "tokenizers"}
+CORE_PACKAGES = {"clipserve", "torch", "numpy", "PIL", "tokenizers", "orjson"}
 CLIENT_PACKAGES = {"clipserve", "numpy", "httpx", "tenacity"}
-# What an extra brings is imported where it is used, or its lack would stop a worker.
-OPTIONAL_PACKAGES = {"image_formats.py": {"pillow_heif"}}
+# What an extra brings is imported where it is used, or its lack would stop a worker, or a client.
+OPTIONAL_PACKAGES = {"image_formats.py": {"pillow_heif"}, "rows.py": {"orjson"}}
 
 
 def imported(path: Path) -> set[str]:
@@ -91,7 +91,7 @@ def test_rooms_import_what_they_may(room: str) -> None:
         assert own <= ALLOWED[room], f"{path.relative_to(ROOT)} imports {sorted(own - ALLOWED[room])}"
 
 
-def test_the_core_needs_four_packages() -> None:
+def test_the_core_needs_five_packages() -> None:
     for path in python_files("clipserve"):
         name = path.relative_to(ROOT / "clipserve").parts[0].removesuffix(".py")
         foreign = imported(path) - set(sys.stdlib_module_names)

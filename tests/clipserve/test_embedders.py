@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import gc
 import io
+import math
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,7 @@ from clipserve.encoder_spec import FloatArray
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import RequestError
 from clipserve.images import ImageLimits, decode_image
+from clipserve.memory import Allowance
 from clipserve.meter import Meter
 from clipserve.pipeline import Pipeline
 from clipserve.settings import Settings
@@ -30,6 +35,7 @@ from tests.clipserve.answers import (
     PICTURES,
     TEXTS,
     assert_close,
+    body_of,
     in_base64,
     json_row,
     vectors,
@@ -78,6 +84,113 @@ def test_pictures_are_decoded_during_the_forward_pass(
     items = [{"image": in_base64(PICTURES[i])} for i in (0, 1)]
     reply = endpoint.handle([json_row({"input": items})])[0]
     assert_close(vectors(reply), picture_vectors[:2])
+
+
+def test_as_many_pictures_are_decoded_at_once_as_there_are_threads(
+    image_encoder: ExportedImageEncoder, picture_vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(2, timeout=60)
+
+    def decode(data: bytes, *arguments: Any, **options: Any) -> Image.Image:
+        together.wait()
+        return decode_image(data, *arguments, **options)
+
+    endpoint = Pipeline(ENDPOINTS["clip_image"], [image_encoder], Settings(threads=2))
+    monkeypatch.setattr(embedders, "decode_image", decode)
+    broken = in_base64(PICTURES[0][:100])
+    items = [broken, in_base64(PICTURES[0]), broken, in_base64(PICTURES[1])]
+    reply = endpoint.handle([json_row({"input": [{"image": item} for item in items]})])[0]
+    data = body_of(reply)["data"]
+    assert [entry["object"] for entry in data] == ["error", "embedding"] * 2
+    assert_close([entry["embedding"] for entry in data[1::2]], picture_vectors[:2])
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_pictures_that_fill_the_memory_are_decoded_one_by_one(
+    format: str, image_encoder: ExportedImageEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the limit allows to one, two threads take together: the bytes that each claims, while it does."""
+    buffer = io.BytesIO()
+    Image.effect_noise((400, 300), 60).convert("RGB").save(buffer, format)
+    limits = ImageLimits(max_memory=1_500_000 if format != "WEBP" else 3_000_000)
+    embed = ImageEmbedder(image_encoder, Settings(threads=2, images=limits, draft_factor=0))
+    lock, held, most = threading.Lock(), [0], [0]
+    hold = embed._memory.hold
+
+    @contextmanager
+    def spy(needed: int) -> Iterator[bool]:
+        with hold(needed) as waited:
+            with lock:
+                held[0] += needed
+                most[0] = max(most[0], held[0])
+            yield waited
+            with lock:
+                held[0] -= needed
+
+    monkeypatch.setattr(embed._memory, "hold", spy)
+    results = embed([buffer.getvalue()] * 6, AMPLE)
+    assert all(isinstance(result, Embedded) for result in results)
+    # At the least what Pillow makes of it twice over: in its mode, and in RGB.
+    assert 8 * 400 * 300 <= most[0] <= limits.max_memory
+    assert held == [0]
+
+
+def test_who_waits_for_memory_past_the_deadline_is_told_so(image_encoder: ExportedImageEncoder) -> None:
+    embed = ImageEmbedder(image_encoder, Settings(threads=2))
+    budget = Budget(math.inf)
+    with ThreadPoolExecutor(1) as pool:
+        with embed._memory.hold(ImageLimits().max_memory):
+            waiting = pool.submit(embed._decode, budget, 0.0, PICTURES[0])
+            wait_for(lambda: len(embed._memory._waiting) == 1)
+            budget._deadline = 0
+        result = waiting.result(60)
+    assert isinstance(result, RequestError)
+    assert result.code == "overloaded"
+
+
+def test_memory_goes_to_who_came_first() -> None:
+    """A large picture is not overtaken for good by small ones that would fit."""
+    memory, order = Allowance(10), list[str]()
+
+    def take(name: str, needed: int) -> None:
+        with memory.hold(needed):
+            order.append(name)
+
+    with ThreadPoolExecutor(2) as pool:
+        with memory.hold(6):
+            # More than all there is: alone.
+            large = pool.submit(take, "large", 99)
+            wait_for(lambda: len(memory._waiting) == 1)
+            small = pool.submit(take, "small", 1)
+            wait_for(lambda: len(memory._waiting) == 2)
+        large.result(60)
+        small.result(60)
+    assert order == ["large", "small"]
+    assert memory._left == 10
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    """Until another thread has come to where it waits."""
+    while not holds():
+        threading.Event().wait(0.001)
+
+
+def test_warnings_are_as_they_were_after_decoding_in_several_threads() -> None:
+    """One thread begins to decode before another one has ended, and ends after it."""
+    before = list(warnings.filters)
+    first_has_begun, second_has_ended = threading.Event(), threading.Event()
+
+    def outlast(needed: int) -> None:
+        first_has_begun.set()
+        assert second_has_ended.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(decode_image, PICTURES[0], ImageLimits(), claim=outlast)
+        assert first_has_begun.wait(60)
+        decode_image(PICTURES[1], ImageLimits())
+        second_has_ended.set()
+        first.result(60)
+    assert list(warnings.filters) == before
 
 
 def test_large_jpegs_are_decoded_at_a_reduced_size_where_that_is_set(

@@ -68,7 +68,8 @@ def test_auto_says_what_it_timed_and_keeps_one(
 ) -> None:
     assert export.main([*checkpoints_of(made), "--precision", "auto", "--store", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    kept = re.findall(r"^      a batch of 8: (?:\w+ [\d.]+ ms(?:, |; ))+(\w+) is kept$", said, re.MULTILINE)
+    times = r"\w+ [\d.]+ and [\d.]+ ms"
+    kept = re.findall(rf"^      batches of 1 and 8: (?:{times}(?:, |; ))+(\w+) is kept$", said, re.MULTILINE)
     assert len(kept) == 2
     names = [f"clip-{modality}-cpu-{name}" for modality, name in zip(("image", "text"), kept, strict=True)]
     assert sorted(contents(tmp_path)) == [f"{name}{suffix}" for name in names for suffix in (".json", ".pt")]

@@ -71,7 +71,11 @@ def test_the_smallest_batch_that_is_nearly_as_fast() -> None:
 
     timings = [timing(1, 5.0), timing(4, 9.8), timing(8, 9.9), timing(32, 10.0)]
     # Neither another file nor another layout is taken for its batch.
-    timings += [timing(2, 9.9, file="b.pt"), timing(2, 9.9, workers=1, threads=2)]
+    timings += [
+        timing(1, 5.0, file="b.pt"),
+        timing(2, 9.9, file="b.pt"),
+        timing(2, 9.9, workers=1, threads=2),
+    ]
     assert choose(timings) == timing(4, 9.8)
 
 
