@@ -23,6 +23,7 @@ from clipserve.encoder_spec import (
 from clipserve.errors import RequestError, SpecError
 from clipserve.hardware import check_cpu
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
+from clipserve.mapping import map_large_weights
 from clipserve.operators import check_operators, check_records
 from clipserve.prepack import prepack_linear_layers
 from clipserve.similarity import cosine
@@ -37,7 +38,9 @@ WARM_UP_RUNS = 3
 
 
 def load_for_inference(path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """Loads a traced encoder, its weights packed where it runs on a CPU; it cannot be saved again.
+    """Loads a traced encoder; it cannot be saved again.
+
+    Where it runs on a CPU, its layers' weights are packed, and its tables stay in the file.
 
     Raises:
         SpecError: it holds what no encoder has, see `clipserve.operators`.
@@ -46,6 +49,7 @@ def load_for_inference(path: Path, device: torch.device) -> torch.jit.ScriptModu
     if device.type == "cpu":
         # Before the graph is read as a whole, which compiles the layers' own as it finds them.
         prepack_linear_layers(module)
+        map_large_weights(path, module)
     check_operators(path, module)
     return module
 

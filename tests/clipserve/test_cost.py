@@ -25,7 +25,7 @@ from clipserve import embedders, worker
 from clipserve.cost import Budget, PassCost
 from clipserve.embedders import ENTRY_BYTES, CachedTextEmbedder, TextEmbedder
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
-from clipserve.encoder_spec import EncoderSpec, FloatArray
+from clipserve.encoder_spec import TOKENIZER_FILE, EncoderSpec, FloatArray, read_extra_file
 from clipserve.endpoints import ENDPOINTS, Endpoint
 from clipserve.errors import SpecError
 from clipserve.images import PixelArray
@@ -167,6 +167,47 @@ def test_texts_are_embedded_as_long_as_their_known_cost_fits(
     assert len(tokenised) == done + 1
     assert sum(tokenised[:-1]) <= 80 < sum(tokenised)
     np.testing.assert_allclose(vectors(reply), whole[:done], atol=1e-5)
+
+
+@pytest.fixture
+def always_padded(
+    text_path: Path, text_encoder: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> ExportedTextEncoder:
+    """An encoder whose spec says that every text is padded, whatever its graph could do with others."""
+    assert text_encoder.spec.text is not None
+    section = replace(text_encoder.spec.text, padding="context_length")
+    tokenizer = Tokenizer(read_extra_file(text_path, TOKENIZER_FILE).decode(), section)
+    monkeypatch.setattr(text_encoder, "tokenizer", tokenizer)
+    monkeypatch.setattr(text_encoder, "preprocessing", section)
+    return text_encoder
+
+
+def test_a_text_that_is_always_padded_costs_the_context_length(
+    always_padded: ExportedTextEncoder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,000 tokens fit into the 8 seconds: seven passes of 128, of whatever few tokens the texts have."""
+    endpoint = Pipeline(ENDPOINTS["clip_text"], [always_padded], Settings())
+    monkeypatch.setattr(PassCost, "seconds", lambda self, units: 0.008 * units)
+    reply = endpoint.handle([json_row({"input": ["a"] * 60})])[0]
+    assert outcomes(reply) == ["ok"] * 7 + ["overloaded"] * 53
+    assert [of.seconds for of in endpoint.largest_requests()] == [pytest.approx(0.008 * 128 * 128)]
+
+
+def test_texts_that_are_always_padded_go_together(
+    always_padded: ExportedTextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is saved by dividing them by their lengths."""
+    shapes = []
+    embed = always_padded.embed
+
+    def spy(input_ids: Any, attention_mask: Any) -> FloatArray:
+        shapes.append(input_ids.shape)
+        return embed(input_ids, attention_mask)
+
+    endpoint = Pipeline(ENDPOINTS["clip_text"], [always_padded], Settings())
+    monkeypatch.setattr(always_padded, "embed", spy)
+    endpoint.handle([json_row({"input": ["a", "one two three " * 90] * 5})])
+    assert shapes == [(10, 128)]
 
 
 def test_time_that_was_thought_to_be_needed_is_used_after_all(

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import html
 import io
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from PIL import ExifTags, Image
-from transformers import CLIPImageProcessorPil
+from transformers import AutoTokenizer, CLIPImageProcessorPil, SiglipModel
 from transformers.image_utils import load_image
 
 from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.preprocessing import ImagePreprocessing
+from clipserve.similarity import cosine
 from clipserve.tokens import Tokenizer
 from export_scripts.checkpoints.loading import load_text_checkpoint
 from export_scripts.parity.inputs import photograph_like, picture_files
+from tests.export_scripts.exports import Pairs
+
+ROOT = Path(__file__).parents[2]
 
 EDGE = 48
 PREPROCESSING = ImagePreprocessing(EDGE, EDGE, EDGE, "bicubic", (0.0,) * 3, (1.0,) * 3)
@@ -109,3 +116,51 @@ def test_text_cleaning_that_all_have(one: str, other: str, clip_folder: Path) ->
     checkpoint = load_text_checkpoint(clip_folder, "clip")
     tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.preprocessing)
     assert tokenizer.tokenize(one).ids == tokenizer.tokenize(other).ids
+
+
+def cosine_of(kind: str, pairs: Pairs, folder: Path, text: str, prepared: str, length: int) -> float:
+    """Of a SigLIP's vector of a text, with that of the same text as other code prepares it."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    # What transformers' own does to a SigLIP's text cannot be left out but by SentencePiece alone.
+    ids = tokenizer(prepared, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    with torch.inference_mode():
+        model = SiglipModel.from_pretrained(folder).eval()
+        other = model.get_text_features(input_ids=ids["input_ids"]).pooler_output.numpy()
+    ours = pairs[kind].text.reference_encode([text])
+    return cosine(ours[0], other[0])
+
+
+def ascii_lower(text: str) -> str:
+    return "".join(letter.lower() if letter.isascii() else letter for letter in text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "prepare", "length", "row"),
+    [
+        ("siglip", "two dogs", str, 8, "padded to the longest"),
+        ("siglip-2", "two dogs", str.lower, 8, "padded to the longest"),
+        ("siglip-2", "Two Dogs", str, 64, "capitals kept"),
+        ("siglip-2", "two dogs, a cat.", lambda text: re.sub("[,.]", "", text), 64, "punctuation taken out"),
+        ("siglip-2", "Кот на Столе", ascii_lower, 64, "capitals of other scripts"),
+        ("siglip-2", "ΣΚΎΛΟΣ", lambda text: text.lower().replace("ς", "σ"), 64, "a final sigma"),
+    ],
+)
+def test_siglip_prepared_otherwise(
+    kind: str,
+    text: str,
+    prepare: Callable[[str], str],
+    length: int,
+    row: str,
+    pairs: Pairs,
+    siglip_folder: Path,
+    siglip_2_folder: Path,
+) -> None:
+    """docs/parity.md's second table, whose numbers are of these stand-ins."""
+    folder = siglip_folder if kind == "siglip" else siglip_2_folder
+    found = cosine_of(kind, pairs, folder, text, prepare(text), length)
+    page = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {row}")]
+    said = line.split("|")[3 if kind == "siglip" else 4]
+    assert found == pytest.approx(float(said), abs=0.02)
+    # The same code prepares it as we do, where it is told to.
+    assert cosine_of(kind, pairs, folder, text, text.lower(), 64) == pytest.approx(1, abs=1e-5)

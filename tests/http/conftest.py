@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -49,15 +50,21 @@ def archives(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(
     archives: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[AnyServer]:
+    with serving(archives, tmp_path_factory.mktemp("server"), pytestconfig) as server:
+        yield server
+
+
+@contextmanager
+def serving(archives: Path, folder: Path, config: pytest.Config) -> Iterator[AnyServer]:
     """A running server; after the last test it must go without leaving a process."""
-    if pytestconfig.getoption("--server") == "ray":
+    if config.getoption("--server") == "ray":
         with ray_server(archives) as ray:
             ray.wait_ready(READY_SECONDS)
             family = ray.processes()
             yield ray
         assert not [p for p in family if p.is_running()]
         return
-    server = private_server(archives, tmp_path_factory.mktemp("server"))
+    server = private_server(archives, folder)
     server.start()
     try:
         server.wait_ready(READY_SECONDS)

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from clipserve.client import Client, Management
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
-from clipserve.encoder_spec import FloatArray
+from clipserve.encoder_spec import FloatArray, ScoreKind
 from clipserve.images import ImageLimits, decode_image, preprocess
 from tests.http.api import Api, b64, picture, vector, vectors
 
@@ -195,6 +195,32 @@ def test_multipart_similarity(api: Api) -> None:
         "clip_similarity", {"images": [b64(p) for p in PICTURES[:2]], "texts": TEXTS}
     ).json()
     assert_same(found["cosine_similarity"], expected["cosine_similarity"])
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid", None])
+def test_a_caller_chooses_the_score(score: ScoreKind | None, api: Api, client: Client) -> None:
+    images = [b64(p) for p in PICTURES[:2]]
+    answer = api.post_json("clip_similarity", {"images": images, "texts": TEXTS, "score": score}).json()
+    assert answer["score"] == (score or "softmax")
+    logits = answer["logit_scale"] * np.array(answer["cosine_similarity"])
+    if score == "sigmoid":
+        expected = 1 / (1 + np.exp(-logits - answer["logit_bias"]))
+    else:
+        expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-9)
+    fields = {"texts": json.dumps(TEXTS)} | ({} if score is None else {"score": score})
+    files = {f"file{i}": (f"{i}.png", data) for i, data in enumerate(PICTURES[:2])}
+    assert_same(api.post_files("clip_similarity", files, fields).json()["probabilities"], expected, 1e-3)
+    found = client.similarity(PICTURES[:2], TEXTS, score=score)
+    assert (found.score, found.logit_bias) == (answer["score"], answer["logit_bias"])
+    assert_same(found.probabilities, expected, 1e-3)
+
+
+def test_another_score_is_refused(api: Api) -> None:
+    body = {"images": [b64(PICTURES[0])], "texts": TEXTS, "score": "argmax"}
+    answer = api.post_json("clip_similarity", body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+    assert "'softmax' and 'sigmoid'" in answer.json()["error"]["message"]
 
 
 def test_wrong_items_of_a_similarity_request_leave_holes(api: Api) -> None:
