@@ -120,7 +120,10 @@ def decode_image(
                 _check_shape(image, limits)
                 scale, needed = _scale(image, container, format, limits, shortest_edge, draft_factor)
                 if not format.decoder_bytes:
-                    claim(max(needed, _resizing_bytes(_reduced(image.size, scale), shortest_edge)))
+                    reduced = _reduced(image.size, scale)
+                    # Of a squashed one no less than it takes: it becomes no larger than this.
+                    resized = shortest_edge_size(*reduced, shortest_edge)
+                    claim(max(needed, _resizing_bytes(reduced, resized)))
                 if container.ended:
                     load_reduced(image, scale)
                 else:
@@ -275,15 +278,8 @@ def preprocess(image: Image.Image, preprocessing: ImagePreprocessing, limits: Im
             the memory limit.
     """
     width, height = image.size
-<<<<<<< HEAD
     size = preprocessing.resized(width, height)
-    # Resized in width first, then in height.
-    needed = RGB_BYTES * (width * height + size[0] * height + size[0] * size[1])
-=======
-    edge = preprocessing.shortest_edge
-    size = _resized(width, height, edge)
-    needed = _resizing_bytes(image.size, edge)
->>>>>>> cpu
+    needed = _resizing_bytes(image.size, size)
     if needed > limits.max_memory:
         raise _too_much_memory(size, f"when it is resized from {width} x {height}", needed, limits)
     if size != image.size:
@@ -293,17 +289,9 @@ def preprocess(image: Image.Image, preprocessing: ImagePreprocessing, limits: Im
     box = (left, top, left + preprocessing.crop_width, top + preprocessing.crop_height)
     pixels = np.asarray(image.crop(box), dtype=np.uint8)  # [H, W, 3]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-<<<<<<< HEAD
-=======
 
 
-def _resizing_bytes(size: tuple[int, int], edge: int) -> int:
-    (width, height), (to_width, to_height) = size, _resized(*size, edge)
+def _resizing_bytes(size: tuple[int, int], resized: tuple[int, int]) -> int:
     # Resized in width first, then in height.
+    (width, height), (to_width, to_height) = size, resized
     return RGB_BYTES * (width * height + to_width * height + to_width * to_height)
-
-
-def _resized(width: int, height: int, edge: int) -> tuple[int, int]:
-    # The longer side is truncated, not rounded: get_resize_output_image_size of transformers.
-    return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
->>>>>>> cpu

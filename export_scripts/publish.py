@@ -19,7 +19,6 @@ from torch import nn
 from clipserve.encoder_spec import (
     SCHEMA_VERSION,
     SPEC_FILE,
-    SUFFIXES,
     Device,
     EncoderSpec,
     Format,
@@ -27,6 +26,7 @@ from clipserve.encoder_spec import (
     Precision,
     description_path,
     encoder_stem,
+    file_suffix,
     has_half_weights,
     parity_bound,
 )
@@ -34,7 +34,7 @@ from clipserve.errors import ExportError, ParityError
 from clipserve.hardware import native_precisions
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
-from export_scripts.formats.base import Inputs
+from export_scripts.formats.base import EncoderFormat, Inputs
 from export_scripts.packages.folders import publish_files
 from export_scripts.parity.proof import certify, runner
 from export_scripts.parity.subjects import SUBJECTS, Run, Subject
@@ -111,14 +111,19 @@ def export_encoders(
         ParityError: beyond the bound; nothing is published.
     """
     check_device(device, precision, file_format)
+    form = FORMATS[file_format]
     subjects = [SUBJECTS[modality](pair) for modality in modalities]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as work:
-        export = _Export(pair, file_format, device, normalized, packed, Path(work))
+        export = Export(pair, file_format, device, normalized, Path(work))
         all_made = []
         for subject in subjects:
             tell(subject.modality, None)
-            made = export.fastest(subject) if precision is None else export.make(subject, precision)
+            made = (
+                export.fastest(subject, form, packed=packed)
+                if precision is None
+                else export.make(subject, form, precision)
+            )
             description_path(made.path).write_text(made.spec.to_json(), encoding="utf-8")
             tell(subject.modality, made)
             all_made.append(made)
@@ -134,7 +139,21 @@ def check_device(device: Device, precision: Precision | None, file_format: Forma
     Raises:
         ExportError: it cannot.
     """
-    allowed = FORMATS[file_format].precisions[device]
+    check_precision(device, precision, file_format, FORMATS[file_format].precisions[device])
+    FORMATS[file_format].check()
+
+
+def check_precision(
+    device: Device, precision: Precision | None, file_format: str, allowed: Sequence[Precision]
+) -> None:
+    """Checks that this machine can export for `device` in `precision`.
+
+    Args:
+        allowed: what the format takes on that device.
+
+    Raises:
+        ExportError: it cannot.
+    """
     if not allowed:
         raise ExportError(
             f"FORMAT={file_format}: DEVICE={device} is not supported, DEVICE=cpu is; or run 'make export "
@@ -150,36 +169,43 @@ def check_device(device: Device, precision: Precision | None, file_format: Forma
         raise ExportError(
             f"PRECISION={precision}: DEVICE={device}{with_format} takes auto, {', '.join(allowed)}"
         )
-    FORMATS[file_format].check()
 
 
 @dataclass(frozen=True)
-class _Export:
-    """What encoders that are exported together have in common; `work` is where they are made."""
+class Export:
+    """What encoders that are exported together have in common.
+
+    Attributes:
+        file_format: see `EncoderSpec.format`.
+        work: where they are made.
+    """
 
     pair: CheckpointPair
-    file_format: Format
+    file_format: str
     device: Device
     normalized: bool
-    packed: bool
     work: Path
 
-    def fastest(self, subject: Subject) -> Made:
-        """The fastest of what this hardware multiplies and what keeps its bound; the smallest of equals."""
+    def fastest(self, subject: Subject, form: EncoderFormat, *, packed: bool) -> Made:
+        """The fastest of what this hardware multiplies and what keeps its bound; the smallest of equals.
+
+        Args:
+            packed: see `export_encoders`.
+        """
         native = native_precisions(self.device)
         made: list[Made] = []
-        for precision in FORMATS[self.file_format].candidates[self.device]:
-            unpacked = not self.packed and has_half_weights(self.file_format, self.device, precision)
+        for precision in form.candidates[self.device]:
+            unpacked = not packed and has_half_weights(self.file_format, self.device, precision)
             if precision not in native or unpacked:
                 continue
             try:
-                made.append(self.make(subject, precision))
+                made.append(self.make(subject, form, precision))
             except ParityError:
                 # A half precision that costs this checkpoint too much is no candidate; float32 must hold.
                 if precision == "fp32":
                     raise
                 continue
-        times = self._times(made, subject)
+        times = self._times(made, subject, form)
         seconds = {one.spec.precision: spent for one, spent in zip(made, times, strict=True)}
         # As many of each batch come: what is the least in the product of their times is in their mean ratio.
         products = [math.prod(spent) ** (1 / len(spent)) for spent in times]
@@ -187,15 +213,14 @@ class _Export:
         alike = [one for one, product in zip(made, products, strict=True) if product <= enough]
         return replace(min(alike, key=lambda one: one.path.stat().st_size), seconds=seconds)
 
-    def make(self, subject: Subject, precision: Precision) -> Made:
+    def make(self, subject: Subject, form: EncoderFormat, precision: Precision) -> Made:
         """Makes the file, loads it again, compares, and puts the spec inside.
 
         Raises:
             ParityError: beyond the bound.
         """
-        form = FORMATS[self.file_format]
         stem = encoder_stem(self.pair.model_id, subject.modality, self.device, precision)
-        path = self.work / f"{stem}{SUFFIXES[self.file_format]}"
+        path = self.work / f"{stem}{file_suffix(self.file_format)}"
         inputs = Inputs(
             subject.checkpoint.preprocessing.inputs, tuple(i.to(self.device) for i in subject.example)
         )
@@ -209,7 +234,7 @@ class _Export:
             except ExportError as error:
                 raise ExportError(f"{subject.modality} encoder: {error}") from error
         bound = parity_bound(self.file_format, self.device, precision)
-        certificate = certify(subject, self._load(path), bound, self.normalized)
+        certificate = certify(subject, self._load(path, form), bound, self.normalized)
         if not certificate.bound.holds(certificate.max_abs_diff, certificate.min_cosine):
             worst = min(certificate.cases, key=lambda case: (case.min_cosine, -case.max_abs_diff))
             raise ParityError(
@@ -241,9 +266,11 @@ class _Export:
         form.add_extra_files(path, {SPEC_FILE: spec.to_json(), **subject.extra_files})
         return Made(path, spec)
 
-    def _times(self, all_made: Sequence[Made], subject: Subject) -> list[tuple[float, ...]]:
+    def _times(
+        self, all_made: Sequence[Made], subject: Subject, form: EncoderFormat
+    ) -> list[tuple[float, ...]]:
         """Median seconds of each of `TIMED_BATCHES` for each file; in turns, all disturbed alike."""
-        runs = [self._load(made.path) for made in all_made]
+        runs = [self._load(made.path, form) for made in all_made]
         medians: list[list[float]] = [[] for _ in runs]
         for batch in TIMED_BATCHES:
             inputs = [i[:1].expand(batch, *i.shape[1:]).contiguous() for i in subject.example]
@@ -257,8 +284,8 @@ class _Export:
                 of_file.append(statistics.median(spent[WARM_UP_RUNS:]))
         return [tuple(of_file) for of_file in medians]
 
-    def _load(self, path: Path) -> Run:
-        return runner(FORMATS[self.file_format].load(path, torch.device(self.device)), self.device)
+    def _load(self, path: Path, form: EncoderFormat) -> Run:
+        return runner(form.load(path, torch.device(self.device)), self.device)
 
 
 def _copy(encoder: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
 from clipserve.errors import ExportError
 from clipserve.preprocessing import ImagePreprocessing
@@ -237,6 +238,8 @@ def _check_length(input_ids: Tensor, length: int, message: str) -> Tensor:
     return input_ids
 
 
-# Scripted, so that a trace keeps them as a branch. `torch.export` has types and fixed sizes of its own.
-check_pixels: Callable[[Tensor, int, int, str], Tensor] = torch.jit.script(_check_pixels)
-check_length: Callable[[Tensor, int, str], Tensor] = torch.jit.script(_check_length)
+# Scripted, so that a trace keeps them as a branch. `torch.export` has types and fixed sizes of its own. Like
+# PyTorch's own functions they can be spelled in another way, see `export_scripts.encoders.spelling`.
+_spelled = wrap_torch_function(lambda checked, *rest: (checked,))
+check_pixels: Callable[[Tensor, int, int, str], Tensor] = _spelled(torch.jit.script(_check_pixels))
+check_length: Callable[[Tensor, int, str], Tensor] = _spelled(torch.jit.script(_check_length))

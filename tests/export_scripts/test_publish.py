@@ -211,13 +211,13 @@ def test_auto_takes_the_fastest(
 ) -> None:
     timed = []
 
-    def stopwatch(export: object, all_made: Sequence[Made], subject: object) -> list[tuple[float, ...]]:
+    def stopwatch(export: object, all_made: Sequence[Made], *_: object) -> list[tuple[float, ...]]:
         timed.extend(read_spec(made.path).precision for made in all_made)
         return [seconds[precision] for precision in timed]
 
     monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: native)
     monkeypatch.setattr(hardware, "cpu_has_half_weights", lambda: True)
-    monkeypatch.setattr(publish._Export, "_times", stopwatch)
+    monkeypatch.setattr(publish.Export, "_times", stopwatch)
     (spec,) = export_encoders(pair, ["text"], "cpu", None, tmp_path, packed=packed)
     assert (spec.precision, timed) == (expected, list(seconds))
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{spec.stem}.json", f"{spec.stem}.pt"]
@@ -228,9 +228,9 @@ def test_auto_takes_no_precision_beyond_its_bound(
 ) -> None:
     monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: True)
     monkeypatch.setattr(
-        publish._Export,
+        publish.Export,
         "_times",
-        lambda export, all_made, subject: [(0.0 if "bf16" in m.path.name else 9.0,) for m in all_made],
+        lambda export, all_made, *_: [(0.0 if "bf16" in m.path.name else 9.0,) for m in all_made],
     )
     monkeypatch.setattr(hardware, "cpu_has_half_weights", lambda: False)
     monkeypatch.setitem(PARITY_BOUNDS, "bf16", ParityBound(None, 1.1))
