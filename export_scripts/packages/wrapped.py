@@ -133,8 +133,8 @@ def _way(contract: Contract, pair: CheckpointPair, modality: Modality) -> tuple[
     subject = SUBJECTS[modality](pair)
     if subject.text is not None and subject.text.padding != "longest":
         raise ExportError(
-            f"{contract.program} pads texts to the longest of a batch, and {subject.checkpoint.name} wants each "
-            f"padded to {subject.text.context_length} tokens; serve it with 'make export archive serve'"
+            f"{contract.program} pads texts to the longest of a batch, {subject.checkpoint.name} wants each at "
+            f"{subject.text.context_length} tokens; serve it with 'make export archive serve'"
         )
     convention = contract.conventions[modality](subject)
     return as_fed(subject, convention, pair, contract.program), convention
