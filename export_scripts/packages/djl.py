@@ -10,8 +10,9 @@ from pathlib import Path
 
 from clipserve.encoder_spec import read_extra_file, read_spec
 from clipserve.errors import ExportError
+from clipserve.folders import publish, staged
 from export_scripts import zips
-from export_scripts.packages.folders import link_or_copy, publish, staged
+from export_scripts.packages.folders import link_or_copy
 
 FOLDER = "djl"
 PROPERTIES_FILE = "serving.properties"
