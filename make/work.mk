@@ -15,6 +15,14 @@ test-full: $(VENV)/.dev-stamp #: the whole flow with full-size checkpoints (rand
 test-old-torch: $(VENV)/.dev-stamp $(OLD_TORCH_VENV)/.run-stamp #: today's encoder files in PyTorch 2.0, the oldest that opens them
 	@$(RUN) -m pytest tests/old_torch $(PYTEST_ARGS)
 
+.PHONY: test-upload
+test-upload: $(VENV)/.dev-stamp $(UPLOAD_VENV)/.run-stamp #: OpenSearch's and Elasticsearch's clients take what is exported for them
+	@$(RUN) -m pytest tests/upload -m "not full" $(PYTEST_ARGS)
+
+.PHONY: test-exporters
+test-exporters: $(VENV)/.dev-stamp $(EXPORTERS_VENV)/.run-stamp #: what their own exporters make of the same checkpoints, beside ours
+	@$(RUN) -m pytest tests/upload -m full $(PYTEST_ARGS)
+
 .PHONY: check
 check: $(VENV)/.dev-stamp #: formatting, lint and types
 	@$(RUN) -m ruff format --check .
