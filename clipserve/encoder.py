@@ -26,7 +26,7 @@ from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
 from clipserve.operators import check_operators, check_records
 from clipserve.prepack import prepack_linear_layers
 from clipserve.similarity import cosine
-from clipserve.store import check_unchanged
+from clipserve.store import SERVED, check_format, check_unchanged
 from clipserve.tokens import TokenArray, Tokenizer
 
 # The golden picture is made by clipserve itself and tiny; no caller's limits apply to it.
@@ -100,6 +100,7 @@ class _ExportedEncoder:
         self.path = path
         self.spec = read_spec(path)
         self.device = device
+        check_format(path, self.spec, SERVED)
         if self.spec.device != device.type:
             raise SpecError(
                 f"{path}: traced for {self.spec.device}, asked to run on {device.type}; "

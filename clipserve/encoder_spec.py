@@ -211,7 +211,8 @@ class EncoderSpec:
     """The spec of one exported encoder.
 
     Attributes:
-        format: `torchscript` (`.pt`), `aoti` (a package compiled by AOTInductor, `.pt2`) or `onnx`.
+        format: `torchscript` (`.pt`), `aoti` (a package compiled by AOTInductor, `.pt2`) or `onnx`; or
+            the name of another program, in whose own form nothing here loads it but `make verify`.
         cpu_capability: what the CPU must have that runs machine code in the file, as `cpu_capability` of
             `clipserve.hardware` puts it; None where the file holds none.
         model_id: name of the pair, as in the endpoint's `model` field and the file's stem.
@@ -231,7 +232,7 @@ class EncoderSpec:
     """
 
     schema_version: int
-    format: Format
+    format: str
     cpu_capability: str | None
     model_id: str
     checkpoint: str
@@ -267,7 +268,7 @@ class EncoderSpec:
     @property
     def file_name(self) -> str:
         """Name of the encoder file, such as `clip-ViT-B-32-image-cpu-bf16.pt`."""
-        return self.stem + SUFFIXES[self.format]
+        return self.stem + file_suffix(self.format)
 
     def to_json(self) -> str:
         """The spec as indented JSON text."""
@@ -330,6 +331,11 @@ def sha256(data: bytes) -> str:
 def encoder_stem(model_id: str, modality: Modality, device: Device, precision: Precision) -> str:
     """See `EncoderSpec.stem`."""
     return f"{model_id}-{modality}-{device}-{precision}"
+
+
+def file_suffix(file_format: str) -> str:
+    """Of a file of this format; what is wrapped for another program is TorchScript."""
+    return SUFFIXES.get(cast("Format", file_format), SUFFIXES["torchscript"])
 
 
 def description_path(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -124,10 +124,14 @@ class Store:
             readers: the formats to look for; files of others are passed over.
 
         Raises:
-            SpecError: a file is damaged or of another version.
+            SpecError: a file is damaged, of another version, or written for another program.
         """
-        found = [(path, reader) for name, reader in readers.items() for path in _files(folder, name)]
-        return cls(folder, tuple(EncoderFile.read(*file) for file in sorted(found, key=lambda file: file[0])))
+        found = [(path, name) for name in readers for path in _files(folder, name)]
+        encoders = []
+        for path, name in sorted(found):
+            encoders.append(EncoderFile.read(path, readers[name]))
+            check_format(path, encoders[-1].spec, [name])
+        return cls(folder, tuple(encoders))
 
     @property
     def models(self) -> list[str]:
@@ -217,6 +221,22 @@ class Store:
             file.check_published()
         for file in self.encoders[1:]:
             check_pair(self.encoders[0].spec, file.spec)
+
+
+def check_format(path: Path, spec: EncoderSpec, formats: Collection[str]) -> None:
+    """Checks that an encoder is called as its loader does.
+
+    Args:
+        formats: of the encoders that the loader can call.
+
+    Raises:
+        SpecError: it is not: it may give no vector, or another one.
+    """
+    if spec.format not in formats:
+        raise SpecError(
+            f"{path}: an encoder as {spec.format} takes it, here {' or '.join(formats)} is wanted; run "
+            "'make export' with that FORMAT"
+        )
 
 
 def check_unchanged(path: Path, spec: EncoderSpec, found: str) -> None:

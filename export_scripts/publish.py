@@ -18,7 +18,6 @@ from torch import nn
 from clipserve.encoder_spec import (
     SCHEMA_VERSION,
     SPEC_FILE,
-    SUFFIXES,
     Device,
     EncoderSpec,
     Format,
@@ -26,12 +25,13 @@ from clipserve.encoder_spec import (
     Precision,
     description_path,
     encoder_stem,
+    file_suffix,
 )
 from clipserve.errors import ExportError, ParityError
 from clipserve.hardware import native_precisions
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
-from export_scripts.formats.base import Inputs
+from export_scripts.formats.base import EncoderFormat, Inputs
 from export_scripts.packages.folders import publish_files
 from export_scripts.parity.proof import certify, runner
 from export_scripts.parity.subjects import SUBJECTS, Run, Subject
@@ -106,14 +106,17 @@ def export_encoders(
         ParityError: beyond the bound; nothing is published.
     """
     check_device(device, precision, file_format)
+    form = FORMATS[file_format]
     subjects = [SUBJECTS[modality](pair) for modality in modalities]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as work:
-        export = _Export(pair, file_format, device, normalized, Path(work))
+        export = Export(pair, file_format, device, normalized, Path(work))
         all_made = []
         for subject in subjects:
             tell(subject.modality, None)
-            made = export.fastest(subject) if precision is None else export.make(subject, precision)
+            made = (
+                export.fastest(subject, form) if precision is None else export.make(subject, form, precision)
+            )
             description_path(made.path).write_text(made.spec.to_json(), encoding="utf-8")
             tell(subject.modality, made)
             all_made.append(made)
@@ -129,7 +132,21 @@ def check_device(device: Device, precision: Precision | None, file_format: Forma
     Raises:
         ExportError: it cannot.
     """
-    allowed = FORMATS[file_format].precisions[device]
+    check_precision(device, precision, file_format, FORMATS[file_format].precisions[device])
+    FORMATS[file_format].check()
+
+
+def check_precision(
+    device: Device, precision: Precision | None, file_format: str, allowed: Sequence[Precision]
+) -> None:
+    """Checks that this machine can export for `device` in `precision`.
+
+    Args:
+        allowed: what the format takes on that device.
+
+    Raises:
+        ExportError: it cannot.
+    """
     if not allowed:
         raise ExportError(
             f"FORMAT={file_format}: DEVICE={device} is not supported, DEVICE=cpu is; or run 'make export "
@@ -145,47 +162,50 @@ def check_device(device: Device, precision: Precision | None, file_format: Forma
         raise ExportError(
             f"PRECISION={precision}: DEVICE={device}{with_format} takes auto, {', '.join(allowed)}"
         )
-    FORMATS[file_format].check()
 
 
 @dataclass(frozen=True)
-class _Export:
-    """What encoders that are exported together have in common; `work` is where they are made."""
+class Export:
+    """What encoders that are exported together have in common.
+
+    Attributes:
+        file_format: see `EncoderSpec.format`.
+        work: where they are made.
+    """
 
     pair: CheckpointPair
-    file_format: Format
+    file_format: str
     device: Device
     normalized: bool
     work: Path
 
-    def fastest(self, subject: Subject) -> Made:
+    def fastest(self, subject: Subject, form: EncoderFormat) -> Made:
         """The fastest of what this hardware multiplies natively and what keeps its bound."""
         native = native_precisions(self.device)
         made: list[Made] = []
         seconds: dict[Precision, float] = {}
-        for precision in FORMATS[self.file_format].precisions[self.device]:
+        for precision in form.precisions[self.device]:
             if precision not in native:
                 continue
             try:
-                made.append(self.make(subject, precision))
+                made.append(self.make(subject, form, precision))
             except ParityError:
                 # A half precision that costs this checkpoint too much is no candidate; float32 must hold.
                 if precision == "fp32":
                     raise
                 continue
-            seconds[precision] = self._seconds(made[-1], subject)
+            seconds[precision] = self._seconds(made[-1], subject, form)
         best = min(made, key=lambda one: seconds[one.spec.precision])
         return replace(best, seconds=seconds)
 
-    def make(self, subject: Subject, precision: Precision) -> Made:
+    def make(self, subject: Subject, form: EncoderFormat, precision: Precision) -> Made:
         """Makes the file, loads it again, compares, and puts the spec inside.
 
         Raises:
             ParityError: beyond the bound.
         """
-        form = FORMATS[self.file_format]
         stem = encoder_stem(self.pair.model_id, subject.modality, self.device, precision)
-        path = self.work / f"{stem}{SUFFIXES[self.file_format]}"
+        path = self.work / f"{stem}{file_suffix(self.file_format)}"
         inputs = Inputs(
             subject.checkpoint.preprocessing.inputs, tuple(i.to(self.device) for i in subject.example)
         )
@@ -196,7 +216,7 @@ class _Export:
                 form.make(_copy(encoder).to(device=self.device, dtype=DTYPES[precision]).eval(), inputs, path)
             except ExportError as error:
                 raise ExportError(f"{subject.modality} encoder: {error}") from error
-        certificate = certify(subject, self._load(path), precision, self.normalized)
+        certificate = certify(subject, self._load(path, form), precision, self.normalized)
         if not certificate.bound.holds(certificate.max_abs_diff, certificate.min_cosine):
             worst = min(certificate.cases, key=lambda case: (case.min_cosine, -case.max_abs_diff))
             raise ParityError(
@@ -228,9 +248,9 @@ class _Export:
         form.add_extra_files(path, {SPEC_FILE: spec.to_json(), **subject.extra_files})
         return Made(path, spec)
 
-    def _seconds(self, made: Made, subject: Subject) -> float:
+    def _seconds(self, made: Made, subject: Subject, form: EncoderFormat) -> float:
         """Median time of a batch of `TIMED_BATCH`."""
-        run = self._load(made.path)
+        run = self._load(made.path, form)
         inputs = [i[:1].expand(TIMED_BATCH, *i.shape[1:]).contiguous() for i in subject.example]
         times = []
         for _ in range(TIMED_RUNS + 2):
@@ -240,8 +260,8 @@ class _Export:
         # The first two runs are the profiling executor's.
         return statistics.median(times[2:])
 
-    def _load(self, path: Path) -> Run:
-        return runner(FORMATS[self.file_format].load(path, torch.device(self.device)), self.device)
+    def _load(self, path: Path, form: EncoderFormat) -> Run:
+        return runner(form.load(path, torch.device(self.device)), self.device)
 
 
 def _copy(encoder: nn.Module) -> nn.Module:

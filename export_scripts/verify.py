@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import transformers
 
 from clipserve.command import run_command
-from clipserve.encoder_spec import EncoderSpec
+from clipserve.encoder_spec import EncoderSpec, Format
 from clipserve.errors import ExportError, ParityError, SpecError
 from clipserve.store import EncoderFile, Store
 from export_scripts.checkpoints.loading import load_pair, model_id_of
@@ -18,7 +20,9 @@ from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.export import DJL, STORE
 from export_scripts.formats import FORMATS
 from export_scripts.packages.djl import djl_encoders
+from export_scripts.packages.wrapped import wrapped_files
 from export_scripts.parity.proof import recheck
+from export_scripts.parity.subjects import SUBJECTS
 
 
 def verify_store(store: Path, model: str | None, text_model: str | None) -> None:
@@ -31,8 +35,16 @@ def verify_store(store: Path, model: str | None, text_model: str | None) -> None
     Raises:
         ClipServeError: the store is empty, a file is not what its spec says, or beyond its bound.
     """
+    with tempfile.TemporaryDirectory(prefix="clipserve-verify-") as work:
+        _verify(store, model, text_model, Path(work))
+
+
+def _verify(store: Path, model: str | None, text_model: str | None, work: Path) -> None:
     in_folders = [EncoderFile.read(path, FORMATS["torchscript"]) for path in djl_encoders(store)]
-    found = Store(store, (*Store.read(store, FORMATS).encoders, *in_folders))
+    wrapped = {one.file.path: one for one in wrapped_files(store, work)}
+    found = Store(
+        store, (*Store.read(store, FORMATS).encoders, *in_folders, *(one.file for one in wrapped.values()))
+    )
     if not found.encoders:
         raise ExportError(f"{store} holds no encoder; run 'make export' first")
     # Of an only model the checkpoint may lie in a folder of another name by now.
@@ -40,10 +52,15 @@ def verify_store(store: Path, model: str | None, text_model: str | None) -> None
     encoders = found.model(meant).encoders
     if not encoders:
         raise ExportError(f"{store} holds no encoder of {model}, only of {', '.join(found.models)}")
-    names = {file.path: file.path.relative_to(store).as_posix() for file in encoders}
+    names = {
+        file.path: wrapped[file.path].name
+        if file.path in wrapped
+        else file.path.relative_to(store).as_posix()
+        for file in encoders
+    }
     width = max(map(len, names.values()))
     print(
-        f"{'artefact':<{width}}  {'format':<11}  {'precision':<9}  {'MB':>7}  {'max-abs':>9}  "
+        f"{'artefact':<{width}}  {'format':<13}  {'precision':<9}  {'MB':>7}  {'max-abs':>9}  "
         f"{'min cosine':>10}  {'s':>5}"
     )
     pairs: dict[tuple[str, str], CheckpointPair] = {}
@@ -56,9 +73,15 @@ def verify_store(store: Path, model: str | None, text_model: str | None) -> None
         if checkpoints not in pairs:
             pairs[checkpoints] = load_pair(*checkpoints)
         start = time.monotonic()
-        certificate = recheck(pairs[checkpoints], path, spec)
+        pair = pairs[checkpoints]
+        if path in wrapped:
+            certificate = wrapped[path].recheck(pair, store, work)
+        else:
+            # Read under this name.
+            form = FORMATS[cast("Format", spec.format)]
+            certificate = recheck(SUBJECTS[spec.modality](pair), form, path, spec)
         print(
-            f"{names[path]:<{width}}  {DJL if file in in_folders else spec.format:<11}  {spec.precision:<9}  "
+            f"{names[path]:<{width}}  {DJL if file in in_folders else spec.format:<13}  {spec.precision:<9}  "
             f"{path.stat().st_size / 1e6:7.1f}  {certificate.max_abs_diff:9.2g}  "
             f"{certificate.min_cosine:10.6f}  {time.monotonic() - start:5.1f}",
             flush=True,
@@ -87,9 +110,10 @@ def _checkpoints(
     """Names of the image and the text checkpoint of the pair that `spec` belongs to."""
     pair = [file.spec for file in encoders if file.spec.space_id == spec.space_id]
     siblings = {s.modality: s.checkpoint for s in pair}
-    if set(siblings) != {"image", "text"}:
+    if "text" not in siblings:
         raise SpecError(f"{spec.stem}: the other encoder of its pair is missing; run 'make export' again")
-    return model or siblings["image"], text_model or siblings["text"]
+    # Some programs have a use for texts alone; a pair on the hub has its image checkpoint's name.
+    return model or siblings.get("image", spec.model_id), text_model or siblings["text"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

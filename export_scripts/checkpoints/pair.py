@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 from torch import Tensor, nn
@@ -63,6 +64,8 @@ class TextCheckpoint:
         image_weights_sha256: `ImageCheckpoint.weights_sha256` of the image encoder in the same checkpoint;
             None where it has none.
         tokenizer: text of its `tokenizer.json`.
+        config: the transformer's configuration, for programs that keep it beside the encoder; no vector
+            depends on it.
         reference: the eager original on tokens: `input_ids`, `attention_mask` to un-normalised `[N, D]`.
         reference_encode: the eager original on texts, with the checkpoint's own tokenizer.
         build: makes the traceable encoder, float32; `normalized` as in the spec.
@@ -75,6 +78,7 @@ class TextCheckpoint:
     image_weights_sha256: str | None
     preprocessing: TextPreprocessing
     tokenizer: str
+    config: Mapping[str, Any]
     reference: Callable[[Tensor, Tensor], FloatArray]
     reference_encode: Callable[[Sequence[str]], FloatArray]
     build: Callable[[bool], nn.Module]
@@ -100,10 +104,10 @@ class CheckpointPair:
         A CLIP's text tower belongs to its own image encoder, which is compared by its weights. Others are
         known by name only.
         """
-        trained_for = TRAINED_FOR.get(_last_part(self.text.name))
+        trained_for = TRAINED_FOR.get(last_part(self.text.name))
         if self.text.image_weights_sha256 not in (None, self.image.weights_sha256):
             reason = f"was trained beside an image encoder of other weights than {self.image.name}"
-        elif trained_for is not None and _last_part(self.image.name) not in trained_for:
+        elif trained_for is not None and last_part(self.image.name) not in trained_for:
             reason = (
                 f"was trained for {' or '.join(sorted(trained_for))}, and the image encoder is called "
                 f"{self.image.name}"
@@ -116,6 +120,6 @@ class CheckpointPair:
         )
 
 
-def _last_part(name: str) -> str:
+def last_part(name: str) -> str:
     """Of a name on the hub, in lower case."""
     return name.rpartition("/")[2].lower()

@@ -86,6 +86,8 @@ def text_checkpoint(
     definition, preprocessing = _tokenizer(tokenizer, context_length, tower.vocabulary_size, folder)
     architecture = tower.architecture.with_tokenizer(definition, preprocessing, folder)
     weights = weights_sha256(used_weights(*tower.parts))
+    # The first part is transformers' own.
+    original: Any = tower.parts[0]
     return TextCheckpoint(
         name=name,
         embedding_dim=tower.embedding_dim,
@@ -94,6 +96,7 @@ def text_checkpoint(
         image_weights_sha256=image_weights_sha256,
         preprocessing=preprocessing,
         tokenizer=definition,
+        config=original.config.to_dict(),
         reference=reference,
         reference_encode=reference_encode,
         build=lambda normalized: tower.build(last_stage(normalized)),

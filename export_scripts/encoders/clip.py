@@ -16,10 +16,16 @@ from transformers import CLIPModel
 from clipserve.encoder_spec import ImagePreprocessing, TextPreprocessing
 from clipserve.errors import ExportError
 from clipserve.tokens import Tokenizer, largest_token_id
-from export_scripts.encoders.layers import Mlp, PooledLayer, PreNormLayer, SelfAttention, check_pixels, linear
+from export_scripts.encoders.layers import (
+    PIXEL_MAX,
+    Mlp,
+    PooledLayer,
+    PreNormLayer,
+    SelfAttention,
+    check_pixels,
+    linear,
+)
 from export_scripts.encoders.towers import Architecture, Family, ImageTower, TextTower, norm_eps
-
-PIXEL_MAX = 255.0  # uint8 pixels; preprocessors rescale them to [0, 1]
 
 
 @dataclass(frozen=True)

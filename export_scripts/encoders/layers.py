@@ -7,9 +7,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
 # OpenAI CLIP's approximation of GELU is x * sigmoid(1.702 x).
 QUICK_GELU = 1.702
+
+PIXEL_MAX = 255.0  # uint8 pixels; preprocessors rescale them to [0, 1]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": F.silu}
 
@@ -166,5 +169,8 @@ def _check_pixels(pixel_values: Tensor, height: int, width: int, message: str) -
     return pixel_values
 
 
-# Scripted, so that a trace keeps it as a branch. `torch.export` has types and fixed sizes of its own.
-check_pixels: Callable[[Tensor, int, int, str], Tensor] = torch.jit.script(_check_pixels)
+# Scripted, so that a trace keeps it as a branch. `torch.export` has types and fixed sizes of its own. Like
+# PyTorch's own functions it can be spelled in another way, see `export_scripts.encoders.spelling`.
+check_pixels: Callable[[Tensor, int, int, str], Tensor] = wrap_torch_function(
+    lambda pixel_values, *rest: (pixel_values,)
+)(torch.jit.script(_check_pixels))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +16,9 @@ from clipserve.encoder import load_for_inference, load_torchscript
 from clipserve.encoder_spec import Device, Precision
 from clipserve.errors import ExportError
 from export_scripts.formats.base import EncoderFormat, Inputs, ZipFormat
+
+# The record that names the oldest version of PyTorch's format that has all operators; newer ones hide it.
+VERSIONS = (".data/version", "version")
 
 
 class TorchScript(ZipFormat):
@@ -31,24 +36,59 @@ class TorchScript(ZipFormat):
 
     def make(self, encoder: nn.Module, inputs: Inputs, path: Path) -> None:
         """Traces; what varies is not said, but parity is checked at other sizes than the example's."""
-        device = inputs.example[0].device
-        with quiet_tracing():
-            # Inputs that are stored would be in the file for good.
-            traced = torch.jit.trace(encoder, inputs.example, check_trace=False, _store_inputs=False)
-        if constants := device_constants(traced):
-            raise ExportError(
-                f"the graph holds device constants ({', '.join(constants)}), which would bind it to "
-                "one device"
-            )
-        with quiet_tracing():
-            # Not by `torch.jit.save`: where the disk is full, PyTorch's writer of files aborts the process.
-            path.write_bytes(traced.save_to_buffer())
-            # A second time from the loaded one: who loads and saves it once more gets the same records.
-            path.write_bytes(load_torchscript(path, device).save_to_buffer())
+        save(trace(encoder, inputs.example), inputs.example[0].device, path)
 
     def load(self, path: Path, device: torch.device) -> torch.jit.ScriptModule:
         """As a worker loads it."""
         return load_for_inference(path, device)
+
+
+def trace(encoder: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptModule:
+    """A trace of an encoder that runs on the device that its weights are on, or are loaded to.
+
+    Raises:
+        ExportError: it would run on one device only.
+    """
+    with quiet_tracing():
+        # Inputs that are stored would be in the file for good. Not strict: a dictionary may come back.
+        traced: torch.jit.ScriptModule = torch.jit.trace(
+            encoder, example, check_trace=False, strict=False, _store_inputs=False
+        )
+    if constants := device_constants(traced):
+        raise ExportError(
+            f"the graph holds device constants ({', '.join(constants)}), which would bind it to one device"
+        )
+    return traced
+
+
+def save(traced: torch.jit.ScriptModule, device: torch.device, path: Path) -> None:
+    """Writes a trace so that equal encoders give equal files, wherever they were traced."""
+    with quiet_tracing():
+        # Not by `torch.jit.save`: where the disk is full, PyTorch's writer of files aborts the process.
+        path.write_bytes(traced.save_to_buffer())
+        # A second time from the loaded one: who loads and saves it once more gets the same records.
+        path.write_bytes(load_torchscript(path, device).save_to_buffer())
+    _drop_debug_records(path)
+
+
+def _drop_debug_records(path: Path) -> None:
+    """Takes out which line of which file on the exporting machine each operator came from.
+
+    The writer is PyTorch's own, for weights lie at multiples of 64 bytes. It is told of each record, and
+    writes its version and the hash of all records at the end itself.
+    """
+    reader: Any = torch._C.PyTorchFileReader(str(path))
+    buffer = io.BytesIO()
+    writer: Any = torch._C.PyTorchFileWriter(buffer)
+    for name in reader.get_all_records():
+        if not name.endswith(".debug_pkl") and name not in (*VERSIONS, ".data/serialization_id"):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    # Under a lower version, operators would be loaded as older ones were.
+    version = next(name for name in VERSIONS if reader.has_record(name))
+    writer.set_min_version(int(reader.get_record(version)))
+    writer.write_end_of_file()
+    path.write_bytes(buffer.getbuffer())
 
 
 def device_constants(module: torch.jit.ScriptModule) -> list[str]:

@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 
 from clipserve.encoder_spec import read_extra_file, read_spec
-from clipserve.errors import ExportError
 from clipserve.folders import publish, staged
+from clipserve.store import check_format
 from export_scripts import zips
 from export_scripts.packages.folders import link_or_copy
 
@@ -28,14 +28,11 @@ def write_djl(encoder: Path, store: Path) -> Path:
         The folder's path.
 
     Raises:
-        SpecError: `encoder` is no readable encoder file.
-        ExportError: it is not a TorchScript file, which is the only format that DJL's PyTorch engine loads.
+        SpecError: `encoder` is no readable encoder file, or not a TorchScript file of ours, which is the only
+            format that DJL's PyTorch engine loads and the only one that these folders' translators call.
     """
     spec = read_spec(encoder)
-    if spec.format != "torchscript":
-        raise ExportError(
-            f"{encoder}: of the format {spec.format}, DJL loads torchscript; run 'make export FORMAT=djl'"
-        )
+    check_format(encoder, spec, ["torchscript"])
     with staged(store / FOLDER) as work:
         made = work / spec.stem
         made.mkdir()

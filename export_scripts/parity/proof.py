@@ -21,10 +21,8 @@ from clipserve.encoder_spec import (
 )
 from clipserve.errors import ExportError, ParityError
 from clipserve.similarity import unit_vectors
-from export_scripts.checkpoints.pair import CheckpointPair
-from export_scripts.formats import FORMATS
-from export_scripts.formats.base import Module
-from export_scripts.parity.subjects import SUBJECTS, Run, Subject
+from export_scripts.formats.base import EncoderFormat, Module
+from export_scripts.parity.subjects import Run, Subject
 
 
 def certify(subject: Subject, run: Run, precision: Precision, normalized: bool) -> ParityCertificate:
@@ -49,19 +47,21 @@ def certify(subject: Subject, run: Run, precision: Precision, normalized: bool) 
     )
 
 
-def recheck(pair: CheckpointPair, path: Path, spec: EncoderSpec) -> ParityCertificate:
+def recheck(subject: Subject, form: EncoderFormat, path: Path, spec: EncoderSpec) -> ParityCertificate:
     """Recomputes the certificate of a published encoder against its checkpoint.
 
+    Args:
+        form: of the file.
+
     Raises:
-        ExportError: the encoder was made from another checkpoint than `pair` is.
+        ExportError: the encoder was made from another checkpoint than the subject's.
     """
-    subject = SUBJECTS[spec.modality](pair)
     if subject.checkpoint.checkpoint_sha256 != spec.checkpoint_sha256:
         raise ExportError(
             f"{path}: made from a checkpoint with weights and settings {spec.checkpoint_sha256[:12]}…, MODEL "
             f"has {subject.checkpoint.checkpoint_sha256[:12]}…; run 'make export' again"
         )
-    module = FORMATS[spec.format].load(path, torch.device(spec.device))
+    module = form.load(path, torch.device(spec.device))
     return certify(subject, runner(module, spec.device), spec.precision, spec.normalized)
 
 

@@ -30,6 +30,7 @@ from clipserve.tokens import Tokenizer
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.parity.proof import recheck
+from export_scripts.parity.subjects import SUBJECTS
 from export_scripts.publish import check_device, export_encoder
 from tests.conftest import ExportedAs
 from tests.export_scripts.exports import format_of, read_any_spec
@@ -186,7 +187,7 @@ def test_published_file(name: str, format: Format, exported_as: ExportedAs, pair
     certificate = spec.certificate
     assert 0 < certificate.max_abs_diff <= 1e-5
     assert {"golden input"} < {case.name for case in certificate.cases}
-    assert recheck(pair, path, spec) == certificate
+    assert recheck(SUBJECTS[spec.modality](pair), FORMATS[format], path, spec) == certificate
     if name == "multilingual":
         assert format_of(path).extra_file(path, TOKENIZER_FILE).decode() == pair.text.tokenizer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipserve.encoder_spec import EncoderSpec, read_extra_file, read_spec
-from clipserve.errors import ExportError, SpecError
+from clipserve.errors import SpecError
 from export_scripts.packages import djl
 from export_scripts.packages.djl import djl_encoders, write_djl
 
@@ -77,7 +77,7 @@ def test_model_name_is_escaped_for_java(
 def test_other_formats_are_refused(monkeypatch: pytest.MonkeyPatch, image_path: Path, tmp_path: Path) -> None:
     spec = replace(read_spec(image_path), format="aoti")
     monkeypatch.setattr(djl, "read_spec", lambda path: spec)
-    with pytest.raises(ExportError, match="of the format aoti, DJL loads torchscript"):
+    with pytest.raises(SpecError, match="an encoder as aoti takes it, here torchscript is wanted"):
         write_djl(image_path, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

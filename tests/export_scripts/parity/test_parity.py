@@ -29,6 +29,7 @@ from clipserve.images import ImageLimits, decode_image
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.encoders.layers import ACTIVATIONS, Mlp
+from export_scripts.formats import FORMATS
 from export_scripts.parity import subjects
 from export_scripts.parity.proof import recheck
 from export_scripts.publish import export_encoder
@@ -290,9 +291,10 @@ def test_golden_embedding_is_the_originals(pair: CheckpointPair, store: Path) ->
 def test_recheck(modality: Modality, pair: CheckpointPair, store: Path, tmp_path: Path) -> None:
     path = store / f"clip-{modality}-cpu-fp32.pt"
     spec = read_spec(path)
-    assert recheck(pair, path, spec) == spec.certificate
+    subject, form = subjects.SUBJECTS[modality](pair), FORMATS["torchscript"]
+    assert recheck(subject, form, path, spec) == spec.certificate
     bare = export_encoder(pair, modality, "cpu", "bf16", tmp_path, normalized=False)
-    assert recheck(pair, tmp_path / f"{bare.stem}.pt", bare) == bare.certificate
+    assert recheck(subject, form, tmp_path / f"{bare.stem}.pt", bare) == bare.certificate
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
@@ -302,4 +304,4 @@ def test_recheck_against_another_checkpoint(modality: Modality, store: Path, tmp
     with pytest.raises(
         ExportError, match=r"made from a checkpoint with weights and settings \w{12}…, MODEL has \w{12}…"
     ):
-        recheck(other, path, read_spec(path))
+        recheck(subjects.SUBJECTS[modality](other), FORMATS["torchscript"], path, read_spec(path))
