@@ -30,7 +30,7 @@ LIMIT = 20
 
 def as_opensearch(texts: list[str], work: Path) -> FloatArray:
     """The vectors of texts that OpenSearch gets from the demo's file, unit length."""
-    export = ["-m", "export_scripts", "export", "--model", "demo", "--precision", "fp32"]
+    export = ["-m", "export_scripts", "export", "--model", "demo"]
     export += ["--format", "opensearch", "--store", str(work / "store")]
     subprocess.run([TORCHSERVE_PYTHON, *export], cwd=ROOT, check=True)
     [archive] = (work / "store" / "opensearch").glob("*.zip")

@@ -54,7 +54,7 @@ def vectors(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     texts.write_text(json.dumps([*SHORT, *LONG]), encoding="utf-8")
     run("their_exports.py", checkpoint, texts, work)
     for name in ("opensearch", "elasticsearch"):
-        words = ["--model", str(clip_folder), "--text-model", str(checkpoint), "--precision", "fp32"]
+        words = ["--model", str(clip_folder), "--text-model", str(checkpoint)]
         assert export([*words, "--format", name, "--store", str(work)]) == 0
     [archive] = (work / "opensearch").glob("*.zip")
     [folder] = (work / "elasticsearch").iterdir()

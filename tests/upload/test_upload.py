@@ -13,12 +13,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from export_scripts.export import main as export
+from standins.checkpoints import TINY_TEXT, write_multilingual
 from tests.upload.stand_in import Engine, running_engine
 
 ROOT = Path(__file__).parents[2]
@@ -40,12 +42,13 @@ def engine() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the demo's text encoder for both: 11 MB, so that each client sends several pieces."""
+def exported(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one text encoder for both: 13 MB, so that each client sends several pieces."""
     store = tmp_path_factory.mktemp("exported")
+    checkpoint = write_multilingual(store / "checkpoint", replace(TINY_TEXT, width=320))
     for name in ("opensearch", "elasticsearch"):
-        words = ["--model", "demo", "--precision", "fp32", "--format", name, "--store", str(store)]
-        assert export(words) == 0
+        words = ["--model", str(clip_folder), "--text-model", str(checkpoint)]
+        assert export([*words, "--format", name, "--store", str(store)]) == 0
     return store
 
 
@@ -100,7 +103,7 @@ def parts(engine: Engine) -> tuple[list[dict[str, Any]], bytes]:
     return sent, b"".join(base64.b64decode(part["definition"], validate=True) for part in sent)
 
 
-@pytest.mark.parametrize(("number", "count"), [(0, 11), (1, 3)], ids=["eland", "elasticsearch"])
+@pytest.mark.parametrize(("number", "count"), [(0, 13), (1, 4)], ids=["eland", "elasticsearch"])
 def test_elasticsearch(engine: Engine, exported: Path, number: int, count: int) -> None:
     """eland's uploader, and the client that it is made on."""
     [folder] = (exported / "elasticsearch").iterdir()
