@@ -6,12 +6,11 @@ SEARCH_VENV := .venv-search
 SEARCH := $(SEARCH_VENV)/bin/python
 SCALE_VENV := .venv-scale
 SCALE := $(SCALE_VENV)/bin/python
-OLD_TORCH_VENV := .venv-old-torch
-OLD_TORCH := $(OLD_TORCH_VENV)/bin/python
+# Of a version: .venv-torch-2.0.0
+OLD_TORCH_VENV := .venv-torch-
 INFINITY_VENV := .venv-infinity
 UPLOAD_VENV := .venv-upload
 EXPORTERS_VENV := .venv-exporters
-EXPORTERS := $(EXPORTERS_VENV)/bin/python
 UV_VENV := .venv-uv
 
 # $(call INTO,environment,lock file,what it holds,further options)
@@ -58,13 +57,13 @@ $(SCALE_VENV)/.dev-stamp: requirements/scale-dev.lock $(SCALE_VENV)/.run-stamp
 $(INFINITY_VENV)/.run-stamp: requirements/infinity.lock requirements/torch.txt $(INSTALLER)
 	$(call INSTALL,infinity-emb a peer of the benchmark,--newest 3.13 $(TORCH))
 
-$(OLD_TORCH_VENV)/.run-stamp: requirements/old-torch.lock requirements/old-torch.txt tests/old_torch/stand_ins.py $(INSTALLER)
-	$(call INSTALL,an old PyTorch (620 MB to fetch),--newest 3.11 --without-needs requirements/old-torch.txt)
-	@$(OLD_TORCH) tests/old_torch/stand_ins.py || { rm $@; exit 1; }
+$(OLD_TORCH_VENV)%/.run-stamp: requirements/old-torch.lock tests/old_torch/stand_ins.py $(INSTALLER)
+	$(call INSTALL,PyTorch $* (up to 0.9 GB to fetch),--newest 3.11 --without-needs torch==$*)
+	@$(@D)/bin/python tests/old_torch/stand_ins.py || { rm $@; exit 1; }
 
 $(UPLOAD_VENV)/.run-stamp: requirements/upload.lock $(INSTALLER)
 	$(call INSTALL,the upload clients of OpenSearch and Elasticsearch (260 MB on disk),--newest 3.13)
 
-$(EXPORTERS_VENV)/.run-stamp: requirements/exporters.lock requirements/exporters-torch.txt tests/old_torch/stand_ins.py $(INSTALLER)
-	$(call INSTALL,the exporters of OpenSearch and Elasticsearch (2.1 GB on disk),--newest 3.13 --without-needs requirements/exporters-torch.txt)
-	@$(EXPORTERS) tests/old_torch/stand_ins.py || { rm $@; exit 1; }
+$(EXPORTERS_VENV)/.run-stamp: requirements/exporters.lock tests/old_torch/stand_ins.py $(INSTALLER)
+	$(call INSTALL,the exporters of OpenSearch and Elasticsearch (2.1 GB on disk),--newest 3.13 --without-needs torch==2.7.1)
+	@$(@D)/bin/python tests/old_torch/stand_ins.py || { rm $@; exit 1; }

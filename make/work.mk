@@ -12,8 +12,11 @@ test-full: $(VENV)/.dev-stamp #: the whole flow with full-size checkpoints (rand
 	@$(RUN) -m pytest -m full tests/full tests/export_scripts $(PYTEST_ARGS)
 
 .PHONY: test-old-torch
-test-old-torch: $(VENV)/.dev-stamp $(OLD_TORCH_VENV)/.run-stamp #: today's encoder files in PyTorch 2.0, the oldest that opens them
+test-old-torch: $(VENV)/.dev-stamp $(patsubst %,$(OLD_TORCH_VENV)%/.run-stamp,1.13.1 2.0.0) #: today's encoder files in the oldest PyTorch that opens them, and the AIAS SDK's in its own
 	@$(RUN) -m pytest tests/old_torch $(PYTEST_ARGS)
+
+.PHONY: test-other-torches
+test-other-torches: $(patsubst %,$(OLD_TORCH_VENV)%/.run-stamp,2.5.1 2.7.1) test-old-torch #: the same, and OpenSearch's and Elasticsearch's
 
 .PHONY: test-upload
 test-upload: $(VENV)/.dev-stamp $(UPLOAD_VENV)/.run-stamp #: OpenSearch's and Elasticsearch's clients take what is exported for them

@@ -223,7 +223,7 @@ def install(arguments: argparse.Namespace) -> None:
                 )
                 uv.install(*backend, requirement)
         if arguments.without_needs:
-            uv.install("--no-deps", "-r", arguments.without_needs)
+            uv.install("--no-deps", arguments.without_needs)
     except BaseException:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--device", default="cpu", help="cuda: a CUDA build, whether there is a driver or not"
     )
-    parser.add_argument("--without-needs", metavar="FILE", help="requirements to install without theirs")
+    parser.add_argument("--without-needs", metavar="WHAT", help="a requirement to install without its own")
     arguments = parser.parse_args(argv)
     # As `run_command` of clipserve, which cannot be imported before there is NumPy.
     try:

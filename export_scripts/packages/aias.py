@@ -154,7 +154,7 @@ def texts(subject: Subject) -> Convention:
 
 def lay_out(exported: Exported, folder: Path) -> list[Path]:
     """For pictures `NAME.pt`, for texts `NAME/` with it and `vocab.txt`; and `NAME.zip` with the same."""
-    name = _name(exported.spec, exported.pair)
+    name = name_of(exported.spec, exported.pair)
     inside = folder / name if exported.spec.text is not None else folder
     inside.mkdir(exist_ok=True)
     files = [inside / f"{name}.pt"]
@@ -172,7 +172,7 @@ def lay_out(exported: Exported, folder: Path) -> list[Path]:
     return [files[0] if inside == folder else inside, archive]
 
 
-def _name(spec: EncoderSpec, pair: CheckpointPair) -> str:
+def name_of(spec: EncoderSpec, pair: CheckpointPair) -> str:
     """What the SDK's own program looks for, of its pair on a CPU; else of the encoder."""
     is_its_pair = last_part(pair.image.name) in CLIP_B_32 and last_part(pair.text.name) == SDK_TEXT_MODEL
     if not is_its_pair:

@@ -14,13 +14,12 @@ from clipserve.encoder_spec import Precision
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.publish import export_encoder
 from tests.golden import OTHER_PIXELS, flip_golden, save_golden_inputs
+from tests.old_torch.torches import OLDEST, needs, python_of
 
-ROOT = Path(__file__).parents[2]
-OLD_PYTHON = ROOT / ".venv-old-torch" / "bin" / "python"
-VERSION = (ROOT / "requirements" / "old-torch.txt").read_text().strip().removeprefix("torch==")
+OLD_PYTHON = python_of(OLDEST)
 
 pytestmark = [
-    pytest.mark.skipif(not OLD_PYTHON.is_file(), reason="no .venv-old-torch; run 'make test-old-torch'"),
+    needs(OLDEST),
     # As tests/export_scripts/test_publish.py has it: torch's own filter for warnings about its own code.
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn.functional"),
 ]
@@ -53,7 +52,7 @@ def test_golden_embeddings_in_the_old_torch(
     done = read(*encoders)
     assert done.returncode == 0, done.stdout + done.stderr
     line = re.compile(
-        rf"torch {re.escape(VERSION)}\S*: (image|text) {precision} batch [13] max-abs \S+ cosine \S+"
+        rf"torch {re.escape(OLDEST)}\S*: (image|text) {precision} batch [13] max-abs \S+ cosine \S+"
     )
     assert len(line.findall(done.stdout)) == 2 * len(encoders), done.stdout
 
