@@ -18,7 +18,7 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "old_torch"))
 
-from call_encoder import PROGRAMS, load  # noqa: E402
+from call_encoder import PROGRAMS, load
 
 
 def opensearch(path):
