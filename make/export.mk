@@ -2,7 +2,8 @@
 
 .PHONY: export
 export: setup $(if $(filter onnx,$(value FORMAT)),$(VENV)/.onnx-stamp) ## prove and write the encoders: MODEL=name|folder TEXT_MODEL DEVICE PRECISION FORMAT
-#: DEVICE=cpu|cuda PRECISION=auto|fp32|bf16|fp16 FORMAT=torchscript|djl|aoti|onnx; MODEL=demo needs no hub
+#: DEVICE=cpu|cuda PRECISION=auto|fp32|bf16|fp16 MODEL=demo needs no hub
+#: FORMAT=torchscript|djl|aoti|onnx, or a program that calls encoders its own way: aias|opensearch|elasticsearch
 	@echo "loading PyTorch and transformers"
 	@$(RUN) -m export_scripts export --model=$(call VALUE,MODEL) --device=$(call VALUE,DEVICE) \
 		--precision=$(call VALUE,PRECISION) --format=$(call VALUE,FORMAT) $(call GIVEN,TEXT_MODEL,--text-model)

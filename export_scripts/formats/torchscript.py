@@ -49,7 +49,7 @@ def trace(encoder: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptModul
     Raises:
         ExportError: it would run on one device only.
     """
-    with quiet_tracing():
+    with quiet_tracing(), _first_names():
         # Inputs that are stored would be in the file for good. Not strict: a dictionary may come back.
         traced: torch.jit.ScriptModule = torch.jit.trace(
             encoder, example, check_trace=False, strict=False, _store_inputs=False
@@ -59,6 +59,22 @@ def trace(encoder: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptModul
             f"the graph holds device constants ({', '.join(constants)}), which would bind it to one device"
         )
     return traced
+
+
+@contextmanager
+def _first_names() -> Iterator[None]:
+    """Names a trace's classes as if it were the first of this process, which numbers them from trace to trace."""
+    state: Any = torch.jit._state
+    recursive: Any = torch.jit._recursive
+    before = state._python_cu, recursive.concrete_type_store
+    state._python_cu, recursive.concrete_type_store = (
+        torch._C.CompilationUnit(),
+        recursive.ConcreteTypeStore(),
+    )
+    try:
+        yield
+    finally:
+        state._python_cu, recursive.concrete_type_store = before
 
 
 def save(traced: torch.jit.ScriptModule, device: torch.device, path: Path) -> None:

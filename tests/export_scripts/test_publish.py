@@ -146,12 +146,12 @@ def test_auto_takes_the_fastest(
 ) -> None:
     timed = []
 
-    def stopwatch(export: object, made: Made, subject: object) -> float:
+    def stopwatch(export: object, made: Made, *_: object) -> float:
         timed.append(read_spec(made.path).precision)
         return seconds[timed[-1]]
 
     monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: native)
-    monkeypatch.setattr(publish._Export, "_seconds", stopwatch)
+    monkeypatch.setattr(publish.Export, "_seconds", stopwatch)
     spec = export_encoder(pair, "text", "cpu", None, tmp_path)
     assert (spec.precision, timed) == (expected, made)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{spec.stem}.json", f"{spec.stem}.pt"]
@@ -162,7 +162,7 @@ def test_auto_takes_no_precision_beyond_its_bound(
 ) -> None:
     monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: True)
     monkeypatch.setattr(
-        publish._Export, "_seconds", lambda export, made, subject: 0.0 if "bf16" in made.path.name else 9.0
+        publish.Export, "_seconds", lambda export, made, *_: 0.0 if "bf16" in made.path.name else 9.0
     )
     monkeypatch.setitem(PARITY_BOUNDS, "bf16", ParityBound(None, 1.1))
     assert export_encoder(pair, "text", "cpu", None, tmp_path).precision == "fp32"

@@ -28,12 +28,14 @@ from clipserve.hardware import cpu_capability
 from clipserve.store import Store
 from clipserve.tokens import Tokenizer
 from export_scripts.checkpoints.pair import CheckpointPair
+from export_scripts.encoders.layers import check_pixels
+from export_scripts.encoders.spelling import Spelled
 from export_scripts.formats import FORMATS
 from export_scripts.parity.proof import recheck
 from export_scripts.parity.subjects import SUBJECTS
 from export_scripts.publish import check_device, export_encoder
 from tests.conftest import ExportedAs
-from tests.export_scripts.exports import format_of, read_any_spec
+from tests.export_scripts.exports import format_of, read_any_spec, rebuilt
 from tests.golden import OTHER_PIXELS
 
 CPU = torch.device("cpu")
@@ -171,6 +173,29 @@ def test_a_worker_embeds_no_other_pixels(format: Format, pixels: Tensor, exporte
     encoder = ExportedImageEncoder(exported_as("image", format, "fp32"), CPU)
     with pytest.raises(ValueError, match=WANTED_PIXELS):
         encoder.embed(list(pixels.numpy()))
+
+
+class FromBefore(nn.Module):
+    """An image encoder as it was when it took any pixels."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        with Spelled({check_pixels: lambda pixels, *_: pixels}):
+            return self.inner(pixel_values)  # type: ignore[no-any-return]
+
+
+def test_a_worker_runs_a_file_from_before(pair: CheckpointPair, tmp_path: Path) -> None:
+    """CASES 16: it gave float pixels a vector; the worker does not."""
+    spec = export_encoder(rebuilt(pair, "image", FromBefore), "image", "cpu", "fp32", tmp_path)
+    path = tmp_path / spec.file_name
+    floats = OTHER_PIXELS["normalised"]
+    assert FORMATS["torchscript"].load(path, CPU)(floats).shape == (2, 32)
+    encoder = ExportedImageEncoder(path, CPU)
+    with pytest.raises(ValueError, match=WANTED_PIXELS):
+        encoder.embed(list(floats.numpy()))
 
 
 @pytest.mark.parametrize("format", OTHER_FORMATS)

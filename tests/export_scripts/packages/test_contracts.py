@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -17,16 +18,18 @@ import torch
 
 from clipserve.archive_files import file_sha256
 from clipserve.encoder import ExportedTextEncoder, load_torchscript
-from clipserve.encoder_spec import read_spec
+from clipserve.encoder_spec import TOKENIZER_FILE, read_extra_file, read_spec
 from clipserve.errors import ExportError, ParityError, SpecError
 from clipserve.operators import operators_of
 from clipserve.store import Store
 from export_scripts import export, verify
 from export_scripts.checkpoints.pair import CheckpointPair
-from export_scripts.packages import aias, elasticsearch
+from export_scripts.packages import aias, archive, elasticsearch
 from export_scripts.packages.contracts import CONTRACTS
 from export_scripts.packages.djl import write_djl
+from export_scripts.packages.vocabularies import word_piece
 from export_scripts.packages.wrapped import export_wrapped, wrapped_files
+from export_scripts.parity.subjects import SUBJECTS
 from tests.export_scripts.commands import assert_one_sentence, checkpoints_of, run
 from tests.export_scripts.exports import Pairs, empty, rebuilt
 
@@ -104,28 +107,32 @@ def test_names_of_the_sdk(pairs: Pairs, tmp_path: Path) -> None:
     assert aias.name_of(spec, pair) == "clip-image-cpu-fp32"
 
 
-def test_opensearch_configuration(wrapped: Path, pair: CheckpointPair) -> None:
+def test_opensearch_configuration(wrapped: Path, tmp_path: Path) -> None:
     folder = wrapped / "opensearch"
-    archive = folder / f"{STEM}.zip"
+    zipped = folder / f"{STEM}.zip"
     config = json.loads((folder / f"{STEM}.config.json").read_text("utf-8"))
-    assert config["model_content_hash_value"] == file_sha256(archive)
-    assert config["model_content_size_in_bytes"] == archive.stat().st_size
+    assert config["model_content_hash_value"] == file_sha256(zipped)
+    assert config["model_content_size_in_bytes"] == zipped.stat().st_size
     assert (config["model_format"], config["model_task_type"]) == ("TORCH_SCRIPT", "TEXT_EMBEDDING")
     model = config["model_config"]
     assert (model["model_type"], model["embedding_dimension"]) == ("distilbert", 32)
     assert json.loads(model["all_config"])["max_position_embeddings"] == 140
-    with zipfile.ZipFile(archive) as opened:
+    with zipfile.ZipFile(zipped) as opened:
         assert opened.namelist() == [f"{STEM}.pt", "tokenizer.json"]
         definition = json.loads(opened.read("tokenizer.json"))
     wanted = {"direction": "Right", "max_length": 128, "strategy": "LongestFirst", "stride": 0}
     assert definition["truncation"] == wanted
     assert (definition["padding"]["pad_id"], definition["padding"]["pad_token"]) == (0, "[PAD]")
-    rest = {**json.loads(pair.text.tokenizer), "truncation": None, "padding": None}
+    encoder = taken_out(wrapped, "opensearch", tmp_path)
+    rest = {**json.loads(read_extra_file(encoder, TOKENIZER_FILE)), "truncation": None, "padding": None}
     assert {**definition, "truncation": None, "padding": None} == rest
 
 
 def test_elasticsearch_configuration(wrapped: Path, pairs: Pairs, tmp_path: Path) -> None:
-    """A BERT, whose length is the original's and not its tokenizer's 512; and an XLM-R."""
+    """A BERT, whose length is the original's and not its tokenizer's 512; and an XLM-R.
+
+    ml-cpp runs neither with an operator that it does not know.
+    """
     config = json.loads((wrapped / "elasticsearch" / STEM / "config.json").read_text("utf-8"))
     inference = config["inference_config"]["text_embedding"]
     lengths = {"with_special_tokens": True, "truncate": "first", "span": -1}
@@ -148,14 +155,9 @@ def test_elasticsearch_configuration(wrapped: Path, pairs: Pairs, tmp_path: Path
     assert len(vocabulary["scores"]) == len(vocabulary["vocabulary"])
     assert vocabulary["scores"][:4] == [0.0] * 4
     assert max(vocabulary["scores"][5:]) < 0
-
-
-@pytest.mark.parametrize("layout", ["multilingual", "m-clip-bert", "m-clip-xlm-r"])
-def test_elasticsearch_admits_every_operator(layout: str, pairs: Pairs, tmp_path: Path) -> None:
-    """ml-cpp runs no model with another; an encoder that has one is not exported."""
-    export_wrapped(CONTRACTS["elasticsearch"], pairs[layout], "cpu", None, tmp_path / "store")
-    path = taken_out(tmp_path / "store", "elasticsearch", tmp_path)
-    assert operators_of(load_torchscript(path, CPU)) <= elasticsearch.OPERATORS
+    for store in (wrapped, tmp_path):
+        encoder = taken_out(store, "elasticsearch", tmp_path)
+        assert operators_of(load_torchscript(encoder, CPU)) <= elasticsearch.OPERATORS
 
 
 def test_an_operator_that_elasticsearch_refuses(
@@ -201,8 +203,6 @@ def test_a_tokenizer_that_the_program_does_not_have(
 )  # fmt: skip
 def test_a_word_piece_that_is_not_bert_s(change: dict[str, object], pair: CheckpointPair) -> None:
     """Elsewhere it would be cut in another way, without a word."""
-    from export_scripts.packages.vocabularies import word_piece
-
     definition = json.loads(pair.text.tokenizer)
     assert word_piece(json.dumps(definition)) is not None
     assert word_piece(json.dumps({**definition, **change})) is None
@@ -210,9 +210,6 @@ def test_a_word_piece_that_is_not_bert_s(change: dict[str, object], pair: Checkp
 
 def test_an_uncased_bert_is_not_for_the_sdk(pair: CheckpointPair) -> None:
     """Elasticsearch is told; the SDK's own tokenizer is told to keep upper case."""
-    from export_scripts.packages.vocabularies import word_piece
-    from export_scripts.parity.subjects import SUBJECTS
-
     definition = json.loads(pair.text.tokenizer)
     definition["normalizer"]["lowercase"] = True
     uncased = json.dumps(definition)
@@ -242,9 +239,11 @@ def test_nothing_is_published_beyond_the_bound(name: str, pair: CheckpointPair, 
     before = {path: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
 
     def spoilt(encoder: torch.nn.Module) -> torch.nn.Module:
+        # Its weights are the original's.
+        other = copy.deepcopy(encoder)
         with torch.no_grad():
-            encoder.projection.weight.mul_(1.01).add_(0.01)  # type: ignore[union-attr, operator]
-        return encoder
+            other.projection.weight.add_(0.01)  # type: ignore[union-attr, operator]
+        return other
 
     with pytest.raises(ParityError, match="nothing was published"):
         export_wrapped(CONTRACTS[name], rebuilt(pair, "text", spoilt), "cpu", None, tmp_path)
@@ -258,7 +257,8 @@ def test_equal_checkpoints_give_equal_files(made: Path, wrapped: Path, tmp_path:
         shutil.copytree(ROOT / room, tmp_path / "checkout" / room)
     for checkpoint in ("clip", "multilingual"):
         shutil.copytree(made / checkpoint, tmp_path / "elsewhere" / checkpoint)
-    for name in ["torchscript", *CONTRACTS]:
+    # Each of them leads elsewhere in the export.
+    for name in ["torchscript", "aias", "elasticsearch"]:
         done = subprocess.run(
             [sys.executable, "-m", "export_scripts", "export", "--format", name, "--precision", "fp32",
              *checkpoints_of(tmp_path / "elsewhere"), "--store", str(tmp_path / "store")],
@@ -266,13 +266,15 @@ def test_equal_checkpoints_give_equal_files(made: Path, wrapped: Path, tmp_path:
             check=False, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    for here, there in [(wrapped, tmp_path / "store"), (made / "store", tmp_path / "store")]:
-        for file in names_in(here):
-            assert (here / file).read_bytes() == (there / file).read_bytes(), file
+    files = names_in(tmp_path / "store")
+    assert len(files) == 4 + 5 + 3
+    for file in files:
+        here = wrapped if "/" in file else made / "store"
+        assert (here / file).read_bytes() == (tmp_path / "store" / file).read_bytes(), file
     # What told the two apart: which line of which file each operator came from.
-    for path in (tmp_path / "store").glob("*.pt"):
-        with zipfile.ZipFile(path) as archive:
-            assert [name for name in archive.namelist() if name.endswith(".debug_pkl")] == []
+    for path in (tmp_path / "store").rglob("*.pt"):
+        with zipfile.ZipFile(path) as opened:
+            assert [name for name in opened.namelist() if name.endswith(".debug_pkl")] == []
 
 
 @each_contract
@@ -293,8 +295,8 @@ def test_our_own_loaders_refuse_it(name: str, wrapped: Path, own: Path, tmp_path
         theirs = own / other / "x" / "traced_pytorch_model.pt"
         if other == "opensearch":
             theirs = own / other / "x.zip"
-            with zipfile.ZipFile(theirs, "w") as archive:
-                archive.write(path, "x.pt")
+            with zipfile.ZipFile(theirs, "w") as zipped:
+                zipped.write(path, "x.pt")
         else:
             theirs.parent.mkdir()
             shutil.copyfile(path, theirs)
@@ -306,8 +308,6 @@ def test_our_own_loaders_refuse_it(name: str, wrapped: Path, own: Path, tmp_path
 def test_a_store_with_nothing_but_them_is_not_served(
     wrapped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from export_scripts.packages import archive
-
     assert_one_sentence(
         *run(archive.main, capsys, "--store", str(wrapped)),
         "holds no encoder that TorchServe's handlers serve",
@@ -335,9 +335,7 @@ def changed_text(path: Path, before: str, after: str) -> None:
     ("file", "change"),
     [
         (f"opensearch/{STEM}.config.json", lambda path: changed_text(path, "32", "33")),
-        (f"elasticsearch/{STEM}/config.json", lambda path: changed_text(path, "128", "512")),
         (f"elasticsearch/{STEM}/vocabulary.json", Path.unlink),
-        (f"aias/{STEM}/vocab.txt", lambda path: changed_text(path, "[MASK]", "[MUSK]")),
         ("aias/clip-image-cpu-fp32.zip", lambda path: path.write_bytes(b"")),
     ],
 )
