@@ -86,11 +86,9 @@ def index_body(table: PictureTable, engine: str) -> dict[str, Any]:
     """
     vector: dict[str, Any]
     if engine == "elasticsearch":
-        # Its default for 384 dimensions and more keeps one bit of each, which loses neighbours that
-        # eight keep (see `pictures.ann`).
-        options = {"type": "int8_hnsw"}
         vector = {"type": "dense_vector", "dims": table.embedding_dim, "index": True, "similarity": "cosine"}
-        vector["index_options"] = options
+        # Its default for 384 dimensions and more keeps one bit of each; see docs/search.md for what that loses.
+        vector["index_options"] = {"type": "int8_hnsw"}
     else:
         # faiss, its default, has had cosine since 2.19 only.
         method = {"name": "hnsw", "engine": "lucene", "space_type": "cosinesimil"}
