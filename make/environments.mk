@@ -9,6 +9,8 @@ SCALE := $(SCALE_VENV)/bin/python
 # Of a version: .venv-torch-2.0.0
 OLD_TORCH_VENV := .venv-torch-
 INFINITY_VENV := .venv-infinity
+UPLOAD_VENV := .venv-upload
+EXPORTERS_VENV := .venv-exporters
 UV_VENV := .venv-uv
 
 # $(call INTO,environment,lock file,what it holds,further options)
@@ -57,4 +59,11 @@ $(INFINITY_VENV)/.run-stamp: requirements/infinity.lock requirements/torch.txt $
 
 $(OLD_TORCH_VENV)%/.run-stamp: requirements/old-torch.lock tests/old_torch/stand_ins.py $(INSTALLER)
 	$(call INSTALL,PyTorch $* (up to 0.9 GB to fetch),--newest 3.11 --without-needs torch==$*)
+	@$(@D)/bin/python tests/old_torch/stand_ins.py || { rm $@; exit 1; }
+
+$(UPLOAD_VENV)/.run-stamp: requirements/upload.lock $(INSTALLER)
+	$(call INSTALL,the upload clients of OpenSearch and Elasticsearch (260 MB on disk),--newest 3.13)
+
+$(EXPORTERS_VENV)/.run-stamp: requirements/exporters.lock tests/old_torch/stand_ins.py $(INSTALLER)
+	$(call INSTALL,the exporters of OpenSearch and Elasticsearch (2.1 GB on disk),--newest 3.13 --without-needs torch==2.7.1)
 	@$(@D)/bin/python tests/old_torch/stand_ins.py || { rm $@; exit 1; }

@@ -34,3 +34,6 @@ triton: setup #: a model repository for NVIDIA's Triton in model_store/triton/ (
 	@$(RUN) -m export_scripts triton --store model_store --output model_store/triton \
 		--device=$(call VALUE,DEVICE) \
 		$(call GIVEN,MODEL,--model) $(call GIVEN,PRECISION,--precision)
+
+.PHONY: upload-clients
+upload-clients: $(UPLOAD_VENV)/.run-stamp #: .venv-upload: OpenSearch's and Elasticsearch's, for what make export wrote for them

@@ -26,6 +26,12 @@ duplicates: $(SEARCH_VENV)/.run-stamp #: SIMILAR=0.98 PAGE=found.html JSON=1: eq
 	@$(SEARCH) -m search duplicates $(TABLE_GIVEN) $(call GIVEN,SIMILAR,--threshold) $(call GIVEN,PAGE,--page) \
 		$(if $(value JSON),--json)
 
+.PHONY: bulk-lines
+bulk-lines: $(SEARCH_VENV)/.run-stamp #: FOR=opensearch|elasticsearch: the table as lines for its _bulk, with their mapping
+#: TABLE=folder OUTPUT=folder
+	@$(call NEEDED,FOR,opensearch)
+	@$(SEARCH) -m search bulk-lines $(TABLE_GIVEN) $(call GIVEN,OUTPUT,--output) --for=$(call VALUE,FOR)
+
 .PHONY: demo-search
 demo-search: $(DEMO_ARCHIVE) $(SEARCH_VENV)/.run-stamp #: draw 1,960 pictures, index them, ask in ten languages
 	@$(SEARCH) -m search.demo --store $(DEMO_STORE)

@@ -21,6 +21,14 @@ test-old-torch: $(VENV)/.dev-stamp $(patsubst %,$(OLD_TORCH_VENV)%/.run-stamp,1.
 .PHONY: test-other-torches
 test-other-torches: $(patsubst %,$(OLD_TORCH_VENV)%/.run-stamp,2.5.1 2.7.1) test-old-torch #: the same, and OpenSearch's and Elasticsearch's
 
+.PHONY: test-upload
+test-upload: $(VENV)/.dev-stamp $(UPLOAD_VENV)/.run-stamp #: OpenSearch's and Elasticsearch's clients take what is exported for them
+	@$(RUN) -m pytest tests/upload -m "not full" $(PYTEST_ARGS)
+
+.PHONY: test-exporters
+test-exporters: $(VENV)/.dev-stamp $(EXPORTERS_VENV)/.run-stamp #: what their own exporters make of the same checkpoints, beside ours
+	@$(RUN) -m pytest tests/upload -m full $(PYTEST_ARGS)
+
 .PHONY: check
 check: $(VENV)/.dev-stamp #: formatting, lint and types
 	@$(RUN) -m ruff format --check .

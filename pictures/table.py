@@ -6,7 +6,7 @@ Every search is by cosine (`pictures.ann`); LanceDB's own default is L2, in sear
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,10 +49,7 @@ class Hit:
 
 
 class PictureTable:
-    """Pictures of one embedding space.
-
-    Make one with `open_table` or `create_table`.
-    """
+    """Pictures of one embedding space, as `open_table` and `open_or_create_table` give them."""
 
     def __init__(self, folder: Path, table: lancedb.table.Table):
         self.folder = folder
@@ -103,11 +100,20 @@ class PictureTable:
     def __len__(self) -> int:
         return self._table.count_rows()
 
+    def batches(self, columns: Sequence[str], rows: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Columns of every row, at most so many `rows` at a time; all of one version of the table.
+
+        Raises:
+            PicturesError: the table cannot be read.
+        """
+        with storage_errors(self.folder, "read"):
+            yield from self._table.search().select([*columns]).to_batches(rows)
+
     def states(self) -> dict[str, FileState]:
         """The state of every file, by path."""
         columns = ["path", *FileState._fields]
         states: dict[str, FileState] = {}
-        for batch in self._table.search().select(columns).to_batches():
+        for batch in self.batches(columns):
             values = [batch.column(name).to_pylist() for name in columns]
             states |= {path: FileState(*state) for path, *state in zip(*values, strict=True)}
         return states
@@ -130,7 +136,7 @@ class PictureTable:
     def embeddings(self) -> tuple[list[str], FloatArray]:
         """SHA-256 and embedding, float32 `[N, D]`, of every contents once."""
         rows: dict[str, FloatArray] = {}
-        for batch in self._table.search().select(["sha256", "embedding"]).to_batches():
+        for batch in self.batches(["sha256", "embedding"]):
             vectors = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
             hashes = batch.column("sha256").to_pylist()
             rows |= zip(hashes, vectors.reshape(len(hashes), -1), strict=True)

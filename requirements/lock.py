@@ -78,11 +78,12 @@ def resolve() -> None:
                 command += ["--output-file", str(HERE / f"{name}.lock")]
                 subprocess.run(command, check=True)
                 earlier.append(str(HERE / f"{name}.lock"))
-        for name in ("heic", "java", "old-torch", "uv"):
+        for name in ("heic", "java", "old-torch", "upload", "uv"):
             alone = [*uv, str(HERE / f"{name}.in"), "--output-file", str(HERE / f"{name}.lock")]
             subprocess.run(alone, check=True)
-        infinity = [*uv, str(HERE / "infinity.in"), str(needs), "--override", str(left_out)]
-        subprocess.run([*infinity, "--output-file", str(HERE / "infinity.lock")], check=True)
+        for name in ("exporters", "infinity"):
+            with_torch = [*uv, str(HERE / f"{name}.in"), str(needs), "--override", str(left_out)]
+            subprocess.run([*with_torch, "--output-file", str(HERE / f"{name}.lock")], check=True)
 
 
 if __name__ == "__main__":

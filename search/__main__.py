@@ -16,6 +16,7 @@ from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from pictures.exclusions import read_patterns
 from pictures.paths import printable
 from pictures.table import open_table
+from search.bulk_lines import ENGINES, write_bulk_lines
 from search.duplicates import THRESHOLD, find_duplicates, summary, to_html, to_json
 from search.errors import SearchError
 from search.finder import Finder
@@ -24,6 +25,7 @@ from search.output import print_json, print_plain, write_contact_sheet
 from search.report import print_report
 
 TABLE = Path(".search/pictures")
+BULK_LINES = Path(".search")
 LIMIT = 10
 
 
@@ -83,6 +85,13 @@ def duplicates(arguments: argparse.Namespace) -> None:
         print(arguments.page)
 
 
+def bulk_lines(arguments: argparse.Namespace) -> None:
+    """Writes the table as documents for the _bulk API of another search engine, which needs no server."""
+    output = arguments.output or BULK_LINES / arguments.engine
+    documents, requests = write_bulk_lines(open_table(arguments.table), arguments.engine, output)
+    print(f"{documents} pictures in {requests} requests for {arguments.engine}, and their mapping: {output}")
+
+
 def ui(arguments: argparse.Namespace) -> None:
     """Serves the page on 127.0.0.1."""
     from search.page.application import serve_page
@@ -137,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
-        added = commands.add_parser(run.__name__, help=run.__doc__)
+        added = commands.add_parser(run.__name__.replace("_", "-"), help=run.__doc__)
         added.set_defaults(run=run)
         added.add_argument("--table", type=path, default=TABLE, help=f"folder of the table ({TABLE})")
         server = added.add_argument_group("the server (by default the one of 'make serve')")
@@ -188,6 +197,14 @@ def _parser() -> argparse.ArgumentParser:
         "--page", type=path, metavar="HTML", help="write a page with the pictures, too"
     )
     of_duplicates.add_argument("--json", action="store_true", help="JSON instead of lines")
+
+    of_bulk_lines = command(bulk_lines)
+    of_bulk_lines.add_argument(
+        "--for", dest="engine", choices=ENGINES, required=True, help="the engine that is to take them"
+    )
+    of_bulk_lines.add_argument(
+        "--output", type=path, metavar="FOLDER", help=f"where they are written ({BULK_LINES}/ENGINE)"
+    )
 
     command(ui).add_argument("--port", type=port, default=7860, help="of 127.0.0.1 (7860)")
     return parser

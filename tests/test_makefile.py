@@ -96,6 +96,7 @@ def passed(done: subprocess.CompletedProcess[str]) -> list[str]:
         ("index", "FORGET", "--forget=", "".join(AWKWARD)),
         ("duplicates", "PAGE", "--page=", "".join(AWKWARD)),
         ("bulk", "IMAGES", "", "".join(AWKWARD)),
+        ("bulk-lines", "FOR", "--for=", "".join(AWKWARD)),
         ("export", "MODEL", "--model=", "".join(AWKWARD)),
         ("export", "TEXT_MODEL", "--text-model=", "".join(AWKWARD)),
         ("example", "TEXTS", "--texts=", "".join(AWKWARD)),
@@ -144,6 +145,14 @@ def test_a_folder_is_forgotten_without_naming_pictures(make: Make) -> None:
     ]
     assert passed(make("index", "FORGET=/a", "IMAGES=/b"))[-3:] == ["--forget=/a", "--", "/b"]
     assert make("index", "FORGET=").returncode == 2
+
+
+def test_lines_for_an_engine(make: Make) -> None:
+    arguments = passed(make("bulk-lines", "FOR=opensearch", "TABLE=t", "OUTPUT=/a b"))
+    assert arguments == ["-m", "search", "bulk-lines", "--table=t", "--output=/a b", "--for=opensearch"]
+    done = make("bulk-lines")
+    assert done.returncode == 2
+    assert "make bulk-lines: FOR is missing: make bulk-lines FOR=opensearch" in done.stderr
 
 
 def test_what_is_left_out_and_done_again_is_passed_on(make: Make) -> None:

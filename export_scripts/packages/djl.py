@@ -9,9 +9,10 @@ import zipfile
 from pathlib import Path
 
 from clipserve.encoder_spec import read_extra_file, read_spec
+from clipserve.folders import publish, staged
 from clipserve.store import check_format
 from export_scripts import zips
-from export_scripts.packages.folders import link_or_copy, publish, staged
+from export_scripts.packages.folders import link_or_copy
 
 FOLDER = "djl"
 PROPERTIES_FILE = "serving.properties"

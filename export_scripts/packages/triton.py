@@ -15,9 +15,10 @@ from typing import get_args
 from clipserve.command import run_command
 from clipserve.encoder_spec import PARITY_BOUNDS, Device, EncoderSpec, Modality, Precision
 from clipserve.errors import ExportError
+from clipserve.folders import publish, staged
 from clipserve.store import SERVED, Store
 from export_scripts.export import STORE
-from export_scripts.packages.folders import link_or_copy, publish, staged
+from export_scripts.packages.folders import link_or_copy
 
 # Triton may run on another machine than this; who exported a half precision did so for that one. Half weights
 # for a CPU go last: Triton does not pack them, and casts them at every call.

@@ -12,11 +12,12 @@ from clipserve.archive_files import file_sha256
 from clipserve.certificate import ParityCertificate
 from clipserve.encoder_spec import Device, Modality, Precision
 from clipserve.errors import ExportError, SpecError
+from clipserve.folders import staged
 from clipserve.store import EncoderFile, PyTorchReader, check_format
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.packages.contracts import CONTRACTS
 from export_scripts.packages.conventions import Contract, Convention, Exported, Wrapped, as_fed
-from export_scripts.packages.folders import publish_files, staged
+from export_scripts.packages.folders import publish_files
 from export_scripts.parity.proof import recheck
 from export_scripts.parity.subjects import SUBJECTS, Subject
 from export_scripts.publish import Export, Made, check_precision
@@ -133,8 +134,8 @@ def _way(contract: Contract, pair: CheckpointPair, modality: Modality) -> tuple[
     subject = SUBJECTS[modality](pair)
     if subject.text is not None and subject.text.padding != "longest":
         raise ExportError(
-            f"{contract.program} pads texts to the longest of a batch, {subject.checkpoint.name} wants each at "
-            f"{subject.text.context_length} tokens; serve it with 'make export archive serve'"
+            f"{contract.program} pads texts to the longest of a batch, {subject.checkpoint.name} wants each "
+            f"at {subject.text.context_length} tokens; serve it with 'make export archive serve'"
         )
     convention = contract.conventions[modality](subject)
     return as_fed(subject, convention, pair, contract.program), convention
