@@ -63,7 +63,7 @@ def trace(encoder: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptModul
 
 @contextmanager
 def _first_names() -> Iterator[None]:
-    """Names a trace's classes as if it were the first of this process, which numbers them from trace to trace."""
+    """Names a trace's classes as in a process that has traced nothing before: PyTorch numbers them on."""
     state: Any = torch.jit._state
     recursive: Any = torch.jit._recursive
     before = state._python_cu, recursive.concrete_type_store

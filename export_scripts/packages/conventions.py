@@ -68,8 +68,8 @@ class Contract:
         program: as people call it.
         torch: the PyTorch that it runs an encoder with.
         devices: that it runs one on.
-        conventions: by modality; its text vectors need no image encoder of ours, so one may be missing. Each
-            says of a subject how it is called, or raises an ExportError where the program cannot call it.
+        conventions: by modality, of those that it has a use for. Each says of a subject how it is called, or
+            raises an ExportError where the program cannot call it.
         lay_out: writes what the program loads into a folder, and returns what is to be published of it.
         encoders: patterns of what holds an encoder among that: a `.pt`, or a zip file with one.
     """
@@ -100,8 +100,9 @@ class Wrapped(TorchScript):
             ExportError: the trace has an operator that the program does not admit.
         """
         convention, device = self._convention, inputs.example[0].device
+        wrapped, example = convention.wrap(encoder).to(device), convention.arguments(*inputs.example)
         with Spelled(convention.spelling):
-            traced = trace(convention.wrap(encoder).to(device), convention.arguments(*inputs.example))
+            traced = trace(wrapped, example)
         operators = operators_of(traced)
         if foreign := sorted(operators - (convention.operators or operators)):
             raise ExportError(f"the graph has operators that the program refuses: {', '.join(foreign)}")

@@ -232,6 +232,15 @@ def test_devices_and_precisions(name: str, pair: CheckpointPair, tmp_path: Path)
     assert empty(tmp_path)
 
 
+@pytest.mark.gpu
+def test_for_a_gpu(pair: CheckpointPair, tmp_path: Path) -> None:
+    """The SDK on a GPU; the pair's other names carry the device already."""
+    export_wrapped(CONTRACTS["aias"], pair, "cuda", None, tmp_path)
+    assert "aias/clip-image-cuda-fp32.pt" in names_in(tmp_path)
+    devices = {one.file.spec.device for one in wrapped_files(tmp_path, tmp_path / "out")}
+    assert devices == {"cuda"}
+
+
 @each_contract
 def test_nothing_is_published_beyond_the_bound(name: str, pair: CheckpointPair, tmp_path: Path) -> None:
     """What was there stays; of a pair, both encoders or none."""
