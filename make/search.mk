@@ -37,7 +37,7 @@ demo-search: $(DEMO_ARCHIVE) $(SEARCH_VENV)/.run-stamp #: draw 1,960 pictures, i
 	@$(SEARCH) -m search.demo --store $(DEMO_STORE)
 
 .PHONY: test-search
-test-search: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp #: types and tests of pictures/ and search/, in a browser too
+test-search: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp $(DEMO_ARCHIVE) #: types and tests of pictures/ and search/, in a browser too
 	@command -v chromium >/dev/null || { echo "no chromium for the page's test: apt-get install chromium" >&2; exit 1; }
 	@$(SEARCH) -m mypy -p pictures -p search
 	@$(SEARCH) -m pytest --confcutdir tests/search tests/pictures tests/search -m "not full" $(PYTEST_ARGS)

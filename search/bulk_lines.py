@@ -87,7 +87,7 @@ def index_body(table: PictureTable, engine: str) -> dict[str, Any]:
     vector: dict[str, Any]
     if engine == "elasticsearch":
         vector = {"type": "dense_vector", "dims": table.embedding_dim, "index": True, "similarity": "cosine"}
-        # Its default for 384 dimensions and more keeps one bit of each; see docs/search.md for what that loses.
+        # Its default for 384 dimensions and more keeps one bit of each: see docs/search.md.
         vector["index_options"] = {"type": "int8_hnsw"}
     else:
         # faiss, its default, has had cosine since 2.19 only.
