@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -269,9 +268,12 @@ class Export:
     def _times(
         self, all_made: Sequence[Made], subject: Subject, form: EncoderFormat
     ) -> list[tuple[float, ...]]:
-        """Median seconds of each of `TIMED_BATCHES` for each file; in turns, all disturbed alike."""
+        """Least seconds of each of `TIMED_BATCHES` for each file: whatever else runs here only adds to them.
+
+        In turns, so that what lasts longer than a turn weighs on all alike.
+        """
         runs = [self._load(made.path, form) for made in all_made]
-        medians: list[list[float]] = [[] for _ in runs]
+        least: list[list[float]] = [[] for _ in runs]
         for batch in TIMED_BATCHES:
             inputs = [i[:1].expand(batch, *i.shape[1:]).contiguous() for i in subject.example]
             times: list[list[float]] = [[] for _ in runs]
@@ -280,9 +282,9 @@ class Export:
                     start = time.perf_counter()
                     run(*inputs)
                     spent.append(time.perf_counter() - start)
-            for of_file, spent in zip(medians, times, strict=True):
-                of_file.append(statistics.median(spent[WARM_UP_RUNS:]))
-        return [tuple(of_file) for of_file in medians]
+            for of_file, spent in zip(least, times, strict=True):
+                of_file.append(min(spent[WARM_UP_RUNS:]))
+        return [tuple(of_file) for of_file in least]
 
     def _load(self, path: Path, form: EncoderFormat) -> Run:
         return runner(form.load(path, torch.device(self.device)), self.device)

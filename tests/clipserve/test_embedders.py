@@ -171,8 +171,11 @@ def test_memory_goes_to_who_came_first() -> None:
 
 def wait_for(holds: Callable[[], bool]) -> None:
     """Until another thread has come to where it waits."""
-    while not holds():
+    for _ in range(60_000):
+        if holds():
+            return
         threading.Event().wait(0.001)
+    raise AssertionError("it does not wait")
 
 
 def test_warnings_are_as_they_were_after_decoding_in_several_threads() -> None:

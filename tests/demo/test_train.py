@@ -22,6 +22,7 @@ def run(folder: Path, steps: int) -> int:
 
 
 # The DataLoader's worker process is forked from a test process that has threads.
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_training_resumes_with_the_tokenizer_it_began_with(tmp_path: Path) -> None:
     assert run(tmp_path, 2) == 0
