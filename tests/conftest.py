@@ -121,7 +121,7 @@ def exported_as(
         "multilingual": ("text", clip_folder, multilingual_folder),
         "clip": ("text", clip_folder, clip_folder),
         "m-clip-xlm-r": ("text", clip_folder, m_clip_xlm_roberta_folder),
-        "siglip image": ("image", siglip_folder, siglip_folder),
+        "siglip-image": ("image", siglip_folder, siglip_folder),
         "siglip": ("text", siglip_folder, siglip_folder),
     }
     made: dict[tuple[str, Format, Precision], Path] = {}

@@ -92,5 +92,8 @@ def _model(family: Family, folder: Path) -> Any:
     """The original in float32, whatever precision its weights lie in."""
     with in_our_words(folder, "transformers cannot load it"):
         check_complete(family.model, folder)
-        model = family.model.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        model: Any = family.model.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    for config in (model.config, model.config.vision_config, model.config.text_config):
+        # Answers have names, whatever it says.
+        config.return_dict = True
     return model.float().eval()

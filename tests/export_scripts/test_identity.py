@@ -226,6 +226,11 @@ def test_identity_follows_the_weights_over_every_tensor(side: Side, changed: Cha
         assert {"pooler.dense.weight", "pooler.dense.bias"} <= {*unused}
 
 
+def padded_with_another_token(folder: Path) -> None:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        edit(name, pad_token="<unk>")(folder)
+
+
 @pytest.mark.parametrize(
     ("layout", "change"),
     [
@@ -242,7 +247,7 @@ def test_identity_follows_the_weights_over_every_tensor(side: Side, changed: Cha
         ("clip image", edit("0_CLIPModel/preprocessor_config.json", image_std=[0.5, 0.5, 0.5])),
         ("siglip image", edit("preprocessor_config.json", resample=2)),
         # The padding is seen.
-        ("siglip text", edit("tokenizer_config.json", pad_token="<unk>")),
+        ("siglip text", padded_with_another_token),
     ],
 )
 def test_identity_changes_with_the_input(

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel
+from torch import nn
+from transformers import AutoModel, ElectraConfig, ElectraModel
 
 from clipserve.encoder_spec import Score
 from clipserve.errors import ExportError
 from clipserve.images import ImageLimits, preprocess
 from export_scripts.checkpoints.loading import load_image_checkpoint, load_pair, load_text_checkpoint
-from export_scripts.encoders.bert import BERT_LIKES
+from export_scripts.encoders.bert import BERT_LIKES, BertLike, mean_pooled_tower
 from standins import checkpoints as writing
 from tests.export_scripts.checkpoints.edits import (
     Change,
@@ -224,6 +225,16 @@ def test_every_student(kind: str, tmp_path: Path) -> None:
 def test_every_bert_like_has_a_stand_in() -> None:
     models = {AutoModel._model_mapping[type(s.config(writing.TINY_TEXT))] for s in writing.STUDENTS.values()}
     assert models == {*BERT_LIKES}
+
+
+def test_a_part_that_no_encoder_reads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as ELECTRA's projection of embeddings that are narrower than its layers: not a RuntimeError."""
+    monkeypatch.setitem(BERT_LIKES, ElectraModel, BertLike(ElectraModel))
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96}
+    wide, narrow = (ElectraModel(ElectraConfig(embedding_size=size, **sizes)) for size in (48, 24))
+    assert mean_pooled_tower(wide, nn.Linear(48, 8)).embedding_dim == 8
+    with pytest.raises(ExportError, match="ElectraModel with embeddings_project is not supported; supported"):
+        mean_pooled_tower(narrow, nn.Linear(48, 8))
 
 
 def test_truncated_pictures_are_refused(clip_folder: Path, vary: Vary) -> None:

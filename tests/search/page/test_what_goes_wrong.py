@@ -90,6 +90,13 @@ def test_comparison_is_the_servers_own(
         assert shown == pytest.approx(expected.cosine_similarity[0].tolist(), abs=1e-6)
         expect(cells.first).to_contain_text(f"{100 * expected.probabilities[0, 0]:.1f} %")
         keep(tab, "compare-arabic")
+        tab.locator("#score").select_option("sigmoid")
+        tab.get_by_role("button", name="Compare", exact=True).click()
+        expect(status(tab)).to_contain_text("the probability of the text by itself")
+        alone = client.similarity(
+            [pictures / LOGO], labels=labels, template="صورة: {}", score="sigmoid"
+        ).probabilities
+        expect(cells.first).to_contain_text(f"{100 * alone[0, 0]:.1f} %")
         tab.locator("#template").fill("no place for the label")
         tab.get_by_role("button", name="Compare", exact=True).click()
         expect(tab.locator("#notice")).to_contain_text("should be a text with one {}")
