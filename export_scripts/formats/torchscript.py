@@ -15,7 +15,7 @@ from torch import nn
 from clipserve.encoder import load_for_inference, load_torchscript
 from clipserve.encoder_spec import Device, Precision
 from clipserve.errors import ExportError
-from export_scripts.formats.base import EncoderFormat, Inputs, ZipFormat
+from export_scripts.formats.base import EncoderFormat, Inputs, Module, ZipFormat
 
 # The record that names the oldest version of PyTorch's format that has all operators; newer ones hide it.
 VERSIONS = (".data/version", "version")
@@ -38,7 +38,7 @@ class TorchScript(ZipFormat):
         """Traces; what varies is not said, but parity is checked at other sizes than the example's."""
         save(trace(encoder, inputs.example), inputs.example[0].device, path)
 
-    def load(self, path: Path, device: torch.device) -> torch.jit.ScriptModule:
+    def load(self, path: Path, device: torch.device) -> Module:
         """As a worker loads it."""
         return load_for_inference(path, device)
 
@@ -82,7 +82,7 @@ def save(traced: torch.jit.ScriptModule, device: torch.device, path: Path) -> No
     with quiet_tracing():
         # Not by `torch.jit.save`: where the disk is full, PyTorch's writer of files aborts the process.
         path.write_bytes(traced.save_to_buffer())
-        # A second time from the loaded one: who loads and saves it once more gets the same records.
+        # A second time from the loaded one: who loads and saves it once more gets the same hash.
         path.write_bytes(load_torchscript(path, device).save_to_buffer())
     _drop_debug_records(path)
 
