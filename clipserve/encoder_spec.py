@@ -233,8 +233,9 @@ def description_path(path: Path) -> Path:
 def artifact_sha256(path: Path) -> str:
     """SHA-256 over the names and contents of the records of a `.pt` or `.pt2`.
 
-    Left out are the extra files, which hold the spec and so this very hash (the tokenizer has its own),
-    and PyTorch's serialization id, which is derived from all records.
+    Left out are the extra files, which hold the spec and so this very hash (the tokenizer has its own), and
+    what PyTorch adds when a file is loaded and saved again: its serialization id, which is derived from all
+    records, and where in the code each operator stands.
 
     Raises:
         SpecError: no such file, or no zip file.
@@ -244,7 +245,7 @@ def artifact_sha256(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             for name in sorted(archive.namelist()):
                 record = name.partition("/")[2]
-                if record.startswith("extra/") or record == ".data/serialization_id":
+                if record.startswith("extra/") or record.endswith((".debug_pkl", "/serialization_id")):
                     continue
                 digest.update(record.encode() + b"\0")
                 with archive.open(name) as stream:

@@ -42,7 +42,7 @@ def fixed_size(x: Tensor, dim: int) -> int:
     """A size that is the encoder's and not its input's, and so a number in the graph."""
     with warnings.catch_warnings():
         # That it is a number is what the tracer warns of.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python integer")
         return int(x.shape[dim])
 
 

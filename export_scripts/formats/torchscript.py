@@ -16,7 +16,7 @@ from clipserve.encoder import load_for_inference, load_torchscript
 from clipserve.encoder_spec import Device, Precision, has_half_weights
 from clipserve.errors import ExportError
 from export_scripts.encoders.half import halve_weights
-from export_scripts.formats.base import DTYPES, EncoderFormat, Inputs, ZipFormat
+from export_scripts.formats.base import DTYPES, EncoderFormat, Inputs, Module, ZipFormat
 
 # The record that names the oldest version of PyTorch's format that has all operators; newer ones hide it.
 VERSIONS = (".data/version", "version")
@@ -48,7 +48,7 @@ class TorchScript(ZipFormat):
             encoder = encoder.to(DTYPES[precision])
         save(trace(encoder, inputs.example), device, path)
 
-    def load(self, path: Path, device: torch.device) -> torch.jit.ScriptModule:
+    def load(self, path: Path, device: torch.device) -> Module:
         """As a worker loads it."""
         return load_for_inference(path, device)
 
@@ -92,7 +92,7 @@ def save(traced: torch.jit.ScriptModule, device: torch.device, path: Path) -> No
     with quiet_tracing():
         # Not by `torch.jit.save`: where the disk is full, PyTorch's writer of files aborts the process.
         path.write_bytes(traced.save_to_buffer())
-        # A second time from the loaded one: who loads and saves it once more gets the same records.
+        # A second time from the loaded one: who loads and saves it once more gets the same hash.
         path.write_bytes(load_torchscript(path, device).save_to_buffer())
     _drop_debug_records(path)
 

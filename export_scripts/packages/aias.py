@@ -55,6 +55,9 @@ check_normalized: Callable[[Tensor, int, int, str], Tensor] = torch.jit.script(_
 class NormalizedPixels(nn.Module):
     """An image encoder whose caller rescales and normalises."""
 
+    scale: Tensor
+    offset: Tensor
+
     def __init__(self, encoder: nn.Module, preprocessing: ImagePreprocessing):
         super().__init__()
         self.encoder = encoder

@@ -221,8 +221,8 @@ def _memory(path: Path, length: int) -> dict[str, int]:
     The latter is taken for all layers of a text of the greatest length, though most is let go in between.
     """
     module = load_torchscript(path, torch.device("cpu"))
-    widths = [layer.weight.shape[0] for layer in module.modules() if layer.original_name == "Linear"]
+    layers: list[Any] = [layer for layer in module.modules() if layer.original_name == "Linear"]
     return {
         "per_deployment_memory_bytes": sum(t.numel() * t.element_size() for t in module.parameters()),
-        "per_allocation_memory_bytes": length * sum(widths) * torch.float32.itemsize,
+        "per_allocation_memory_bytes": sum(length * layer.weight[:, 0].nbytes for layer in layers),
     }

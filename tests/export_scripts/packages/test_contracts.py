@@ -251,7 +251,7 @@ def test_nothing_is_published_beyond_the_bound(name: str, pair: CheckpointPair, 
         # Its weights are the original's.
         other = copy.deepcopy(encoder)
         with torch.no_grad():
-            other.projection.weight.add_(0.01)  # type: ignore[union-attr, operator]
+            other.projection.weight[0].mul_(1.5)  # type: ignore[union-attr, index]
         return other
 
     with pytest.raises(ParityError, match="nothing was published"):
