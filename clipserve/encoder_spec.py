@@ -211,8 +211,7 @@ class EncoderSpec:
     """The spec of one exported encoder.
 
     Attributes:
-        format: `torchscript` (`.pt`), `aoti` (a package compiled by AOTInductor, `.pt2`) or `onnx`; or
-            the name of another program, in whose own form nothing here loads it but `make verify`.
+        format: one of `SUFFIXES`, or another program's name, which nothing here loads but `make verify`.
         cpu_capability: what the CPU must have that runs machine code in the file, as `cpu_capability` of
             `clipserve.hardware` puts it; None where the file holds none.
         model_id: name of the pair, as in the endpoint's `model` field and the file's stem.
