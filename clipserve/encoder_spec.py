@@ -95,8 +95,7 @@ class EncoderSpec:
     """The spec of one exported encoder.
 
     Attributes:
-        format: `torchscript` (`.pt`), `aoti` (a package compiled by AOTInductor, `.pt2`) or `onnx`; or
-            the name of another program, in whose own form nothing here loads it but `make verify`.
+        format: one of `SUFFIXES`, or another program's name, which nothing here loads but `make verify`.
         cpu_capability: what the CPU must have that runs machine code in the file, as `cpu_capability` of
             `clipserve.hardware` puts it; None where the file holds none.
         model_id: name of the pair, as in the endpoint's `model` field and the file's stem.
@@ -152,7 +151,7 @@ class EncoderSpec:
     @property
     def file_name(self) -> str:
         """Name of the encoder file, such as `clip-ViT-B-32-image-cpu-bf16.pt`."""
-        return self.stem + file_suffix(self.format)
+        return self.stem + SUFFIXES[cast("Format", self.format)]
 
     def to_json(self) -> str:
         """The spec as indented JSON text."""
@@ -217,11 +216,6 @@ def encoder_stem(model_id: str, modality: Modality, device: Device, precision: P
     return f"{model_id}-{modality}-{device}-{precision}"
 
 
-def file_suffix(file_format: str) -> str:
-    """Of a file of this format; what is wrapped for another program is TorchScript."""
-    return SUFFIXES.get(cast("Format", file_format), SUFFIXES["torchscript"])
-
-
 def description_path(path: Path) -> Path:
     """Where the spec of the encoder file `path` stands to be read: `STEM.json`, `STEM.pt2.json`.
 
@@ -234,8 +228,7 @@ def artifact_sha256(path: Path) -> str:
     """SHA-256 over the names and contents of the records of a `.pt` or `.pt2`.
 
     Left out are the extra files, which hold the spec and so this very hash (the tokenizer has its own), and
-    what PyTorch adds when a file is loaded and saved again: its serialization id, which is derived from all
-    records, and where in the code each operator stands.
+    what differs when PyTorch saves a file again: its serialization id, and where each operator stands.
 
     Raises:
         SpecError: no such file, or no zip file.

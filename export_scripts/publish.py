@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from torch import nn
 from clipserve.encoder_spec import (
     SCHEMA_VERSION,
     SPEC_FILE,
+    SUFFIXES,
     Device,
     EncoderSpec,
     Format,
@@ -25,7 +27,6 @@ from clipserve.encoder_spec import (
     Precision,
     description_path,
     encoder_stem,
-    file_suffix,
     has_half_weights,
     parity_bound,
 )
@@ -219,7 +220,9 @@ class Export:
             ParityError: beyond the bound.
         """
         stem = encoder_stem(self.pair.model_id, subject.modality, self.device, precision)
-        path = self.work / f"{stem}{file_suffix(self.file_format)}"
+        # What is wrapped for another program is TorchScript.
+        suffix = SUFFIXES.get(cast("Format", self.file_format), SUFFIXES["torchscript"])
+        path = self.work / f"{stem}{suffix}"
         inputs = Inputs(
             subject.checkpoint.preprocessing.inputs, tuple(i.to(self.device) for i in subject.example)
         )

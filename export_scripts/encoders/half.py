@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipserve.errors import ParityError
+from export_scripts.encoders.layers import PatchProjection
 
 LARGEST = torch.finfo(torch.float16).max
 
@@ -43,11 +44,15 @@ class HalfEmbedding(nn.Module):
 def halve_weights(encoder: nn.Module) -> nn.Module:
     """Puts the matrices of an encoder, which are nearly all of its weights, into half precision, in place.
 
+    But for the one that takes pixels, which are not centred: what rounding takes from its weights comes
+    multiplied by the mean, which is only taken away behind it. Of ViT-B/32's products it is a fortieth.
+
     Raises:
         ParityError: a weight is beyond half precision's range.
     """
+    exact = {module.projection for module in encoder.modules() if isinstance(module, PatchProjection)}
     for name, module in list(encoder.named_modules()):
-        if not isinstance(module, nn.Linear | nn.Embedding):
+        if not isinstance(module, nn.Linear | nn.Embedding) or module in exact:
             continue
         largest = float(module.weight.abs().max())
         # NaN compares false with everything.

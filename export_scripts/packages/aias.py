@@ -142,7 +142,7 @@ def texts(subject: Subject) -> Convention:
     tokenizer = tokenizers.Tokenizer.from_str(definition)
 
     def tokens(text: str) -> list[int]:
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        ids = tokenizer.encode(vocabulary.as_asked(text), add_special_tokens=False).ids
         return [first, *ids[: MOST_TOKENS - 2], last]
 
     return Convention(
@@ -153,6 +153,7 @@ def texts(subject: Subject) -> Convention:
         result=lambda output: output,
         tokens=tokens,
         spelling=BEFORE_2_0,
+        left_to_caller=vocabulary.left_to_caller,
     )
 
 

@@ -35,6 +35,7 @@ class Convention:
         tokens: the ids that the program makes of a text, special ones included; None for pictures.
         spelling: functions that its PyTorch, or its list of operators, lacks.
         operators: the only ones that it admits; None admits all that its PyTorch has.
+        left_to_caller: what whoever asks the program has to do, in one sentence.
     """
 
     wrap: Callable[[nn.Module], nn.Module]
@@ -43,6 +44,7 @@ class Convention:
     tokens: Callable[[str], list[int]] | None
     spelling: Spelling
     operators: frozenset[str] | None = None
+    left_to_caller: str | None = None
 
 
 @dataclass(frozen=True)

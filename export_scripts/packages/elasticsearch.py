@@ -133,15 +133,16 @@ def texts(subject: Subject) -> Convention:
     definition = tokenizer_of(subject)
     vocabulary = _vocabulary(definition)
     is_bert = isinstance(vocabulary, WordPiece)
+    written = json.loads(vocabulary_json(vocabulary))
+    tokens = _tokens(written, tokenization(vocabulary, subject.text), definition)
     return Convention(
         wrap=FourInputs if is_bert else TwoInputs,
         arguments=_four if is_bert else _two,
         result=lambda output: output,
-        tokens=_tokens(
-            json.loads(vocabulary_json(vocabulary)), tokenization(vocabulary, subject.text), definition
-        ),
+        tokens=lambda text: tokens(vocabulary.as_asked(text) if isinstance(vocabulary, WordPiece) else text),
         spelling=SPELLING,
         operators=OPERATORS,
+        left_to_caller=vocabulary.left_to_caller if isinstance(vocabulary, WordPiece) else None,
     )
 
 

@@ -25,10 +25,27 @@ class WordPiece:
     Attributes:
         tokens: by id.
         lowercase: whether a text is put into lower case, and its accents are stripped.
+        caller_lowers: whether it is put into lower case with its accents left, which no program that has
+            BERT's tokenizer does: whoever asks has to.
     """
 
     tokens: tuple[str, ...]
     lowercase: bool
+    caller_lowers: bool = False
+
+    def as_asked(self, text: str) -> str:
+        """A text as the program is to be given it."""
+        return text.lower() if self.caller_lowers else text
+
+    @property
+    def left_to_caller(self) -> str | None:
+        """What whoever asks has to do, in one sentence; None where that is nothing."""
+        if not self.caller_lowers:
+            return None
+        return (
+            "the tokenizer puts texts into lower case and leaves their accents, which this program cannot be "
+            "told: put texts into lower case before they are embedded there"
+        )
 
     def tokenizer(self) -> tokenizers.Tokenizer:
         """As BERT's authors published it, without special tokens around a text."""
@@ -72,15 +89,16 @@ def word_piece(definition: str) -> WordPiece | None:
         and (model["unk_token"], model["continuing_subword_prefix"]) == (UNKNOWN, "##")
         and model["max_input_chars_per_word"] == 100
         and normalizer == wanted
-        and normalizer["strip_accents"] in (None, lowercase)
+        and (lowercase or not normalizer["strip_accents"])
         and (content["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
     )
     if not is_bert:
         return None
     tokens = _tokens(definition, BERT_SPECIAL)
-    return (
-        None if tokens is None or not _around(definition, "[CLS]", "[SEP]") else WordPiece(tokens, lowercase)
-    )
+    if tokens is None or not _around(definition, "[CLS]", "[SEP]"):
+        return None
+    caller_lowers = lowercase and normalizer["strip_accents"] is False
+    return WordPiece(tokens, lowercase and not caller_lowers, caller_lowers)
 
 
 def unigram(definition: str) -> Unigram | None:

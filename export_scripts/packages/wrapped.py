@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -59,6 +60,9 @@ def export_wrapped(
     """
     check_contract(contract, device, precision)
     ways = [_way(contract, pair, modality) for modality in contract.conventions]
+    for _, convention in ways:
+        if convention.left_to_caller is not None:
+            print(f"export: warning: {convention.left_to_caller}", file=sys.stderr, flush=True)
     folder = store / contract.name
     with staged(folder) as work:
         export = Export(pair, contract.name, device, normalized, work)

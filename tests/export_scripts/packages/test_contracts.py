@@ -193,7 +193,7 @@ def test_a_tokenizer_that_the_program_does_not_have(
 @pytest.mark.parametrize(
     "change",
     [
-        {"normalizer": {"type": "BertNormalizer", "lowercase": True, "strip_accents": False,
+        {"normalizer": {"type": "BertNormalizer", "lowercase": False, "strip_accents": True,
                         "clean_text": True, "handle_chinese_chars": True}},
         {"normalizer": None},
         {"pre_tokenizer": {"type": "WhitespaceSplit"}},
@@ -220,6 +220,14 @@ def test_an_uncased_bert_is_not_for_the_sdk(pair: CheckpointPair) -> None:
     assert elasticsearch.texts(subject).tokens is not None
     with pytest.raises(ExportError, match="none that the AIAS SDK has, which are BERT's cased WordPiece"):
         aias.texts(subject)
+
+
+@each_contract
+def test_the_bundled_checkpoint(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its tokenizer lowers and keeps accents, which BERT's does not: who asks has to, and is told."""
+    assert export.main(["--model", "demo", "--format", name, "--store", str(tmp_path)]) == 0
+    warned = "put texts into lower case before they are embedded there" in capsys.readouterr().err
+    assert warned == (name != "opensearch")
 
 
 @each_contract
