@@ -22,6 +22,7 @@ from clipserve.encoder_spec import (
     Precision,
     description_path,
     has_half_weights,
+    parity_bound,
     read_spec,
 )
 from clipserve.errors import ExportError, ParityError, SpecError
@@ -64,11 +65,12 @@ BATCH_INVARIANCE = [
 
 
 def within(spec: EncoderSpec, found: FloatArray, expected: FloatArray) -> bool:
-    """Whether embeddings `[N, D]` are as near as its certificate asks; nearer with half weights."""
+    """Whether embeddings `[N, D]` are as near as its certificate has to be; nearer with half weights."""
     difference = float(np.abs(found - expected).max())
     if has_half_weights(spec.format, spec.device, spec.precision):
         return difference <= 1e-6
-    return spec.certificate.bound.holds(difference, float((found * expected).sum(1).min()))
+    bound = parity_bound(spec.format, spec.device, spec.precision)
+    return bound.holds(difference, float((found * expected).sum(1).min()))
 
 
 def inputs_of(path: Path, spec: EncoderSpec) -> list[tuple[Tensor, ...]]:
