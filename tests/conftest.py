@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
-from clipserve.encoder_spec import Format, Modality, Precision
+from clipserve.encoder_spec import SUFFIXES, Format, Modality, Precision, encoder_stem
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.publish import export_encoder
@@ -114,8 +115,13 @@ def exported_as(
     siglip_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ExportedAs:
-    """Exports an encoder of a layout in a format, each once: compiling takes a while. To be read only."""
-    folder = tmp_path_factory.mktemp("formats")
+    """Exports an encoder of a layout in a format, each once: compiling takes a while. To be read only.
+
+    Once for all processes of a parallel run, whose folders lie side by side.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "formats"
+    folder.mkdir(exist_ok=True)
     encoders: dict[str, tuple[Modality, Path, Path]] = {
         "image": ("image", clip_folder, multilingual_folder),
         "multilingual": ("text", clip_folder, multilingual_folder),
@@ -124,15 +130,17 @@ def exported_as(
         "siglip-image": ("image", siglip_folder, siglip_folder),
         "siglip": ("text", siglip_folder, siglip_folder),
     }
-    made: dict[tuple[str, Format, Precision], Path] = {}
 
     def export(name: str, format: Format, precision: Precision) -> Path:
-        if (name, format, precision) not in made:
-            modality, image, text = encoders[name]
-            pair = load_pair(str(image), str(text))
-            spec = export_encoder(pair, modality, "cpu", precision, folder / name, file_format=format)
-            made[name, format, precision] = folder / name / spec.file_name
-        return made[name, format, precision]
+        modality, image, text = encoders[name]
+        stem = encoder_stem(image.name, modality, "cpu", precision)
+        path = folder / name / f"{stem}{SUFFIXES[format]}"
+        with FileLock(folder / f"{name}-{path.name}.lock"):
+            if not path.is_file():
+                pair = load_pair(str(image), str(text))
+                spec = export_encoder(pair, modality, "cpu", precision, path.parent, file_format=format)
+                assert spec.file_name == path.name
+        return path
 
     return export
 

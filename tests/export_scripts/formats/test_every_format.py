@@ -219,7 +219,12 @@ def test_published_file(name: str, format: Format, exported_as: ExportedAs, pair
     certificate = spec.certificate
     assert 0 < certificate.max_abs_diff <= 1e-5
     assert {"golden input"} < {case.name for case in certificate.cases}
-    assert recheck(SUBJECTS[spec.modality](pair), FORMATS[format], path, spec) == certificate
+    again = recheck(SUBJECTS[spec.modality](pair), FORMATS[format], path, spec)
+    assert [case.name for case in again.cases] == [case.name for case in certificate.cases]
+    assert (again.bound, again.golden.input) == (certificate.bound, certificate.golden.input)
+    # Another process may have made it: where memory lies decides in which order some numbers are added.
+    assert again.max_abs_diff == pytest.approx(certificate.max_abs_diff, abs=1e-6)
+    assert again.min_cosine == pytest.approx(certificate.min_cosine, abs=1e-6)
     if name == "multilingual":
         assert format_of(path).extra_file(path, TOKENIZER_FILE).decode() == pair.text.tokenizer
 
