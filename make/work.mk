@@ -12,7 +12,7 @@ test: $(VENV)/.bench-stamp #: every test that needs no GPU, a real TorchServe in
 
 .PHONY: test-full
 test-full: $(VENV)/.dev-stamp #: the whole flow with full-size checkpoints (random weights): minutes, 6 GB
-	@$(RUN) -m pytest -m full tests/full tests/export_scripts tests/demo $(PYTEST_ARGS)
+	@$(RUN) -m pytest -m full tests/full tests/export_scripts tests/demo tests/http $(PYTEST_ARGS)
 
 .PHONY: test-old-torch
 test-old-torch: $(VENV)/.dev-stamp $(patsubst %,$(OLD_TORCH_VENV)%/.run-stamp,1.13.1 2.0.0) #: today's encoder files in the oldest PyTorch that opens them, and the AIAS SDK's in its own

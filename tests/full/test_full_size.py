@@ -16,7 +16,7 @@ import skimage
 from PIL import Image, ImageCms
 
 from clipserve.client import Client
-from clipserve.encoder_spec import FloatArray, Precision
+from clipserve.encoder_spec import FloatArray, Precision, parity_bound
 from demo.captions import load_vocabularies
 from demo.world import RUNNING_EXAMPLE
 from export_scripts.checkpoints.loading import load_pair
@@ -48,7 +48,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.fixture(scope="module", params=[("distilbert", "fp32"), ("distilbert", "bf16"), ("m-bert", "fp32")])
+@pytest.fixture(
+    scope="module",
+    params=[("distilbert", "fp32"), ("distilbert", "bf16"), ("distilbert", "fp16"), ("m-bert", "fp32")],
+)
 def served(
     request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Client, CheckpointPair, Precision]]:
@@ -130,10 +133,8 @@ def test_similarity_over_http_is_the_cosine_of_the_originals(
 def _assert_within_bound(found: FloatArray, original: FloatArray, precision: Precision) -> None:
     expected = _unit(original)
     assert found.shape == expected.shape
-    if precision == "fp32":
-        assert np.abs(found - expected).max() <= 1e-5
-    else:
-        assert (found * expected).sum(1).min() >= 0.999
+    bound = parity_bound("torchscript", "cpu", precision)
+    assert bound.holds(float(np.abs(found - expected).max()), float((found * expected).sum(1).min()))
 
 
 def _unit(embeddings: FloatArray) -> FloatArray:
