@@ -55,41 +55,72 @@ def _same_threads_after_each_test() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+WrittenOnce = Callable[[str, Callable[[Path], Path]], Path]
+
+
 @pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes of a parallel run, whose own folders lie side by side."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def written_once(shared_folder: Path) -> WrittenOnce:
+    """Writes a checkpoint once for all processes; to be read, never written.
+
+    Training a small tokenizer breaks ties by the process's hash seed, so that two of them differ: what one
+    process exports, another could not compare with a checkpoint of its own.
+    """
+
+    def written(name: str, write: Callable[[Path], Path]) -> Path:
+        with FileLock(shared_folder / f"{name}.lock"):
+            folder = shared_folder / "checkpoints" / name
+            if not folder.is_dir():
+                partial = write(shared_folder / "partial" / name)
+                folder.parent.mkdir(exist_ok=True)
+                partial.rename(folder)
+        return folder
+
+    return written
+
+
+@pytest.fixture(scope="session")
+def clip_folder(written_once: WrittenOnce) -> Path:
     """sentence-transformers' CLIP layout: 48 x 48 pixels, 32-d, 77 tokens of byte-level BPE."""
-    return checkpoints.write_clip(tmp_path_factory.mktemp("checkpoints") / "clip")
+    return written_once("clip", checkpoints.write_clip)
 
 
 @pytest.fixture(scope="session")
-def multilingual_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def multilingual_folder(written_once: WrittenOnce) -> Path:
     """sentence-transformers' text layout: DistilBERT, `tokenizer.json` of WordPiece, 128 tokens."""
-    return checkpoints.write_multilingual(tmp_path_factory.mktemp("checkpoints") / "multilingual")
+    return written_once("multilingual", checkpoints.write_multilingual)
 
 
 @pytest.fixture(scope="session")
-def m_clip_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def m_clip_bert_folder(written_once: WrittenOnce) -> Path:
     """M-CLIP's BERT layout: `vocab.txt` of WordPiece only, the head in a pickle."""
-    return checkpoints.write_m_clip_bert(tmp_path_factory.mktemp("checkpoints") / "m-clip-bert")
+    return written_once("m-clip-bert", checkpoints.write_m_clip_bert)
 
 
 @pytest.fixture(scope="session")
-def m_clip_xlm_roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def m_clip_xlm_roberta_folder(written_once: WrittenOnce) -> Path:
     """M-CLIP's XLM-R layout: Unigram."""
-    return checkpoints.write_m_clip_xlm_roberta(tmp_path_factory.mktemp("checkpoints") / "m-clip-xlm-r")
+    return written_once("m-clip-xlm-r", checkpoints.write_m_clip_xlm_roberta)
 
 
 @pytest.fixture(scope="session")
-def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def siglip_folder(written_once: WrittenOnce) -> Path:
     """SigLIP as transformers saves it: 56 x 56 pixels, 64-d, 64 tokens of SentencePiece."""
-    return checkpoints.write_siglip(tmp_path_factory.mktemp("checkpoints") / "siglip")
+    return written_once("siglip", checkpoints.write_siglip)
 
 
 @pytest.fixture(scope="session")
-def siglip_2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def siglip_2_folder(written_once: WrittenOnce) -> Path:
     """SigLIP 2 of a fixed resolution: as SigLIP, with a BPE as Gemma's, and bilinear resizing."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "siglip-2"
-    return checkpoints.write_siglip(folder, checkpoints.SIGLIP_2)
+    return written_once("siglip-2", lambda folder: checkpoints.write_siglip(folder, checkpoints.SIGLIP_2))
 
 
 @pytest.fixture(scope="session")
@@ -113,14 +144,13 @@ def exported_as(
     multilingual_folder: Path,
     m_clip_xlm_roberta_folder: Path,
     siglip_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    shared_folder: Path,
 ) -> ExportedAs:
-    """Exports an encoder of a layout in a format, each once: compiling takes a while. To be read only.
+    """Exports an encoder of a layout in a format, once for all processes: compiling takes a while.
 
-    Once for all processes of a parallel run, whose folders lie side by side.
+    To be read only.
     """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "formats"
+    folder = shared_folder / "formats"
     folder.mkdir(exist_ok=True)
     encoders: dict[str, tuple[Modality, Path, Path]] = {
         "image": ("image", clip_folder, multilingual_folder),
