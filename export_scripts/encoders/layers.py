@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
-from clipserve.errors import ExportError
 from clipserve.preprocessing import ImagePreprocessing
 
 # OpenAI CLIP's approximation of GELU is x * sigmoid(1.702 x).
@@ -73,20 +69,6 @@ class PatchProjection(nn.Module):
         x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, hw, 3PP]
         projected: Tensor = self.projection(x.to(self.positions.dtype)) + self.positions
         return projected
-
-
-def resample_name(number: Any, folder: Path) -> str:
-    """`ImagePreprocessing.resample` of an image processor.
-
-    Raises:
-        ExportError: it is none of Pillow's.
-    """
-    try:
-        return Image.Resampling(int(number)).name.lower()
-    except (TypeError, ValueError) as error:
-        raise ExportError(
-            f"{folder}: resample {number!r} is none of Pillow's filters, which are numbers"
-        ) from error
 
 
 class SelfAttention(nn.Module):

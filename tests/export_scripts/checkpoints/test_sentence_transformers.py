@@ -17,7 +17,7 @@ from clipserve.encoder_spec import Score
 from clipserve.errors import ExportError
 from clipserve.images import ImageLimits, preprocess
 from export_scripts.checkpoints.loading import load_image_checkpoint, load_pair, load_text_checkpoint
-from export_scripts.encoders.bert import BERT_LIKES, BertLike, mean_pooled_tower
+from export_scripts.encoders.bert import BERT_LIKES, BertLike, bert_tower
 from standins import checkpoints as writing
 from tests.export_scripts.checkpoints.edits import (
     Change,
@@ -232,9 +232,9 @@ def test_a_part_that_no_encoder_reads_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(BERT_LIKES, ElectraModel, BertLike(ElectraModel))
     sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96}
     wide, narrow = (ElectraModel(ElectraConfig(embedding_size=size, **sizes)) for size in (48, 24))
-    assert mean_pooled_tower(wide, nn.Linear(48, 8)).embedding_dim == 8
+    assert bert_tower(wide, nn.Linear(48, 8)).embedding_dim == 8
     with pytest.raises(ExportError, match="ElectraModel with embeddings_project is not supported; supported"):
-        mean_pooled_tower(narrow, nn.Linear(48, 8))
+        bert_tower(narrow, nn.Linear(48, 8))
 
 
 def test_truncated_pictures_are_refused(clip_folder: Path, vary: Vary) -> None:
