@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from clipserve.errors import ExportError
-from export_scripts.encoders.layers import Mlp, PostNormLayer, SelfAttention
+from export_scripts.encoders.layers import Mlp, PostNormLayer, SelfAttention, alike
 from export_scripts.encoders.towers import Architecture, TextTower, norm_eps
 from export_scripts.identity import UNUSED_WEIGHTS
 
@@ -258,7 +258,7 @@ class BertTextEncoder(nn.Module):
         mask = (attention_mask > 0)[:, None, None, :]
         for layer in self.layers:
             x = layer(x, mask)
-        embedding: Tensor = self.output(self.projection(self.pool(x, attention_mask)))
+        embedding: Tensor = self.output(alike(self.projection, self.pool(x, attention_mask)))
         return embedding
 
 

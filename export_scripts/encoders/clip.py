@@ -22,6 +22,7 @@ from export_scripts.encoders.layers import (
     PooledLayer,
     PreNormLayer,
     SelfAttention,
+    alike,
     check_pixels,
 )
 from export_scripts.encoders.processors import resample_name, squashed
@@ -221,7 +222,7 @@ class ImageEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, None)
         x = self.last_layer(x, _first, None)
-        embedding: Tensor = self.output(self.projection(self.norm_after(x)))
+        embedding: Tensor = self.output(alike(self.projection, self.norm_after(x)))
         return embedding
 
 
@@ -266,7 +267,7 @@ class ClipTextEncoder(nn.Module):
         # Positions counted from 1, without a device constant: the end token sees what is not after it.
         seen = (input_ids >= 0).long().cumsum(1) <= end[:, None] + 1
         x = self.last_layer(x, partial(_take, positions=end), seen[:, None, None, :])
-        embedding: Tensor = self.output(self.projection(self.norm_after(x)))
+        embedding: Tensor = self.output(alike(self.projection, self.norm_after(x)))
         return embedding
 
 

@@ -19,6 +19,7 @@ from export_scripts.encoders.layers import (
     PooledLayer,
     PreNormLayer,
     SelfAttention,
+    alike,
     check_length,
     check_pixels,
     linear,
@@ -182,8 +183,8 @@ class AttentionPooling(nn.Module):
         # [N, L, 2W] -> twice [N, H, L, W/H]
         k, v = self.key_value(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(self.query.expand(x.shape[0], -1, -1, -1), k, v)
-        x = self.out(y.flatten(1))
-        return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]  # torch modules are Any
+        x = alike(self.out, y.flatten(1))
+        return x + alike(self.mlp, self.norm(x))  # type: ignore[no-any-return]  # torch modules are Any
 
 
 class SiglipTextEncoder(nn.Module):
@@ -228,7 +229,7 @@ class SiglipTextEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, None)
         x = self.last_layer(x, _last, None)
-        embedding: Tensor = self.output(self.head(self.norm_after(x)))
+        embedding: Tensor = self.output(alike(self.head, self.norm_after(x)))
         return embedding
 
 

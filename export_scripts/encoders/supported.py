@@ -64,5 +64,5 @@ def check_supported(transformer: PreTrainedModel) -> None:
 
 def no_image_encoder(folder: Path) -> ExportError:
     """The refusal of a checkpoint that has a text encoder only."""
-    names = " or ".join(family.name for family in FAMILIES.values())
-    return ExportError(f"{folder}: not a {names} checkpoint, so it has no image encoder")
+    *names, last = (family.name for family in FAMILIES.values())
+    return ExportError(f"{folder}: not a {', '.join(names)} or {last} checkpoint, so it has no image encoder")
