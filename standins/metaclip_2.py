@@ -46,6 +46,7 @@ def write_metaclip_2(folder: Path, shape: ClipShape = TINY, seed: int = 6) -> Pa
         logit_scale_init_value=4.6052,
     )
     transformers.MetaClip2Model(config).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\ntags:\n- vision\n---\n\n# A stand-in\n")
     size = {"height": shape.image_size, "width": shape.image_size}
     write_json(
         folder / "preprocessor_config.json",

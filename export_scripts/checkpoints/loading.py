@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from clipserve.errors import ExportError
 from export_scripts.checkpoints import m_clip, sentence_transformers, siglip, two_towers
 from export_scripts.checkpoints.hub import DEMO_IMAGE, DEMO_TEXT, checkpoint_folder, short_name, spec_name
+from export_scripts.checkpoints.licenses import license_of
 from export_scripts.checkpoints.pair import CheckpointPair, ImageCheckpoint, TextCheckpoint
 from export_scripts.checkpoints.reading import model_type
 from export_scripts.checkpoints.two_towers import Texts, own_tokenizer
@@ -81,8 +82,14 @@ def load_pair(model: str, text_model: str | None = None) -> CheckpointPair:
     """
     model = short_name(model)
     text_model = short_name(text_model) if text_model else DEFAULT_TEXT_MODELS.get(model, model)
-    image = load_image_checkpoint(checkpoint_folder(model, DEMO_IMAGE), spec_name(model))
-    text = load_text_checkpoint(checkpoint_folder(text_model, DEMO_TEXT), spec_name(text_model))
+    image_folder = checkpoint_folder(model, DEMO_IMAGE)
+    text_folder = checkpoint_folder(text_model, DEMO_TEXT)
+    image = replace(
+        load_image_checkpoint(image_folder, spec_name(model)), license=license_of(image_folder, model)
+    )
+    text = replace(
+        load_text_checkpoint(text_folder, spec_name(text_model)), license=license_of(text_folder, text_model)
+    )
     if image.embedding_dim != text.embedding_dim:
         raise ExportError(
             f"{model} gives {image.embedding_dim}-d embeddings and {text.name} {text.embedding_dim}-d "
