@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +17,7 @@ from clipserve.command import run_command
 from clipserve.errors import ExportError
 
 FILE = Path(__file__).with_name("models.toml")
-MANY = "many"
+MANY: Final = "many"
 
 # Where the output is no terminal, which would say its width.
 WIDTH = 200

@@ -172,7 +172,7 @@ class PooledLayer(nn.Module):
         k, v = self.key_value(normed).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = pool(x) + alike(self.out, y.flatten(1))
-        return x + alike(self.mlp, self.norm2(x))  # type: ignore[no-any-return]  # torch modules are Any
+        return x + alike(self.mlp, self.norm2(x))
 
 
 class PostNormLayer(nn.Module):

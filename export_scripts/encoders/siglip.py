@@ -184,7 +184,7 @@ class AttentionPooling(nn.Module):
         k, v = self.key_value(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(self.query.expand(x.shape[0], -1, -1, -1), k, v)
         x = alike(self.out, y.flatten(1))
-        return x + alike(self.mlp, self.norm(x))  # type: ignore[no-any-return]  # torch modules are Any
+        return x + alike(self.mlp, self.norm(x))
 
 
 class SiglipTextEncoder(nn.Module):

@@ -1,4 +1,4 @@
-"""What a checkpoint's weights may be used for: its model card says it, the export prints it, the spec keeps it."""
+"""What weights may be used for: the model card says it, the export prints it, the spec keeps it."""
 
 from __future__ import annotations
 
