@@ -33,6 +33,7 @@ class BertLike:
         layers: in the model.
         query, key, value, out, norm1, up, down, norm2: in a layer.
         positions_behind_padding: see `BertArchitecture.padding_id`.
+        alone: whether it is a text encoder by itself, and not the text side of a model of two towers.
     """
 
     model: type[PreTrainedModel]
@@ -48,13 +49,14 @@ class BertLike:
     down: str = "output.dense"
     norm2: str = "output.LayerNorm"
     positions_behind_padding: bool = False
+    alone: bool = True
 
 
 BERT_LIKES: dict[type[PreTrainedModel], BertLike] = {
     names.model: names
     for names in (
         BertLike(BertModel),
-        BertLike(ChineseCLIPTextModel),
+        BertLike(ChineseCLIPTextModel, alone=False),
         BertLike(XLMRobertaModel, positions_behind_padding=True),
         BertLike(
             DistilBertModel,

@@ -47,7 +47,8 @@ def check_supported(transformer: PreTrainedModel) -> None:
     Raises:
         ExportError: there is none.
     """
-    models = [*(family.model for family in FAMILIES.values()), *BERT_LIKES]
+    alone = (names.model for names in BERT_LIKES.values() if names.alone)
+    models = [*(family.model for family in FAMILIES.values()), *alone]
     if type(transformer) not in models:
         raise ExportError(
             f"text transformer {type(transformer).__name__} is not supported; supported are "
