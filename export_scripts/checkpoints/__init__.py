@@ -12,6 +12,6 @@ the others. Names, cache and offline behaviour are the hub library's own.
 | M-CLIP XLM-R | `config.json` of type `M-CLIP` | | yes |
 
 `loading` has the table of layouts, of which each is a file. `pair` is what they give, `hub` where checkpoints
-lie, `licenses` what they may be used for, `reading` and `numpy_pickle` how the files of strangers are read, and
-`text` what all text sides share.
+lie, `licenses` what they may be used for, `reading` and `numpy_pickle` how the files of strangers are read,
+and `text` what all text sides share.
 """
