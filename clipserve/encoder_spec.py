@@ -26,7 +26,7 @@ from clipserve.errors import SpecError
 from clipserve.preprocessing import ImagePreprocessing, TextPreprocessing
 from clipserve.strict_json import build
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 SPEC_FILE = "spec.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -100,6 +100,8 @@ class EncoderSpec:
             `clipserve.hardware` puts it; None where the file holds none.
         model_id: name of the pair, as in the endpoint's `model` field and the file's stem.
         checkpoint: name or folder name of the checkpoint this encoder came from.
+        license: of that checkpoint's weights, as its model card or `make models` says it, such as
+            `apache-2.0`; None where neither does. No vector depends on it, and so no identity.
         embedding_dim: length of an embedding.
         normalized: whether the graph L2-normalises its output.
         precision: of weights and arithmetic, see `has_half_weights`; the output is float32 always.
@@ -119,6 +121,7 @@ class EncoderSpec:
     cpu_capability: str | None
     model_id: str
     checkpoint: str
+    license: str | None
     modality: Modality
     embedding_dim: int
     normalized: bool

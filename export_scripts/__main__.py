@@ -17,6 +17,7 @@ COMMANDS = {
     "archive": "export_scripts.packages.archive",
     "triton": "export_scripts.packages.triton",
     "known-answers": "export_scripts.known_answers",
+    "models": "export_scripts.models",
 }
 
 

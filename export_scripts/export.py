@@ -14,6 +14,7 @@ import transformers
 
 from clipserve.command import run_command
 from clipserve.encoder_spec import PARITY_BOUNDS, SUFFIXES, Device, EncoderSpec, Format, Modality, Precision
+from export_scripts.checkpoints.licenses import license_lines
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
@@ -93,6 +94,8 @@ def _load(model: str, text_model: str | None, steps: int) -> CheckpointPair:
     pair = load_pair(model, text_model)
     # Names that were chosen by default are told as well.
     print(f"      image encoder of {pair.image.name}, text encoder of {pair.text.name}", flush=True)
+    for line in license_lines(pair):
+        print(f"      {line}", flush=True)
     if pair.doubt is not None:
         print(f"export: warning: {pair.doubt}", file=sys.stderr, flush=True)
     return pair

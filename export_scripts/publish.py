@@ -250,6 +250,7 @@ class Export:
             cpu_capability=form.cpu_capability(),
             model_id=self.pair.model_id,
             checkpoint=subject.checkpoint.name,
+            license=subject.checkpoint.license,
             modality=subject.modality,
             embedding_dim=subject.checkpoint.embedding_dim,
             normalized=self.normalized,

@@ -1,5 +1,9 @@
 ##@ vectors from a server
 
+.PHONY: models
+models: setup ## what can be exported: sizes, languages, licences (LANGUAGE=hu: best first)
+	@$(RUN) -m export_scripts models $(call GIVEN,LANGUAGE,--language)
+
 .PHONY: export
 export: setup $(if $(filter onnx,$(value FORMAT)),$(VENV)/.onnx-stamp) ## prove and write the encoders: MODEL=name|folder TEXT_MODEL DEVICE PRECISION FORMAT
 #: DEVICE=cpu|cuda PRECISION=auto|fp32|bf16|fp16 MODEL=demo needs no hub

@@ -1,15 +1,17 @@
 """Loads a checkpoint pair: eager originals, with everything their specs need to say.
 
 Weights come through the libraries' own loaders: sentence-transformers for its two layouts, transformers for
-M-CLIP's. Names, cache and offline behaviour are the hub library's own.
+the others. Names, cache and offline behaviour are the hub library's own.
 
 | layout | told by | image | text |
 |---|---|---|---|
 | sentence-transformers CLIP | `modules.json` around a `CLIPModel` | yes | its own text tower |
 | sentence-transformers text | `modules.json`: Transformer, Pooling, Dense | | yes |
+| SigLIP, MetaCLIP 2, Chinese-CLIP | `model_type` in `config.json` | yes | its own text tower |
 | M-CLIP BERT | `config.json` of type `bert`, and a pickled linear head | | yes |
 | M-CLIP XLM-R | `config.json` of type `M-CLIP` | | yes |
 
 `loading` has the table of layouts, of which each is a file. `pair` is what they give, `hub` where checkpoints
-lie, `reading` and `numpy_pickle` how the files of strangers are read, and `text` what all text sides share.
+lie, `licenses` what they may be used for, `reading` and `numpy_pickle` how the files of strangers are read,
+and `text` what all text sides share.
 """

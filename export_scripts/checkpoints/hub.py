@@ -17,7 +17,7 @@ DEMO_TEXT = Path(__file__).parents[2] / "demo" / "checkpoint" / "multilingual"
 DEFAULT_OWNER = "sentence-transformers/"
 
 # Formats of the same weights that are never read here.
-UNUSED_FILES = ["onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot"]
+UNUSED_FILES = ["onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "clip_cn_*.pt"]
 PICKLED = "pytorch_model*.bin"
 
 

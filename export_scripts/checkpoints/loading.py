@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from clipserve.errors import ExportError
-from export_scripts.checkpoints import m_clip, sentence_transformers, siglip
+from export_scripts.checkpoints import m_clip, sentence_transformers, siglip, two_towers
 from export_scripts.checkpoints.hub import DEMO_IMAGE, DEMO_TEXT, checkpoint_folder, short_name, spec_name
+from export_scripts.checkpoints.licenses import license_of
 from export_scripts.checkpoints.pair import CheckpointPair, ImageCheckpoint, TextCheckpoint
 from export_scripts.checkpoints.reading import model_type
+from export_scripts.checkpoints.two_towers import Texts, own_tokenizer
+from export_scripts.encoders.chinese_clip import CHINESE_CLIP
+from export_scripts.encoders.metaclip_2 import METACLIP_2
+from export_scripts.encoders.siglip import SIGLIP
 from export_scripts.encoders.supported import REFUSED, no_image_encoder
+from export_scripts.encoders.towers import Family
 
 # The text encoder that a published image checkpoint is served with unless TEXT_MODEL says otherwise.
 DEFAULT_TEXT_MODELS = {"clip-ViT-B-32": "clip-ViT-B-32-multilingual-v1"}
@@ -35,6 +42,16 @@ class Layout:
     load_image: Callable[[Path, str], ImageCheckpoint] | None
 
 
+def _two_towers(family: Family, load_texts: Callable[[Path], Texts] = own_tokenizer) -> Layout:
+    """A family as transformers saves it."""
+    return Layout(
+        family.name,
+        partial(two_towers.matches, family),
+        partial(two_towers.load_text, family, load_texts),
+        partial(two_towers.load_image, family),
+    )
+
+
 # The first that matches is taken.
 LAYOUTS = (
     Layout(
@@ -43,7 +60,10 @@ LAYOUTS = (
         sentence_transformers.load_text,
         sentence_transformers.load_image,
     ),
-    Layout("SigLIP", siglip.matches, siglip.load_text, siglip.load_image),
+    _two_towers(SIGLIP, siglip.load_texts),
+    _two_towers(METACLIP_2),
+    # `cn_clip.clip.tokenize`: all published ones were trained with 52, of 512 positions.
+    _two_towers(CHINESE_CLIP, partial(own_tokenizer, most=52)),
     Layout("M-CLIP BERT", m_clip.is_bert, m_clip.load_bert, None),
     Layout("M-CLIP XLM-R", m_clip.is_xlm_roberta, m_clip.load_xlm_roberta, None),
 )
@@ -62,8 +82,14 @@ def load_pair(model: str, text_model: str | None = None) -> CheckpointPair:
     """
     model = short_name(model)
     text_model = short_name(text_model) if text_model else DEFAULT_TEXT_MODELS.get(model, model)
-    image = load_image_checkpoint(checkpoint_folder(model, DEMO_IMAGE), spec_name(model))
-    text = load_text_checkpoint(checkpoint_folder(text_model, DEMO_TEXT), spec_name(text_model))
+    image_folder = checkpoint_folder(model, DEMO_IMAGE)
+    text_folder = checkpoint_folder(text_model, DEMO_TEXT)
+    image = replace(
+        load_image_checkpoint(image_folder, spec_name(model)), license=license_of(image_folder, model)
+    )
+    text = replace(
+        load_text_checkpoint(text_folder, spec_name(text_model)), license=license_of(text_folder, text_model)
+    )
     if image.embedding_dim != text.embedding_dim:
         raise ExportError(
             f"{model} gives {image.embedding_dim}-d embeddings and {text.name} {text.embedding_dim}-d "
@@ -100,11 +126,12 @@ def load_text_checkpoint(folder: Path, name: str) -> TextCheckpoint:
 
 
 def _layout(folder: Path) -> Layout:
+    # A configuration may stand further inside, and modules of sentence-transformers around what is refused.
+    if (folder / "config.json").is_file() and (reason := REFUSED.get(model_type(folder) or "")):
+        raise ExportError(f"{folder}: {reason}")
     for layout in LAYOUTS:
         if layout.matches(folder):
             return layout
-    if reason := REFUSED.get(model_type(folder) or ""):
-        raise ExportError(f"{folder}: {reason}")
     raise ExportError(
         f"{folder}: model_type {model_type(folder)!r} is no supported layout; supported are "
         f"{', '.join(layout.name for layout in LAYOUTS)}"

@@ -34,7 +34,7 @@ from export_scripts.checkpoints.text import (
     length_limit,
     text_checkpoint,
 )
-from export_scripts.encoders.bert import mean_pooled_tower
+from export_scripts.encoders.bert import bert_tower
 from export_scripts.encoders.layers import linear
 from export_scripts.encoders.supported import check_supported
 from export_scripts.identity import UNUSED_WEIGHTS
@@ -135,7 +135,7 @@ def _m_clip(
 ) -> TextCheckpoint:
     transformer.float().eval()
     head.eval()
-    tower, eager = mean_pooled_tower(transformer, head), _MeanPoolingOriginal(transformer, head)
+    tower, eager = bert_tower(transformer, head), _MeanPoolingOriginal(transformer, head)
     check_vocabulary(folder)
     check_sentencepiece(folder)
     with in_our_words(folder, "transformers cannot load its tokenizer"):

@@ -41,6 +41,7 @@ class ImageCheckpoint:
         checkpoint_sha256: see `EncoderSpec`.
         reference: the eager original: pictures to un-normalised float32 `[N, D]`.
         build: makes the traceable encoder, float32; `normalized` as in the spec.
+        license: see `EncoderSpec`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ImageCheckpoint:
     preprocessing: ImagePreprocessing
     reference: Callable[[Sequence[Image.Image]], FloatArray]
     build: Callable[[bool], nn.Module]
+    license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class TextCheckpoint:
         reference: the eager original on tokens: `input_ids`, `attention_mask` to un-normalised `[N, D]`.
         reference_encode: the eager original on texts, with the checkpoint's own tokenizer.
         build: makes the traceable encoder, float32; `normalized` as in the spec.
+        license: see `EncoderSpec`.
     """
 
     name: str
@@ -83,6 +86,7 @@ class TextCheckpoint:
     reference: Callable[[Tensor, Tensor], FloatArray]
     reference_encode: Callable[[Sequence[str]], FloatArray]
     build: Callable[[bool], nn.Module]
+    license: str | None = None
 
 
 @dataclass(frozen=True)

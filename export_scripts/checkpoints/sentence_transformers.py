@@ -35,7 +35,7 @@ from export_scripts.checkpoints.text import (
     length_limit,
     text_checkpoint,
 )
-from export_scripts.encoders.bert import mean_pooled_tower
+from export_scripts.encoders.bert import bert_tower
 from export_scripts.encoders.supported import FAMILIES, check_supported, no_image_encoder
 from export_scripts.encoders.towers import Family, TextTower
 from export_scripts.identity import used_weights, weights_sha256
@@ -159,16 +159,17 @@ def _family(model: SentenceTransformer, folder: Path) -> Family | None:
     """Of a model of two towers; None of others.
 
     Raises:
-        ExportError: it is one whose texts or pictures sentence-transformers prepares otherwise than it was
-            trained with. Or there are modules behind it: left out, the encoder would be another one.
+        ExportError: its original is another library's. Or there are modules behind it: left out, the encoder
+            would be another one.
     """
     inner: Any = model[0]
     kind = type(getattr(inner, "model", inner))
     family = next((family for family in FAMILIES.values() if family.model is kind), None)
     if family is not None and not _is_original(family):
         raise ExportError(
-            f"{folder}: sentence-transformers prepares the inputs of a {family.name} otherwise than it was "
-            f"trained with; export the folder as transformers saves it, without {MODULES}"
+            f"{folder}: a {family.name} inside modules of sentence-transformers is not supported, for those "
+            "may prepare its inputs otherwise than it was trained with; export the folder as transformers "
+            f"saves it, without {MODULES}"
         )
     if family is not None and len(model) != 1:
         raise ExportError(
@@ -210,4 +211,4 @@ def _transformer_and_dense(model: SentenceTransformer, folder: Path) -> TextTowe
             f"{folder}: Dense with use_residual {dense.use_residual}, from {dense.module_input_name} to "
             f"{dense.module_output_name}; supported is one without, on sentence_embedding"
         )
-    return mean_pooled_tower(transformer.model, dense.linear)
+    return bert_tower(transformer.model, dense.linear)

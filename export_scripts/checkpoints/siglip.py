@@ -27,12 +27,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from torch import Tensor
 
 from clipserve.errors import ExportError
-from export_scripts.checkpoints import two_towers
-from export_scripts.checkpoints.pair import ImageCheckpoint, TextCheckpoint
-from export_scripts.checkpoints.reading import model_type, read_json
+from export_scripts.checkpoints.reading import read_json
 from export_scripts.checkpoints.text import check_sentencepiece_file
 from export_scripts.checkpoints.two_towers import Texts
-from export_scripts.encoders.siglip import SIGLIP
 
 SENTENCEPIECE = "spiece.model"
 
@@ -49,22 +46,12 @@ CANONICAL = (
 )
 
 
-def matches(folder: Path) -> bool:
-    """Whether this is a SigLIP, without modules of sentence-transformers around it."""
-    return not (folder / "modules.json").is_file() and model_type(folder) == SIGLIP.model_type
+def load_texts(folder: Path) -> Texts:
+    """How its texts become tokens.
 
-
-def load_image(folder: Path, name: str) -> ImageCheckpoint:
-    """Loads the image side; see `two_towers.load_image`."""
-    return two_towers.load_image(SIGLIP, folder, name)
-
-
-def load_text(folder: Path, name: str) -> TextCheckpoint:
-    """Loads the text side; see `two_towers.load_text`."""
-    return two_towers.load_text(SIGLIP, folder, name, _texts)
-
-
-def _texts(folder: Path) -> Texts:
+    Raises:
+        ExportError: its tokenizer is of no supported kind.
+    """
     if read_json(folder / "tokenizer_config.json").get("tokenizer_class") == "SiglipTokenizer":
         check_sentencepiece_file(folder / SENTENCEPIECE)
     original: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -12,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 
 from clipserve.encoder_spec import FloatArray
 from export_scripts.checkpoints.image import image_checkpoint, pillow_processor
 from export_scripts.checkpoints.pair import ImageCheckpoint, TextCheckpoint
-from export_scripts.checkpoints.reading import check_complete, in_our_words, move_to_own_memory
-from export_scripts.checkpoints.text import text_checkpoint
+from export_scripts.checkpoints.reading import (
+    check_complete,
+    in_our_words,
+    model_type,
+    move_to_own_memory,
+)
+from export_scripts.checkpoints.text import check_sentencepiece, check_vocabulary, text_checkpoint
 from export_scripts.encoders.towers import Family
 from export_scripts.identity import used_weights, weights_sha256
 
@@ -32,10 +38,18 @@ class Texts:
         tokenizer: in its `tokenizers` form, with all that is done to a text.
         original: the same by other code: texts, and the most tokens, to `input_ids` and `attention_mask`,
             int64 `[N, L]`.
+        most: tokens of a text that the model was trained with, special ones included; None where that is as
+            many as it has positions for.
     """
 
     tokenizer: Any
     original: Callable[[Sequence[str], int], tuple[Tensor, Tensor]]
+    most: int | None = None
+
+
+def matches(family: Family, folder: Path) -> bool:
+    """Whether this is one of the family, without modules of sentence-transformers around it."""
+    return not (folder / "modules.json").is_file() and model_type(folder) == family.model_type
 
 
 def load_image(family: Family, folder: Path, name: str) -> ImageCheckpoint:
@@ -54,8 +68,8 @@ def load_image(family: Family, folder: Path, name: str) -> ImageCheckpoint:
     return image_checkpoint(name, family.image_tower(model), processor, folder, reference)
 
 
-def load_text(family: Family, folder: Path, name: str, load_texts: Callable[[Path], Texts]) -> TextCheckpoint:
-    """Loads the text side; its context length is that of the positions.
+def load_text(family: Family, load_texts: Callable[[Path], Texts], folder: Path, name: str) -> TextCheckpoint:
+    """Loads the text side.
 
     Raises:
         ExportError: the checkpoint is damaged, or its tokenizer is of no supported kind.
@@ -64,6 +78,7 @@ def load_text(family: Family, folder: Path, name: str, load_texts: Callable[[Pat
     tower = family.text_tower(model)
     with in_our_words(folder, "its tokenizer cannot be loaded"):
         texts = load_texts(folder)
+    context_length = min(texts.most or tower.positions, tower.positions)
 
     def reference(input_ids: Tensor, attention_mask: Tensor) -> FloatArray:
         # What pads to the context length was trained to see the padding.
@@ -74,12 +89,32 @@ def load_text(family: Family, folder: Path, name: str, load_texts: Callable[[Pat
         name,
         tower,
         texts.tokenizer,
-        tower.positions,
+        context_length,
         folder,
         reference,
-        lambda sentences: reference(*texts.original(sentences, tower.positions)),
+        lambda sentences: reference(*texts.original(sentences, context_length)),
         image_weights_sha256=weights_sha256(used_weights(*family.image_tower(model).parts)),
     )
+
+
+def own_tokenizer(folder: Path, *, most: int | None = None) -> Texts:
+    """Tokens as the tokenizer beside the model makes them, padded to the longest text and masked.
+
+    Args:
+        most: see `Texts`.
+
+    Raises:
+        ExportError: there is none, or it cannot be read.
+    """
+    check_vocabulary(folder)
+    check_sentencepiece(folder)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def original(texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        return tokens["input_ids"], tokens["attention_mask"]
+
+    return Texts(tokenizer, original, most)
 
 
 def _embedding(features: Callable[..., Any], **inputs: Tensor) -> FloatArray:

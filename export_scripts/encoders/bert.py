@@ -1,17 +1,24 @@
-"""BERT and what is built like it: post-norm layers, mean over the tokens, a linear head."""
+"""BERT and what is built like it: post-norm layers, one vector of all tokens, a linear head."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertModel, DistilBertModel, PreTrainedModel, XLMRobertaModel
+from transformers import (
+    BertModel,
+    ChineseCLIPTextModel,
+    DistilBertModel,
+    PreTrainedModel,
+    XLMRobertaModel,
+)
 
 from clipserve.errors import ExportError
-from export_scripts.encoders.layers import Mlp, PostNormLayer, SelfAttention
+from export_scripts.encoders.layers import Mlp, PostNormLayer, SelfAttention, alike
 from export_scripts.encoders.towers import Architecture, TextTower, norm_eps
 from export_scripts.identity import UNUSED_WEIGHTS
 
@@ -25,7 +32,8 @@ class BertLike:
         heads, activation: in its configuration.
         layers: in the model.
         query, key, value, out, norm1, up, down, norm2: in a layer.
-        positions_behind_padding: see `MeanPooledArchitecture.padding_id`.
+        positions_behind_padding: see `BertArchitecture.padding_id`.
+        alone: whether it is a text encoder by itself, and not the text side of a model of two towers.
     """
 
     model: type[PreTrainedModel]
@@ -41,12 +49,14 @@ class BertLike:
     down: str = "output.dense"
     norm2: str = "output.LayerNorm"
     positions_behind_padding: bool = False
+    alone: bool = True
 
 
 BERT_LIKES: dict[type[PreTrainedModel], BertLike] = {
     names.model: names
     for names in (
         BertLike(BertModel),
+        BertLike(ChineseCLIPTextModel, alone=False),
         BertLike(XLMRobertaModel, positions_behind_padding=True),
         BertLike(
             DistilBertModel,
@@ -67,8 +77,8 @@ BERT_LIKES: dict[type[PreTrainedModel], BertLike] = {
 
 
 @dataclass(frozen=True)
-class MeanPooledArchitecture(Architecture):
-    """A BERT-like transformer, mean over the tokens that are not padding.
+class BertArchitecture(Architecture):
+    """A BERT-like transformer.
 
     Attributes:
         padding_id: positions are counted behind it, over the tokens that are something else, as in RoBERTa;
@@ -78,10 +88,44 @@ class MeanPooledArchitecture(Architecture):
     padding_id: int | None
 
 
-def mean_pooled_architecture(transformer: PreTrainedModel) -> MeanPooledArchitecture:
-    """The numbers of a BERT-like transformer."""
+@dataclass(frozen=True)
+class MeanPooledArchitecture(BertArchitecture):
+    """The same, with the mean over the tokens that are not padding."""
+
+
+@dataclass(frozen=True)
+class FirstPooledArchitecture(BertArchitecture):
+    """The same, with the first token alone, which is `[CLS]`."""
+
+
+Pool = Callable[[Tensor, Tensor], Tensor]
+
+
+def mean_of_tokens(x: Tensor, attention_mask: Tensor) -> Tensor:
+    """`[N, L, W]` and int64 `[N, L]` to `[N, W]`: of the tokens whose mask is 1."""
+    weights = attention_mask[:, :, None].float()
+    # In float32: a sum of many half-precision tokens loses digits.
+    pooled = (x.float() * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+    return pooled.to(x.dtype)
+
+
+def first_token(x: Tensor, attention_mask: Tensor) -> Tensor:
+    """`[N, L, W]` to `[N, W]`."""
+    return x[:, 0]
+
+
+POOLS: dict[type[BertArchitecture], Pool] = {
+    MeanPooledArchitecture: mean_of_tokens,
+    FirstPooledArchitecture: first_token,
+}
+
+
+def bert_architecture(
+    transformer: PreTrainedModel, kind: type[BertArchitecture] = MeanPooledArchitecture
+) -> BertArchitecture:
+    """The numbers of a BERT-like transformer that is pooled in this way, one of `POOLS`."""
     names, config = BERT_LIKES[type(transformer)], transformer.config
-    return MeanPooledArchitecture(
+    return kind(
         heads=getattr(config, names.heads),
         activation=getattr(config, names.activation),
         norm_eps=norm_eps(transformer),
@@ -89,8 +133,10 @@ def mean_pooled_architecture(transformer: PreTrainedModel) -> MeanPooledArchitec
     )
 
 
-def mean_pooled_tower(transformer: PreTrainedModel, head: nn.Linear) -> TextTower:
-    """A BERT-like transformer and the linear head behind its mean.
+def bert_tower(
+    transformer: PreTrainedModel, head: nn.Linear, kind: type[BertArchitecture] = MeanPooledArchitecture
+) -> TextTower:
+    """A BERT-like transformer, pooled in one of the ways of `POOLS`, and the linear head behind it.
 
     The original is told to run each MLP in one piece: `chunk_size_feed_forward` changes no number, and fails
     at every length that is no multiple of it.
@@ -99,7 +145,7 @@ def mean_pooled_tower(transformer: PreTrainedModel, head: nn.Linear) -> TextTowe
     for module in transformer.modules():
         if hasattr(module, "chunk_size_feed_forward"):
             module.chunk_size_feed_forward = 0
-    architecture = mean_pooled_architecture(transformer)
+    architecture = bert_architecture(transformer, kind)
     _check_parts(transformer)
     # transformers types its submodules too loosely to check.
     embeddings: Any = transformer.embeddings
@@ -113,7 +159,7 @@ def mean_pooled_tower(transformer: PreTrainedModel, head: nn.Linear) -> TextTowe
         embedding_dim=head.out_features,
         vocabulary_size=embeddings.word_embeddings.num_embeddings,
         positions=positions,
-        build=lambda output: MeanPooledTextEncoder(transformer, architecture, head, output),
+        build=lambda output: BertTextEncoder(transformer, architecture, head, output),
     )
 
 
@@ -161,12 +207,12 @@ class PaddingAwarePositions(nn.Module):
         return F.embedding(real.cumsum(1) * real + self.padding_id, self.weight)
 
 
-class MeanPooledTextEncoder(nn.Module):
-    """A BERT-like transformer, mean over the tokens that are not padding, and a linear projection.
+class BertTextEncoder(nn.Module):
+    """A BERT-like transformer, its tokens pooled, and a linear projection.
 
     Args:
         transformer: the original, one of `BERT_LIKES`; float32.
-        architecture: see `mean_pooled_architecture`.
+        architecture: see `bert_architecture`.
         projection: the linear head.
         output: last stage, `L2Normalized` or `Unnormalized`.
     """
@@ -174,7 +220,7 @@ class MeanPooledTextEncoder(nn.Module):
     def __init__(
         self,
         transformer: PreTrainedModel,
-        architecture: MeanPooledArchitecture,
+        architecture: BertArchitecture,
         projection: nn.Linear,
         output: nn.Module,
     ):
@@ -196,6 +242,7 @@ class MeanPooledTextEncoder(nn.Module):
         self.layers = nn.ModuleList(
             _layer(layer, names, architecture) for layer in attrgetter(names.layers)(transformer)
         )
+        self.pool = POOLS[type(architecture)]
         self.projection = projection
         self.output = output
 
@@ -213,10 +260,7 @@ class MeanPooledTextEncoder(nn.Module):
         mask = (attention_mask > 0)[:, None, None, :]
         for layer in self.layers:
             x = layer(x, mask)
-        weights = attention_mask[:, :, None].float()
-        # In float32: a sum of many half-precision tokens loses digits.
-        pooled = (x.float() * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-        embedding: Tensor = self.output(self.projection(pooled.to(x.dtype)))
+        embedding: Tensor = self.output(alike(self.projection, self.pool(x, attention_mask)))
         return embedding
 
 

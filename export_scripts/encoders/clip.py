@@ -22,9 +22,10 @@ from export_scripts.encoders.layers import (
     PooledLayer,
     PreNormLayer,
     SelfAttention,
+    alike,
     check_pixels,
-    resample_name,
 )
+from export_scripts.encoders.processors import resample_name, squashed
 from export_scripts.encoders.towers import Architecture, Family, ImageTower, TextTower, norm_eps
 
 
@@ -74,7 +75,7 @@ class ClipTextArchitecture(Architecture):
         return replace(self, end_token=ids[-1] if ends_at_highest else end)
 
 
-def image_architecture(clip: CLIPModel) -> ImageArchitecture:
+def image_architecture(clip: Any) -> ImageArchitecture:
     """The numbers of a CLIP's vision transformer."""
     # transformers types its configurations too loosely to check.
     config: Any = clip.config.vision_config
@@ -86,21 +87,24 @@ def image_architecture(clip: CLIPModel) -> ImageArchitecture:
     )
 
 
-def clip_text_architecture(clip: CLIPModel) -> ClipTextArchitecture:
-    """The numbers of a CLIP's text transformer."""
+def clip_text_architecture(clip: Any, *, two_is_highest: bool) -> ClipTextArchitecture:
+    """The numbers of a CLIP's text transformer.
+
+    Args:
+        two_is_highest: whether transformers pools at the highest token id where 2 is named as end token. The
+            published configurations of CLIP do, and its end token has the highest.
+    """
     config: Any = clip.config.text_config
     return ClipTextArchitecture(
         heads=config.num_attention_heads,
         activation=config.hidden_act,
         norm_eps=norm_eps(clip.text_model),
-        # The published configurations name 2 as end token, which it is not; transformers then pools at the
-        # highest token id, which the end token has in CLIP's vocabulary.
-        end_token=None if config.eos_token_id == 2 else config.eos_token_id,
+        end_token=None if two_is_highest and config.eos_token_id == 2 else config.eos_token_id,
     )
 
 
-def image_tower(clip: CLIPModel) -> ImageTower:
-    """The vision transformer and its projection."""
+def image_tower(clip: Any) -> ImageTower:
+    """The vision transformer and its projection, of a model with CLIP's names for them."""
     # transformers types its submodules too loosely to check.
     vision: Any = clip.vision_model
     architecture, edge = image_architecture(clip), vision.embeddings.image_size
@@ -115,10 +119,10 @@ def image_tower(clip: CLIPModel) -> ImageTower:
     )
 
 
-def text_tower(clip: CLIPModel) -> TextTower:
-    """The text transformer and its projection."""
+def text_tower(clip: Any, *, two_is_highest: bool = True) -> TextTower:
+    """The text transformer and its projection; see `clip_text_architecture`."""
     text: Any = clip.text_model
-    architecture = clip_text_architecture(clip)
+    architecture = clip_text_architecture(clip, two_is_highest=two_is_highest)
     return TextTower(
         architecture=architecture,
         parts=(text, clip.text_projection),
@@ -133,11 +137,16 @@ CLIP = Family("CLIP", CLIPModel, "clip", image_tower, text_tower, original="sent
 
 
 def image_preprocessing(processor: Any, folder: Path) -> ImagePreprocessing:
-    """Resized by the shortest edge, cropped, rescaled to [0, 1], and normalised; all of it or nothing.
+    """Resized by the shortest edge and cropped, or squashed; rescaled to [0, 1], and normalised.
+
+    All of it or nothing. A processor that names a height and a width squashes, and crops nothing or what is
+    of that size already.
 
     Raises:
         ExportError: the processor does something else.
     """
+    if dict(processor.size).keys() == {"height", "width"}:
+        return squashed(processor, folder, "CLIP")
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
     missing = [step for step in steps if not getattr(processor, step, False)]
     edge = processor.size.get("shortest_edge")
@@ -213,7 +222,7 @@ class ImageEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, None)
         x = self.last_layer(x, _first, None)
-        embedding: Tensor = self.output(self.projection(self.norm_after(x)))
+        embedding: Tensor = self.output(alike(self.projection, self.norm_after(x)))
         return embedding
 
 
@@ -258,7 +267,7 @@ class ClipTextEncoder(nn.Module):
         # Positions counted from 1, without a device constant: the end token sees what is not after it.
         seen = (input_ids >= 0).long().cumsum(1) <= end[:, None] + 1
         x = self.last_layer(x, partial(_take, positions=end), seen[:, None, None, :])
-        embedding: Tensor = self.output(self.projection(self.norm_after(x)))
+        embedding: Tensor = self.output(alike(self.projection, self.norm_after(x)))
         return embedding
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,11 +20,12 @@ from export_scripts.encoders.layers import (
     PooledLayer,
     PreNormLayer,
     SelfAttention,
+    alike,
     check_length,
     check_pixels,
     linear,
-    resample_name,
 )
+from export_scripts.encoders.processors import squashed
 from export_scripts.encoders.towers import Architecture, Family, ImageTower, TextTower, norm_eps
 
 
@@ -88,7 +89,7 @@ def image_tower(siglip: SiglipModel) -> ImageTower:
             scale=float(siglip.logit_scale.detach().double().exp()),
             bias=float(siglip.logit_bias.detach().double()),
         ),
-        preprocessing=image_preprocessing,
+        preprocessing=partial(squashed, name="SigLIP"),
         build=lambda preprocessing, output: SiglipImageEncoder(vision, architecture, preprocessing, output),
     )
 
@@ -109,35 +110,6 @@ def text_tower(siglip: SiglipModel) -> TextTower:
 
 
 SIGLIP = Family("SigLIP", SiglipModel, "siglip", image_tower, text_tower, original="transformers")
-
-
-def image_preprocessing(processor: Any, folder: Path) -> ImagePreprocessing:
-    """Squashed to height and width, rescaled to [0, 1], and normalised; all of it or nothing.
-
-    Whether the processor converts to RGB is not asked: pictures come in RGB, transparency over white.
-
-    Raises:
-        ExportError: the processor does something else.
-    """
-    steps = ("do_resize", "do_rescale", "do_normalize")
-    missing = [step for step in steps if not getattr(processor, step, False)]
-    size = dict(processor.size)
-    cropped = bool(getattr(processor, "do_center_crop", False))
-    rescaled = abs(processor.rescale_factor * 255 - 1) < 1e-6
-    if missing or size.keys() != {"height", "width"} or cropped or not rescaled:
-        raise ExportError(
-            f"{folder}: preprocessing other than SigLIP's own is not supported (missing: {missing}, size: "
-            f"{size}, do_center_crop: {cropped}, rescale_factor: {processor.rescale_factor})"
-        )
-    return ImagePreprocessing(
-        shortest_edge=max(size.values()),
-        crop_height=size["height"],
-        crop_width=size["width"],
-        resample=resample_name(processor.resample, folder),
-        mean=tuple(processor.image_mean),
-        std=tuple(processor.image_std),
-        resize="squash",
-    )
 
 
 class SiglipImageEncoder(nn.Module):
@@ -212,8 +184,8 @@ class AttentionPooling(nn.Module):
         # [N, L, 2W] -> twice [N, H, L, W/H]
         k, v = self.key_value(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(self.query.expand(x.shape[0], -1, -1, -1), k, v)
-        x = self.out(y.flatten(1))
-        return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]  # torch modules are Any
+        x = alike(self.out, y.flatten(1))
+        return x + alike(self.mlp, self.norm(x))
 
 
 class SiglipTextEncoder(nn.Module):
@@ -258,7 +230,7 @@ class SiglipTextEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, None)
         x = self.last_layer(x, _last, None)
-        embedding: Tensor = self.output(self.head(self.norm_after(x)))
+        embedding: Tensor = self.output(alike(self.head, self.norm_after(x)))
         return embedding
 
 

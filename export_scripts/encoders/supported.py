@@ -8,18 +8,36 @@ from transformers import PreTrainedModel
 
 from clipserve.errors import ExportError
 from export_scripts.encoders.bert import BERT_LIKES
+from export_scripts.encoders.chinese_clip import CHINESE_CLIP
 from export_scripts.encoders.clip import CLIP
+from export_scripts.encoders.metaclip_2 import METACLIP_2
 from export_scripts.encoders.siglip import SIGLIP
 from export_scripts.encoders.towers import Family
 
 # By the type in their configuration.
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (CLIP, SIGLIP)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (CLIP, SIGLIP, METACLIP_2, CHINESE_CLIP)
+}
 
 # Types that look supported and are not: why, and what to take.
 REFUSED = {
     "siglip2": "SigLIP 2 in its NaFlex form cuts pictures of any shape into patches, and a trace of it gives "
     "wrong vectors at shapes that it was not traced with; take one of a fixed resolution, such as "
     "google/siglip2-base-patch16-224",
+    "altclip": "AltCLIP is not supported; of the multilingual ones SigLIP 2 and MetaCLIP 2 are",
+    "vision-text-dual-encoder": "a VisionTextDualEncoder joins any two models, and only families are "
+    "supported whose two encoders are known",
+    "aimv2": "AIMv2 is not supported; supported in its place are SigLIP 2 and MetaCLIP 2",
+    **dict.fromkeys(
+        ("colpali", "colqwen2", "colmodernvbert"),
+        "a late-interaction model gives many vectors for a picture or a text, where one is served here",
+    ),
+    **dict.fromkeys(
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "embedding_gemma2"),
+        "a language model that embeds pictures and texts in one is not two encoders of one embedding space, "
+        "which are what is exported here",
+    ),
+    "jina_clip": "jina-clip runs code from its repository, which is not done here",
 }
 
 
@@ -29,7 +47,8 @@ def check_supported(transformer: PreTrainedModel) -> None:
     Raises:
         ExportError: there is none.
     """
-    models = [*(family.model for family in FAMILIES.values()), *BERT_LIKES]
+    alone = (names.model for names in BERT_LIKES.values() if names.alone)
+    models = [*(family.model for family in FAMILIES.values()), *alone]
     if type(transformer) not in models:
         raise ExportError(
             f"text transformer {type(transformer).__name__} is not supported; supported are "
@@ -46,5 +65,5 @@ def check_supported(transformer: PreTrainedModel) -> None:
 
 def no_image_encoder(folder: Path) -> ExportError:
     """The refusal of a checkpoint that has a text encoder only."""
-    names = " or ".join(family.name for family in FAMILIES.values())
-    return ExportError(f"{folder}: not a {names} checkpoint, so it has no image encoder")
+    *names, last = (family.name for family in FAMILIES.values())
+    return ExportError(f"{folder}: not a {', '.join(names)} or {last} checkpoint, so it has no image encoder")

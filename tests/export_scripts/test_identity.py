@@ -375,6 +375,6 @@ def test_encoders_read_no_configuration() -> None:
     }
     readers = {where for where, name in names if name == "config"}
     assert readers == {
-        "check_supported", "image_architecture", "clip_text_architecture", "mean_pooled_architecture",
+        "check_supported", "image_architecture", "clip_text_architecture", "bert_architecture",
         "siglip_image_architecture", "siglip_text_architecture",
     }  # fmt: skip

@@ -16,9 +16,12 @@ from clipserve.encoder_spec import EncoderSpec
 from clipserve.errors import ExportError
 from clipserve.hardware import native_precisions
 from export_scripts import tune
+from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.packages.archive import TUNED_FILE, Tuned, build_archives, write_tuned
+from export_scripts.publish import export_encoder
 from export_scripts.tune import Timing, choose, export_candidates, layouts, plot, time_file
+from tests.conftest import FolderOf
 
 NATIVE = native_precisions("cpu")
 TIMING = Timing("a.pt", "image", "fp32", 1.0, 2, 1, 1, 0.0)
@@ -35,8 +38,15 @@ def settings_of(archive: Path) -> dict[str, object]:
     return config
 
 
-def test_tuning_end_to_end(pair: CheckpointPair, own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# Each precision is timed in processes of its own, half a minute.
+@pytest.mark.parametrize("layout", ["multilingual", pytest.param("siglip-2", marks=pytest.mark.full)])
+def test_tuning_end_to_end(
+    layout: str, folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Missing precisions are exported, all is timed, and the archives are what was chosen."""
+    pair = load_pair(str(folder_of("clip" if layout == "multilingual" else layout)), str(folder_of(layout)))
+    own_store = tmp_path / "own"
+    export_encoder(pair, "image", "cpu", "fp32", own_store)
     monkeypatch.setattr(tune, "layouts", lambda device, megabytes: [(2, 1)])
     tuned = tune.tune(pair, "cpu", own_store, 0.001)
     written = json.loads((own_store / TUNED_FILE).read_text())

@@ -46,6 +46,7 @@ def place(store: Path, model_id: str, modality: Modality) -> None:
         cpu_capability=None,
         model_id=model_id,
         checkpoint=model_id,
+        license=None,
         modality=modality,
         embedding_dim=3,
         normalized=True,

@@ -47,6 +47,7 @@ class StandIn:
             cpu_capability=None,
             model_id=model,
             checkpoint="none",
+            license=None,
             modality="image",
             embedding_dim=DIM,
             normalized=True,

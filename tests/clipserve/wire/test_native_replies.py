@@ -52,6 +52,7 @@ def spec(score: Score = SOFTMAX) -> EncoderSpec:
         cpu_capability=None,
         model_id="clip-ViT-B-32",
         checkpoint="clip-ViT-B-32",
+        license="mit",
         modality="image",
         embedding_dim=3,
         normalized=True,

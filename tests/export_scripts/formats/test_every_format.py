@@ -47,7 +47,10 @@ VARIANTS = [(name, precision) for name, of in FORMATS.items() for precision in o
 # What lies beside TorchScript files, whose name the description has.
 OTHER_FORMATS = sorted(FORMATS.keys() - {"torchscript"})
 
-ENCODERS = ["image", "clip", "multilingual", "m-clip-xlm-r", "siglip-image", "siglip"]
+ENCODERS = [
+    *("image", "clip", "multilingual", "m-clip-xlm-r"),
+    *("siglip-image", "siglip", "metaclip-2", "chinese-clip"),
+]
 
 # Compiling takes half a minute of a core: one picture and one text encoder are for every day.
 EVERY_DAY = [("image", "fp32"), ("multilingual", "fp32")]
