@@ -26,7 +26,7 @@ from clipserve.errors import SpecError
 from clipserve.preprocessing import ImagePreprocessing, TextPreprocessing
 from clipserve.strict_json import build
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 SPEC_FILE = "spec.json"
 TOKENIZER_FILE = "tokenizer.json"

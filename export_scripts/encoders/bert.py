@@ -1,4 +1,4 @@
-"""BERT and what is built like it: post-norm layers, mean over the tokens, a linear head."""
+"""BERT and what is built like it: post-norm layers, mean over the tokens, a head."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def mean_pooled_architecture(transformer: PreTrainedModel) -> MeanPooledArchitec
     )
 
 
-def mean_pooled_tower(transformer: PreTrainedModel, head: nn.Linear) -> TextTower:
-    """A BERT-like transformer and the linear head behind its mean.
+def mean_pooled_tower(transformer: PreTrainedModel, head: nn.Module, embedding_dim: int) -> TextTower:
+    """A BERT-like transformer and the head behind its mean, one linear layer or more.
 
     The original is told to run each MLP in one piece: `chunk_size_feed_forward` changes no number, and fails
     at every length that is no multiple of it.
@@ -110,7 +110,7 @@ def mean_pooled_tower(transformer: PreTrainedModel, head: nn.Linear) -> TextTowe
     return TextTower(
         architecture=architecture,
         parts=(transformer, head),
-        embedding_dim=head.out_features,
+        embedding_dim=embedding_dim,
         vocabulary_size=embeddings.word_embeddings.num_embeddings,
         positions=positions,
         build=lambda output: MeanPooledTextEncoder(transformer, architecture, head, output),
@@ -162,12 +162,12 @@ class PaddingAwarePositions(nn.Module):
 
 
 class MeanPooledTextEncoder(nn.Module):
-    """A BERT-like transformer, mean over the tokens that are not padding, and a linear projection.
+    """A BERT-like transformer, mean over the tokens that are not padding, and a projection.
 
     Args:
         transformer: the original, one of `BERT_LIKES`; float32.
         architecture: see `mean_pooled_architecture`.
-        projection: the linear head.
+        projection: the head.
         output: last stage, `L2Normalized` or `Unnormalized`.
     """
 
@@ -175,7 +175,7 @@ class MeanPooledTextEncoder(nn.Module):
         self,
         transformer: PreTrainedModel,
         architecture: MeanPooledArchitecture,
-        projection: nn.Linear,
+        projection: nn.Module,
         output: nn.Module,
     ):
         super().__init__()
