@@ -68,7 +68,9 @@ def own_image(config: Mapping[str, Any]) -> Shapes:
         "visual.positional_embedding": ((vision["image_size"] // patch) ** 2 + 1, width),
         "visual.proj": (width, config["embed_dim"]),
         "visual.conv1.weight": (width, 3, patch, patch),
-        **{f"visual.{norm}.{part}": (width,) for norm in ("ln_pre", "ln_post") for part in ("weight", "bias")},
+        **{
+            f"visual.{norm}.{part}": (width,) for norm in ("ln_pre", "ln_post") for part in ("weight", "bias")
+        },
         **layers("visual.transformer.resblocks", tower, OWN_NAMES, "ls_init_value" in vision),
     }
 
@@ -78,7 +80,10 @@ def own_text(config: Mapping[str, Any]) -> Shapes:
     text, dimension = config["text_cfg"], config["embed_dim"]
     width = text["width"]
     prefix = "text." if config.get("custom_text") else ""
-    biased = {f"{prefix}text_projection.weight": (dimension, width), f"{prefix}text_projection.bias": (dimension,)}
+    biased = {
+        f"{prefix}text_projection.weight": (dimension, width),
+        f"{prefix}text_projection.bias": (dimension,),
+    }
     return {
         f"{prefix}positional_embedding": (text["context_length"], width),
         **(biased if text.get("proj_bias") else {f"{prefix}text_projection": (width, dimension)}),
@@ -126,7 +131,9 @@ def transformers_text(base: transformers.PretrainedConfig) -> Callable[[Mapping[
         width, dimension = base.hidden_size, config["embed_dim"]
         hidden = (width + dimension) // 2
         return {
-            **{f"text.transformer.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+            **{
+                f"text.transformer.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()
+            },
             "text.proj.0.weight": (hidden, width),
             "text.proj.2.weight": (dimension, hidden),
         }
@@ -162,16 +169,22 @@ def write_open_clip(folder: Path, kind: Kind, seed: int = 6) -> Path:
     """open_clip's layout as `push_to_hf_hub` writes it."""
     kind.write_tokenizer(folder, kind.vocabulary)
     write_json(
-        folder / "open_clip_config.json", {"model_cfg": dict(kind.model), "preprocess_cfg": dict(kind.preprocess)}
+        folder / "open_clip_config.json",
+        {"model_cfg": dict(kind.model), "preprocess_cfg": dict(kind.preprocess)},
     )
     rng = np.random.default_rng(seed)
-    state = {name: _drawn(rng, name, shape) for name, shape in (kind.image(kind.model) | kind.text(kind.model)).items()}
+    state = {
+        name: _drawn(rng, name, shape)
+        for name, shape in (kind.image(kind.model) | kind.text(kind.model)).items()
+    }
     # Those of LAION's ViT-B-32, and of ViT-B-16-SigLIP, are about so.
     state["logit_scale"] = torch.tensor(4.6052)
     if "init_logit_bias" in kind.model:
         state |= {"logit_scale": torch.tensor(4.765), "logit_bias": torch.tensor(-12.93)}
     if kind.pickled:
-        torch.save({name: tensor.half() for name, tensor in state.items()}, folder / "open_clip_pytorch_model.bin")
+        torch.save(
+            {name: tensor.half() for name, tensor in state.items()}, folder / "open_clip_pytorch_model.bin"
+        )
     else:
         save_file(state, folder / "open_clip_model.safetensors")
     if kind.base is not None:
@@ -190,7 +203,7 @@ def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Tenso
         values /= 20
     else:
         inputs = shape[0] if name.endswith(("proj", "text_projection")) else int(np.prod(shape[1:]))
-        values /= inputs**0.5
+        values *= 0.7 / inputs**0.5
     return torch.from_numpy(values.astype(np.float32))
 
 

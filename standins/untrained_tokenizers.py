@@ -110,7 +110,8 @@ def _template(before: dict[str, int], after: dict[str, int]) -> dict[str, Any]:
         "single": single,
         "pair": single + second,
         "special_tokens": {
-            token: {"id": token, "ids": [number], "tokens": [token]} for token, number in (before | after).items()
+            token: {"id": token, "ids": [number], "tokens": [token]}
+            for token, number in (before | after).items()
         },
     }
 
@@ -119,7 +120,9 @@ def _write(folder: Path, definition: dict[str, Any], config: dict[str, Any]) -> 
     whole = {"version": "1.0", "truncation": None, "padding": None, **definition}
     write_json(folder / "tokenizer.json", whole)
     write_json(folder / "tokenizer_config.json", config)
-    names = {name: token for name, token in config.items() if name.endswith("_token") and isinstance(token, str)}
+    names = {
+        name: token for name, token in config.items() if name.endswith("_token") and isinstance(token, str)
+    }
     write_json(folder / "special_tokens_map.json", names)
 
 

@@ -22,7 +22,7 @@ from clipserve.encoder_spec import SUFFIXES, Format, Modality, Precision, encode
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.publish import export_encoder
-from standins import checkpoints
+from standins.layouts import LAYOUTS
 
 CPU = torch.device("cpu")
 
@@ -57,6 +57,8 @@ def _same_threads_after_each_test() -> Iterator[None]:
 
 WrittenOnce = Callable[[str, Callable[[Path], Path]], Path]
 
+FolderOf = Callable[[str], Path]
+
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -88,39 +90,45 @@ def written_once(shared_folder: Path) -> WrittenOnce:
 
 
 @pytest.fixture(scope="session")
-def clip_folder(written_once: WrittenOnce) -> Path:
+def folder_of(written_once: WrittenOnce) -> FolderOf:
+    """The stand-in of a layout."""
+    return lambda layout: written_once(layout, LAYOUTS[layout].write)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(folder_of: FolderOf) -> Path:
     """sentence-transformers' CLIP layout: 48 x 48 pixels, 32-d, 77 tokens of byte-level BPE."""
-    return written_once("clip", checkpoints.write_clip)
+    return folder_of("clip")
 
 
 @pytest.fixture(scope="session")
-def multilingual_folder(written_once: WrittenOnce) -> Path:
+def multilingual_folder(folder_of: FolderOf) -> Path:
     """sentence-transformers' text layout: DistilBERT, `tokenizer.json` of WordPiece, 128 tokens."""
-    return written_once("multilingual", checkpoints.write_multilingual)
+    return folder_of("multilingual")
 
 
 @pytest.fixture(scope="session")
-def m_clip_bert_folder(written_once: WrittenOnce) -> Path:
+def m_clip_bert_folder(folder_of: FolderOf) -> Path:
     """M-CLIP's BERT layout: `vocab.txt` of WordPiece only, the head in a pickle."""
-    return written_once("m-clip-bert", checkpoints.write_m_clip_bert)
+    return folder_of("m-clip-bert")
 
 
 @pytest.fixture(scope="session")
-def m_clip_xlm_roberta_folder(written_once: WrittenOnce) -> Path:
+def m_clip_xlm_roberta_folder(folder_of: FolderOf) -> Path:
     """M-CLIP's XLM-R layout: Unigram."""
-    return written_once("m-clip-xlm-r", checkpoints.write_m_clip_xlm_roberta)
+    return folder_of("m-clip-xlm-r")
 
 
 @pytest.fixture(scope="session")
-def siglip_folder(written_once: WrittenOnce) -> Path:
+def siglip_folder(folder_of: FolderOf) -> Path:
     """SigLIP as transformers saves it: 56 x 56 pixels, 64-d, 64 tokens of SentencePiece."""
-    return written_once("siglip", checkpoints.write_siglip)
+    return folder_of("siglip")
 
 
 @pytest.fixture(scope="session")
-def siglip_2_folder(written_once: WrittenOnce) -> Path:
+def siglip_2_folder(folder_of: FolderOf) -> Path:
     """SigLIP 2 of a fixed resolution: as SigLIP, with a BPE as Gemma's, and bilinear resizing."""
-    return written_once("siglip-2", lambda folder: checkpoints.write_siglip(folder, checkpoints.SIGLIP_2))
+    return folder_of("siglip-2")
 
 
 @pytest.fixture(scope="session")
@@ -139,30 +147,20 @@ def store(pair: CheckpointPair, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def exported_as(
-    clip_folder: Path,
-    multilingual_folder: Path,
-    m_clip_xlm_roberta_folder: Path,
-    siglip_folder: Path,
-    shared_folder: Path,
-) -> ExportedAs:
+def exported_as(folder_of: FolderOf, shared_folder: Path) -> ExportedAs:
     """Exports an encoder of a layout in a format, once for all processes: compiling takes a while.
 
-    To be read only.
+    A layout's name is that of its text encoder; `NAME-image` is its image encoder, and `image` CLIP's. To be read
+    only.
     """
     folder = shared_folder / "formats"
     folder.mkdir(exist_ok=True)
-    encoders: dict[str, tuple[Modality, Path, Path]] = {
-        "image": ("image", clip_folder, multilingual_folder),
-        "multilingual": ("text", clip_folder, multilingual_folder),
-        "clip": ("text", clip_folder, clip_folder),
-        "m-clip-xlm-r": ("text", clip_folder, m_clip_xlm_roberta_folder),
-        "siglip-image": ("image", siglip_folder, siglip_folder),
-        "siglip": ("text", siglip_folder, siglip_folder),
-    }
 
     def export(name: str, format: Format, precision: Precision) -> Path:
-        modality, image, text = encoders[name]
+        layout = "multilingual" if name == "image" else name.removesuffix("-image")
+        modality: Modality = "image" if name.endswith("image") else "text"
+        text = folder_of(layout)
+        image = text if LAYOUTS[layout].image else folder_of("clip")
         stem = encoder_stem(image.name, modality, "cpu", precision)
         path = folder / name / f"{stem}{SUFFIXES[format]}"
         with FileLock(folder / f"{name}-{path.name}.lock"):

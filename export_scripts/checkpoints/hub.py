@@ -63,8 +63,7 @@ def hub_folder(name: str, *, only: str | None = None) -> Path:
             folder = Path(snapshot_download(name, ignore_patterns=[*UNUSED_FILES, f"*{PICKLED}"]))
             # Of weights that lie there twice, safetensors are read; a pickle is fetched where it is alone.
             twice = {
-                path.parent.relative_to(folder)
-                / (OPEN_CLIP * path.name.startswith(OPEN_CLIP) + PICKLED)
+                path.parent.relative_to(folder) / (OPEN_CLIP * path.name.startswith(OPEN_CLIP) + PICKLED)
                 for path in folder.rglob("*.safetensors")
             }
             unused = [*UNUSED_FILES, *sorted(path.as_posix() for path in twice)]

@@ -140,7 +140,10 @@ def _m_clip(
 ) -> TextCheckpoint:
     transformer.float().eval()
     head.eval()
-    tower, eager = mean_pooled_tower(transformer, head, head.out_features), MeanPoolingOriginal(transformer, head)
+    tower, eager = (
+        mean_pooled_tower(transformer, head, head.out_features),
+        MeanPoolingOriginal(transformer, head),
+    )
     check_vocabulary(folder)
     check_sentencepiece(folder)
     with in_our_words(folder, "transformers cannot load its tokenizer"):

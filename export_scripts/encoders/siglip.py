@@ -103,7 +103,10 @@ def text_tower_of(text: SiglipTextModel) -> TextTower:
 
 def image_tower(siglip: SiglipModel) -> ImageTower:
     """The vision transformer with its pooling head; see `image_tower_of`."""
-    scale, bias = (float(value.double()) for value in (siglip.logit_scale.detach().double().exp(), siglip.logit_bias.detach()))
+    scale, bias = (
+        float(value.double())
+        for value in (siglip.logit_scale.detach().double().exp(), siglip.logit_bias.detach())
+    )
     return image_tower_of(siglip.vision_model, Score("sigmoid", scale, bias))
 
 

@@ -11,29 +11,24 @@ from clipserve.encoder_spec import Modality, Precision, encoder_stem
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.export import export_pair
 from export_scripts.publish import export_encoder
+from export_scripts.checkpoints.pair import CheckpointPair
 from standins.checkpoints import TINY_CLIP, write_clip, write_multilingual
+from standins.layouts import LAYOUTS
+from tests.conftest import FolderOf
 from tests.export_scripts.exports import Exported, Pairs
 
 
 @pytest.fixture(scope="session")
-def pairs(
-    clip_folder: Path,
-    multilingual_folder: Path,
-    m_clip_bert_folder: Path,
-    m_clip_xlm_roberta_folder: Path,
-    siglip_folder: Path,
-    siglip_2_folder: Path,
-) -> Pairs:
+def pairs(folder_of: FolderOf) -> Pairs:
     """A pair of each layout; those of a text encoder only have CLIP's pictures."""
-    folders = {
-        "clip": (clip_folder, clip_folder),
-        "multilingual": (clip_folder, multilingual_folder),
-        "m-clip-bert": (clip_folder, m_clip_bert_folder),
-        "m-clip-xlm-r": (clip_folder, m_clip_xlm_roberta_folder),
-        "siglip": (siglip_folder, siglip_folder),
-        "siglip-2": (siglip_2_folder, siglip_2_folder),
-    }
-    return {name: load_pair(str(image), str(text)) for name, (image, text) in folders.items()}
+
+    class Loaded(dict[str, CheckpointPair]):
+        def __missing__(self, layout: str) -> CheckpointPair:
+            text = str(folder_of(layout))
+            self[layout] = load_pair(text if LAYOUTS[layout].image else str(folder_of("clip")), text)
+            return self[layout]
+
+    return Loaded()
 
 
 @pytest.fixture(scope="session")

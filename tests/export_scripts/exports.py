@@ -19,13 +19,12 @@ from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.formats.base import EncoderFormat
 from export_scripts.parity.inputs import photograph_like
+from standins.layouts import LAYOUTS
 
 CPU = torch.device("cpu")
 
-LAYOUTS = ["clip", "multilingual", "m-clip-bert", "m-clip-xlm-r", "siglip", "siglip-2"]
-
 # Those that bring an image encoder of their own.
-IMAGE_LAYOUTS = pytest.mark.parametrize("layout", ["clip", "siglip", "siglip-2"])
+IMAGE_LAYOUTS = pytest.mark.parametrize("layout", [name for name, layout in LAYOUTS.items() if layout.image])
 
 # Other texts and pictures than those of the export's own parity check.
 TEXTS = ["", "a", "Három madár a tengerparton", "三只猫在桌子上", "قطة على الطاولة", "one two three " * 90]

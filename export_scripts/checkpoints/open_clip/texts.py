@@ -36,7 +36,12 @@ def text_model(config: Config, weights: Weights) -> TextModel:
 def _of_transformers(config: Config, weights: Weights) -> TextModel:
     section = config.text
     found = section.read(
-        {"hf_model_name": None, "hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler", "context_length": LENGTH},
+        {
+            "hf_model_name": None,
+            "hf_proj_type": "mlp",
+            "hf_pooler_type": "mean_pooler",
+            "context_length": LENGTH,
+        },
         {"output_tokens": False},
         # The size is the base's.
         (*TOKENS, "hf_model_pretrained", "vocab_size"),
@@ -50,7 +55,9 @@ def _of_transformers(config: Config, weights: Weights) -> TextModel:
     if found["hf_proj_type"] == "mlp":
         hidden = (width + config.embedding_dim) // 2
         head = nn.Sequential(
-            nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, config.embedding_dim, bias=False)
+            nn.Linear(width, hidden, bias=False),
+            nn.GELU(),
+            nn.Linear(hidden, config.embedding_dim, bias=False),
         )
     elif found["hf_proj_type"] == "linear":
         head = nn.Linear(width, config.embedding_dim, bias=False)

@@ -29,7 +29,12 @@ from export_scripts.checkpoints.cleaning import (
 )
 from export_scripts.checkpoints.open_clip.config import Config
 from export_scripts.checkpoints.reading import in_our_words
-from export_scripts.checkpoints.text import TOKENIZER_JSON, as_transformers, check_sentencepiece, check_vocabulary
+from export_scripts.checkpoints.text import (
+    TOKENIZER_JSON,
+    as_transformers,
+    check_sentencepiece,
+    check_vocabulary,
+)
 from export_scripts.checkpoints.two_towers import Texts
 
 

@@ -133,7 +133,9 @@ class Renamed:
         count = len({name.split(".")[names.layers.count(".") + 1] for name in self._of(names.layers)})
         for number in range(count):
             old, new = f"{names.layers}.{number}", f"encoder.layers.{number}"
-            self.move({f"{old}.{names.norm1}": f"{new}.layer_norm1", f"{old}.{names.norm2}": f"{new}.layer_norm2"})
+            self.move(
+                {f"{old}.{names.norm1}": f"{new}.layer_norm1", f"{old}.{names.norm2}": f"{new}.layer_norm2"}
+            )
             for part, name in (("weight", names.qkv_weight), ("bias", names.qkv_bias)):
                 thirds = self.take(f"{old}.{name}").chunk(3)
                 for which, third in zip("qkv", thirds, strict=True):
