@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -99,7 +100,7 @@ def own_text(config: Mapping[str, Any]) -> Shapes:
 
 
 def timm_siglip_image(config: Mapping[str, Any], *, layer_count: int, patch: int = 16) -> Shapes:
-    """timm's vision transformer with attention pooling, as wide as an embedding is long."""
+    """Timm's vision transformer with attention pooling, as wide as an embedding is long."""
     width, names = config["embed_dim"], {
         "norm1": "norm1", "qkv_weight": "attn.qkv.weight", "qkv_bias": "attn.qkv.bias", "out": "attn.proj",
         "norm2": "norm2", "up": "mlp.fc1", "down": "mlp.fc2",
@@ -195,7 +196,7 @@ def write_open_clip(folder: Path, kind: Kind, seed: int = 6) -> Path:
 
 def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Tensor:
     """Of a size that keeps activations about as they are; and no zeros, which would hide what is left out."""
-    values = rng.standard_normal(shape, dtype=np.float32)
+    values: npt.NDArray[Any] = rng.standard_normal(shape, dtype=np.float32)
     last = name.rpartition(".")[2]
     if len(shape) == 1 and last in ("weight", "gamma"):
         values = 1 + values / 10

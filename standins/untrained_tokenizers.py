@@ -59,7 +59,8 @@ def write_openai_bpe(folder: Path, size: int) -> None:
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(left + right for left, right in made)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True)
-    tokenizer: Any = transformers.CLIPTokenizer(
+    kind: Any = transformers.CLIPTokenizer
+    tokenizer = kind(
         vocab={token: number for number, token in enumerate(tokens)}, merges=made, model_max_length=77
     )
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What models were trained to have done to a text before it becomes tokens, as steps of a `tokenizer.json`."""
+"""What is done to a text before it becomes tokens, as models were trained: steps of a `tokenizer.json`."""
 
 from __future__ import annotations
 

@@ -130,7 +130,9 @@ def transformer_of_base(folder: Path, name: str) -> transformers.PreTrainedModel
     if not base.is_dir():
         base = hub_folder(name if "/" in name else f"FacebookAI/{name}", only="config.json")
     config = transformers.AutoConfig.from_pretrained(base)
-    transformer = transformers.AutoModel.from_config(config, dtype=torch.float32)
+    transformer: transformers.PreTrainedModel = transformers.AutoModel.from_config(
+        config, dtype=torch.float32
+    )
     check_supported(transformer)
     return transformer
 

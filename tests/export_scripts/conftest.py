@@ -9,9 +9,9 @@ import pytest
 
 from clipserve.encoder_spec import Modality, Precision, encoder_stem
 from export_scripts.checkpoints.loading import load_pair
+from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.export import export_pair
 from export_scripts.publish import export_encoder
-from export_scripts.checkpoints.pair import CheckpointPair
 from standins.checkpoints import TINY_CLIP, write_clip, write_multilingual
 from standins.layouts import LAYOUTS
 from tests.conftest import FolderOf

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-import transformers
-from tokenizers import Regex, Tokenizer, normalizers
-from torch import Tensor
-
 import re
 import string
 import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer, normalizers
+from torch import Tensor
 
 from clipserve.errors import ExportError
 from export_scripts.checkpoints.cleaning import (

@@ -57,7 +57,8 @@ class Transform:
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """Normalised pixels, float32 `[N, 3, H, W]`, of pictures in RGB."""
         pixels = np.stack([np.asarray(self._cropped(image), np.float32) for image in images])
-        scaled = (pixels / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = (np.array(values, np.float32) for values in (self.mean, self.std))
+        scaled = (pixels / np.float32(255) - mean) / std
         return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
 
     def _cropped(self, image: Image.Image) -> Image.Image:

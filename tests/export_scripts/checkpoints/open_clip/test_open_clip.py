@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -15,20 +11,8 @@ from clipserve.encoder_spec import Precision
 from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.similarity import cosine_similarity, probabilities
 from clipserve.tokens import Tokenizer
-from export_scripts.checkpoints.loading import load_image_checkpoint, load_pair, load_text_checkpoint
 from standins.open_clip import KINDS
 from tests.conftest import FolderOf
-from tests.export_scripts.checkpoints.edits import (
-    Change,
-    Vary,
-    drop,
-    edit_tensors,
-    image_refusal,
-    pair_refusal,
-    remove,
-    text_refusal,
-    write,
-)
 from tests.export_scripts.checkpoints.open_clip.golden import (
     NOT_MENDED,
     PICTURES,
