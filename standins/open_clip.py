@@ -1,7 +1,7 @@
 """Writes folders in open_clip's exact layout with seeded random weights, without open_clip.
 
-Weights are drawn by NumPy and tokenizers are not trained, so that a folder is the same everywhere: beside it stand
-numbers that open_clip itself gave.
+Weights are drawn by NumPy and tokenizers are not trained, so that a folder is the same everywhere, and numbers
+that open_clip itself gave can be kept.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def own_image(config: Mapping[str, Any]) -> Shapes:
 
 
 def own_text(config: Mapping[str, Any]) -> Shapes:
-    """open_clip's text transformer; its names begin with `text.` where the configuration says `custom_text`."""
+    """open_clip's text transformer; its names begin with `text.` where there is `custom_text`."""
     text, dimension = config["text_cfg"], config["embed_dim"]
     width = text["width"]
     prefix = "text." if config.get("custom_text") else ""
@@ -106,9 +106,9 @@ def timm_siglip_image(config: Mapping[str, Any], *, layer_count: int, patch: int
         "norm2": "norm2", "up": "mlp.fc1", "down": "mlp.fc2",
     }  # fmt: skip
     pooling = {
-        "latent": (1, 1, width), "q.weight": (width, width), "q.bias": (width,), "kv.weight": (2 * width, width),
-        "kv.bias": (2 * width,), "proj.weight": (width, width), "proj.bias": (width,), "norm.weight": (width,),
-        "norm.bias": (width,), "mlp.fc1.weight": (4 * width, width), "mlp.fc1.bias": (4 * width,),
+        "latent": (1, 1, width), "q.weight": (width, width), "q.bias": (width,),
+        "kv.weight": (2 * width, width), "kv.bias": (2 * width,), "proj.weight": (width, width),
+        "proj.bias": (width,), "norm.weight": (width,), "norm.bias": (width,), "mlp.fc1.weight": (4 * width, width), "mlp.fc1.bias": (4 * width,),
         "mlp.fc2.weight": (width, 4 * width), "mlp.fc2.bias": (width,),
     }  # fmt: skip
     inside: Shapes = {
@@ -189,7 +189,7 @@ def write_open_clip(folder: Path, kind: Kind, seed: int = 6) -> Path:
     else:
         save_file(state, folder / "open_clip_model.safetensors")
     if kind.base is not None:
-        # The published folder names its base by hub id only; a local checkpoint carries the base's config beside it.
+        # The published folder names its base by hub id only; a local one carries the base's config beside it.
         kind.base.save_pretrained(folder / kind.model["text_cfg"]["hf_model_name"])
     return folder
 
@@ -284,7 +284,8 @@ KINDS = {
             "custom_text": True,
             "vision_cfg": {**_VISION, "ls_init_value": 1.0},
             "text_cfg": {
-                "context_length": 32, "vocab_size": 600, "width": 40, "heads": 2, "layers": 2, "ls_init_value": 1.0,
+                "context_length": 32, "vocab_size": 600, "width": 40, "heads": 2, "layers": 2,
+                "ls_init_value": 1.0,
             },
         },
         {**CLIP_PREPROCESS, **FULL_PREPROCESS, "interpolation": "bilinear"},

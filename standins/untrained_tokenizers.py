@@ -1,4 +1,4 @@
-"""Small tokenizers that nobody trains: the same bytes in every process, so that numbers can be kept beside them.
+"""Small tokenizers that nobody trains: the same bytes in every process, so that numbers of them can be kept.
 
 A vocabulary is the characters of the phrases in 40 languages, and their most frequent words.
 """
@@ -41,19 +41,17 @@ def merges(words: list[list[str]], most: int) -> list[tuple[str, str]]:
     return list(found)
 
 
-def byte_symbols() -> list[str]:
-    """OpenAI's symbol of each byte, in the order of its vocabulary (`bytes_to_unicode` in its simple_tokenizer)."""
+def byte_symbols() -> dict[int, str]:
+    """OpenAI's symbol of each byte, in the order of its vocabulary: `bytes_to_unicode` of its tokenizer."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
-    return [chr(byte) for byte in plain] + [chr(256 + number) for number in range(len(others))]
+    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
 def write_openai_bpe(folder: Path, size: int) -> None:
     """CLIP's tokenizer in all its files: `vocab.json`, `merges.txt` and `tokenizer.json`."""
-    symbols = byte_symbols()
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    order = plain + [byte for byte in range(256) if byte not in plain]
-    of_byte = dict(zip(order, symbols, strict=True))
+    of_byte = byte_symbols()
+    symbols = list(of_byte.values())
     words = [[of_byte[byte] for byte in word.encode()] for word, _ in frequent(lower=True)]
     made = merges([[*word[:-1], f"{word[-1]}</w>"] for word in words if len(word) > 1], size - 514)
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(left + right for left, right in made)]
@@ -203,7 +201,8 @@ def write_gemma(folder: Path, size: int) -> None:
             "added_tokens": _added({token: number for number, token in enumerate(special)}),
             "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
             "pre_tokenizer": {
-                "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
+                "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
+                "invert": False,
             },
             "decoder": {
                 "type": "Sequence",

@@ -1,4 +1,4 @@
-"""`python -m standins.write_open_clip FOLDER`: every kind of folder that open_clip reads, each of its name."""
+"""`python -m standins.write_open_clip FOLDER`: a folder of each kind in open_clip's layout, by its name."""
 
 from __future__ import annotations
 

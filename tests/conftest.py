@@ -150,8 +150,8 @@ def store(pair: CheckpointPair, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def exported_as(folder_of: FolderOf, shared_folder: Path) -> ExportedAs:
     """Exports an encoder of a layout in a format, once for all processes: compiling takes a while.
 
-    A layout's name is that of its text encoder; `NAME-image` is its image encoder, and `image` CLIP's. To be read
-    only.
+    A layout's name is that of its text encoder; `NAME-image` is its image encoder, and `image` CLIP's. To be
+    read only.
     """
     folder = shared_folder / "formats"
     folder.mkdir(exist_ok=True)

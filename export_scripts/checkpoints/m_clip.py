@@ -48,6 +48,7 @@ class MeanPoolingOriginal(nn.Module):
         self.head = head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Both int64 `[N, L]`; gives `[N, D]`."""
         hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask)[0]
         mask = attention_mask[:, :, None]
         pooled: Tensor = self.head((hidden * mask).sum(1) / mask.sum(1))

@@ -55,7 +55,7 @@ class Section:
                 raise self.refusal(name, fixed[name])
             if name not in {*obeyed, *fixed, *unused}:
                 raise ExportError(
-                    f"{self.path} has {name} {value!r}, which is not known here, so it cannot be left out either"
+                    f"{self.path}: {name} {value!r} is not known here, and so can be neither obeyed nor left out"
                 )
         return {name: self.values.get(name, default) for name, default in obeyed.items()}
 
@@ -100,7 +100,7 @@ class Config:
 
 
 def matches(folder: Path) -> bool:
-    """Whether a folder has this layout. It comes before those of other files beside it: models were trained so."""
+    """Whether a folder has this layout, whatever else it has: the model was trained so."""
     return (folder / CONFIG).is_file()
 
 
@@ -117,8 +117,8 @@ def read_config(folder: Path) -> Config:
     model = _section(whole, "model_cfg")
     if "multimodal_cfg" in model.values:
         raise ExportError(
-            f"{path}: a CoCa (multimodal_cfg) is not supported: its text encoder has a class token at its end, and "
-            "a decoder for captions that embeds nothing; take a CLIP of the same data"
+            f"{path}: a CoCa (multimodal_cfg) is not supported: its text encoder has a class token at its "
+            "end, and a decoder for captions that embeds nothing; take a CLIP of the same data"
         )
     known = model.read(
         {"embed_dim": None, "quick_gelu": False},

@@ -53,8 +53,8 @@ def _vision_transformer(config: Config, weights: Weights) -> ImageModel:
     )  # fmt: skip
     if isinstance(found["layers"], list):
         raise ExportError(
-            f"{section.path}: layers {found['layers']} are those of a ResNet, which is not supported; take a ViT of "
-            "the same data"
+            f"{section.path}: layers {found['layers']} are those of a ResNet, which is not supported; take "
+            "a ViT of the same data"
         )
     edge = config.edge
     renamed = Renamed(weights.image, config.folder)

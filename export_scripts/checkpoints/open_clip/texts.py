@@ -97,7 +97,7 @@ def _of_open_clip(config: Config, weights: Weights) -> TextModel:
         "embeddings.position_embedding.weight": renamed.take("positional_embedding"),
     }
     renamed.move({"ln_final": "final_layer_norm"})
-    layers, mlp_width = renamed.move_layers(OPEN_CLIP)
+    _, mlp_width = renamed.move_layers(OPEN_CLIP)
     sizes: dict[str, Any] = {
         "vocab_size": found["vocab_size"],
         "hidden_size": found["width"],
@@ -120,8 +120,8 @@ def _of_open_clip(config: Config, weights: Weights) -> TextModel:
     if kind == ("last", True):
         return _seeing_all(renamed, sizes, weight, bias)
     raise ExportError(
-        f"{section.path}: pool_type {kind[0]!r} with no_causal_mask {kind[1]} is not supported; supported are "
-        "'argmax' with False, and 'last' with True"
+        f"{section.path}: pool_type {kind[0]!r} with no_causal_mask {kind[1]} is not supported; supported "
+        "are 'argmax' with False, and 'last' with True"
     )
 
 

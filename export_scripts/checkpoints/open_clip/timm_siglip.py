@@ -25,10 +25,10 @@ TANH = {("base", "32"), ("so400m", "16"), ("giantopt", "16")}
 
 # Other towers of timm's that people ask for, by the beginning of their names: why not.
 REFUSED = {
-    "fastvit": "a MobileCLIP's image tower (FastViT) is a convolutional network, of which nothing is shared with the "
-    "encoders here; take a ViT of DataComp",
-    "vit_pe": "PE-Core's image tower turns its queries and keys by position (RoPE), which no encoder here does; take a "
-    "ViT of DFN or a SigLIP 2",
+    "fastvit": "a MobileCLIP's image tower (FastViT) is a convolutional network, of which nothing is shared "
+    "with the encoders here; take a ViT of DataComp",
+    "vit_pe": "PE-Core's image tower turns its queries and keys by position (RoPE), which no encoder here "
+    "does; take a ViT of DFN or a SigLIP 2",
 }
 
 

@@ -1,4 +1,4 @@
-"""open_clip's evaluation transforms: what a configuration says of them, and the same done once more with Pillow.
+"""open_clip's evaluation transforms: what a configuration says of them, and the same once more with Pillow.
 
 With torchvision's rules: the longer side is cut off to whole pixels, and half of an odd rest rounds to even.
 """
@@ -68,7 +68,7 @@ class Transform:
         shorter, longer = sorted(image.size)
         other = int(edge * longer / shorter)
         resized = image.resize((edge, other) if image.width <= image.height else (other, edge), filter)
-        left, top = (int(round((side - edge) / 2.0)) for side in resized.size)
+        left, top = (round((side - edge) / 2) for side in resized.size)
         return resized.crop((left, top, left + edge, top + edge))
 
 
