@@ -1,7 +1,7 @@
 """Writes folders in open_clip's exact layout with seeded random weights, without open_clip.
 
-Weights are drawn by NumPy and tokenizers are not trained, so that a folder is the same everywhere, and numbers
-that open_clip itself gave can be kept.
+Weights are drawn by NumPy and tokenizers are not trained, so that a folder is the same everywhere, and what
+open_clip itself gave for it can be kept.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def timm_siglip_image(config: Mapping[str, Any], *, layer_count: int, patch: int
     pooling = {
         "latent": (1, 1, width), "q.weight": (width, width), "q.bias": (width,),
         "kv.weight": (2 * width, width), "kv.bias": (2 * width,), "proj.weight": (width, width),
-        "proj.bias": (width,), "norm.weight": (width,), "norm.bias": (width,), "mlp.fc1.weight": (4 * width, width), "mlp.fc1.bias": (4 * width,),
+        "proj.bias": (width,), "norm.weight": (width,), "norm.bias": (width,),
+        "mlp.fc1.weight": (4 * width, width), "mlp.fc1.bias": (4 * width,),
         "mlp.fc2.weight": (width, 4 * width), "mlp.fc2.bias": (width,),
     }  # fmt: skip
     inside: Shapes = {

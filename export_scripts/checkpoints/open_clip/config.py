@@ -55,7 +55,7 @@ class Section:
                 raise self.refusal(name, fixed[name])
             if name not in {*obeyed, *fixed, *unused}:
                 raise ExportError(
-                    f"{self.path}: {name} {value!r} is not known here, and so can be neither obeyed nor left out"
+                    f"{self.path}: {name} {value!r} is not known here: it can be neither obeyed nor left out"
                 )
         return {name: self.values.get(name, default) for name, default in obeyed.items()}
 

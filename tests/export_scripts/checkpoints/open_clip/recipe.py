@@ -6,7 +6,7 @@
     /tmp/of-open-clip/bin/python tests/export_scripts/checkpoints/open_clip/recipe.py /tmp/open-clip
 
 Two things are not as published, for the stand-ins are small: the byte-level BPE's merges, which open_clip
-carries in its package, are the folder's; and timm's model of a name is told its width, depth and size of pictures.
+carries in its package, are the folder's; and timm's model of a name is told its width, depth and image size.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ SENTENCES = [
     "Dy qen në dëborë",
 ]
 
-# What is not done here, see docs/parity.md: HTML, what ftfy mends by more than one character, and a last sigma
-# behind a point.
+# What is not done here, see docs/parity.md: HTML, what ftfy mends by more than one character, and a last
+# sigma behind a point.
 NOT_MENDED = ["dogs &amp; cats", "schÃ¶ne GrÃ¼ÃŸe", "Κ.Σ"]
 
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import Precision
 from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.similarity import cosine_similarity, probabilities
 from clipserve.tokens import Tokenizer
+from export_scripts.checkpoints.loading import load_image_checkpoint, load_pair, load_text_checkpoint
 from standins.open_clip import KINDS
 from tests.conftest import FolderOf
+from tests.export_scripts.checkpoints.edits import (
+    Change,
+    Vary,
+    drop,
+    edit_tensors,
+    image_refusal,
+    pair_refusal,
+    remove,
+    text_refusal,
+    write,
+)
 from tests.export_scripts.checkpoints.open_clip.golden import (
     NOT_MENDED,
     PICTURES,
@@ -83,3 +100,162 @@ def test_from_raw_inputs_to_probabilities(kind: str, precision: Precision, expor
     expected = logits.sigmoid() if sigmoid else logits.softmax(1)
     # A logit is a hundred cosines.
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-3 if precision == "fp32" else 0.3)
+
+
+# ---- the folder
+
+
+def test_a_pickle_runs_nothing(folder_of: FolderOf, mark: Path, vary: Vary) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (mark,)
+
+    def change(folder: Path) -> None:
+        torch.save({"logit_scale": Hostile()}, folder / "open_clip_pytorch_model.bin")
+
+    folder = vary(folder_of("open-clip-quickgelu"), change)
+    for message in (image_refusal(folder), text_refusal(folder)):
+        assert "not a file of tensors" in message
+    assert not mark.exists()
+
+
+def test_either_side_alone(folder_of: FolderOf) -> None:
+    """LAION's text encoder with another's pictures, and its pictures with another's texts."""
+    own, clip, student = (str(folder_of(name)) for name in ("open-clip", "clip", "multilingual"))
+    assert load_pair(own, student).text.checkpoint_sha256 == load_pair(clip, student).text.checkpoint_sha256
+    pair = load_pair(clip, own)
+    assert pair.text.checkpoint_sha256 == load_pair(own).text.checkpoint_sha256
+    assert pair.doubt is not None
+    assert "other weights than clip" in pair.doubt
+    assert load_pair(own).doubt is None
+
+
+def test_it_comes_before_the_files_of_transformers(folder_of: FolderOf, vary: Vary) -> None:
+    """LAION's folders have both, and were trained by open_clip."""
+    folder = vary(folder_of("open-clip"), write("config.json", json.dumps({"model_type": "clip"})))
+    preprocessing = load_image_checkpoint(folder, "x").preprocessing
+    assert preprocessing.crop_offset == "round"
+
+
+@pytest.mark.parametrize("weights", ["safetensors", "pickle"])
+def test_names_of_a_training_run(weights: str, folder_of: FolderOf, vary: Vary) -> None:
+    """Scales in a vector, names behind `module.`, masks and position ids: the same vectors and identity."""
+
+    def change(folder: Path) -> None:
+        path = folder / "open_clip_model.safetensors"
+        state = {f"module.{name}": tensor for name, tensor in load_file(path).items()}
+        state["module.logit_scale"] = state["module.logit_scale"].reshape(1)
+        state["module.attn_mask"] = torch.zeros(77, 77)
+        state["module.text.transformer.embeddings.position_ids"] = torch.arange(514)[None]
+        path.unlink()
+        if weights == "safetensors":
+            save_file(state, path)
+        else:
+            torch.save(state, folder / "open_clip_pytorch_model.bin")
+
+    folder = vary(folder_of("open-clip"), change)
+    for load in (load_image_checkpoint, load_text_checkpoint):
+        assert load(folder, "x").checkpoint_sha256 == load(folder_of("open-clip"), "x").checkpoint_sha256
+
+
+def says(section: str, **values: Any) -> Change:
+    """Changes one section of a configuration; `model_cfg` is above the others."""
+
+    def change(folder: Path) -> None:
+        path = folder / "open_clip_config.json"
+        config = json.loads(path.read_text())
+        inner = config if section == "" else config.get(section) or config["model_cfg"].get(section)
+        inner.update(values)
+        path.write_text(json.dumps(config))
+
+    return change
+
+
+SAFE = "open_clip_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("open-clip", remove(SAFE), ["neither open_clip_model.safetensors nor open_clip_pytorch_model.bin"]),
+        ("open-clip", write(SAFE, b"x"), ["cannot load its image encoder"]),
+        ("open-clip", edit_tensors(SAFE, drop("visual.proj")), ["weights are missing: proj"]),
+        ("open-clip", edit_tensors(SAFE, drop("logit_scale")), ["weights are missing: logit_scale"]),
+        (
+            "open-clip",
+            edit_tensors(SAFE, lambda state: state.update({"visual.extra": torch.ones(1)})),
+            ["not expected extra (1 in all)"],
+        ),
+        ("open-clip", says("vision_cfg", width=32), ["do not fit its open_clip_config.json"]),
+        ("open-clip", write("open_clip_config.json", "[]"), ["open_clip_config.json: list"]),
+        ("open-clip", says("", model_cfg=[]), ["model_cfg is no object"]),
+        ("open-clip", says("model_cfg", multimodal_cfg={}), ["CoCa", "take a CLIP of the same data"]),
+        ("open-clip", says("model_cfg", embed_dim="x"), ["embed_dim 'x'"]),
+        ("open-clip", says("model_cfg", new=1), ["model_cfg: new 1 is not known here"]),
+        ("open-clip", says("vision_cfg", new=1), ["vision_cfg: new 1 is not known here"]),
+        ("open-clip", says("preprocess_cfg", new=1), ["preprocess_cfg: new 1 is not known here"]),
+        ("open-clip", says("vision_cfg", layers=[3, 4, 6, 3]), ["ResNet", "take a ViT of the same data"]),
+        ("open-clip", says("vision_cfg", pool_type="avg"), ["pool_type 'avg'", "supported is 'tok'"]),
+        ("open-clip", says("vision_cfg", attentional_pool=True), ["attentional_pool True", "is False"]),
+        ("open-clip", says("vision_cfg", no_ln_pre=True), ["no_ln_pre True"]),
+        ("open-clip", says("vision_cfg", qk_norm=True), ["qk_norm True"]),
+        ("open-clip", says("vision_cfg", norm_kwargs={"bias": False}), ["norm_kwargs {'bias': False}"]),
+        ("open-clip", says("vision_cfg", act_kwargs={"x": 1}), ["act_kwargs {'x': 1}"]),
+        ("open-clip", says("vision_cfg", image_size=[48, 64]), ["image_size [48, 64]"]),
+        ("open-clip", says("preprocess_cfg", resize_mode="longest"), ["resize_mode 'longest'", "'squash'"]),
+        ("open-clip", says("preprocess_cfg", interpolation="lanczos"), ["interpolation 'lanczos'"]),
+        ("open-clip-siglip", says("vision_cfg", timm_pool="avg"), ["timm_pool 'avg'", "is 'map'"]),
+        (
+            "open-clip-siglip",
+            says("vision_cfg", timm_model_name="vit_pe_core_base_patch16_224"),
+            ["vit_pe_core_base_patch16_224", "RoPE"],
+        ),
+        ("open-clip-siglip", says("vision_cfg", timm_model_name="fastvit_mci0"), ["fastvit_mci0", "FastViT"]),
+        (
+            "open-clip-siglip",
+            says("vision_cfg", timm_model_name="convnext_base"),
+            ["convnext_base", "vit_base_patch16_siglip_224"],
+        ),
+    ],
+    ids=str,
+)
+def test_image_refusals(kind: str, change: Change, words: list[str], folder_of: FolderOf, vary: Vary) -> None:
+    message = image_refusal(vary(folder_of(kind), change))
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("open-clip", says("text_cfg", new=1), ["text_cfg: new 1 is not known here"]),
+        ("open-clip", says("text_cfg", embed_cls=True), ["embed_cls True", "supported is False"]),
+        ("open-clip", says("text_cfg", pool_type="eos"), ["pool_type 'eos' with no_causal_mask False"]),
+        ("open-clip", says("text_cfg", no_causal_mask=True), ["'argmax' with no_causal_mask True"]),
+        ("open-clip", says("text_cfg", proj_type="none"), ["proj_type 'none'"]),
+        ("open-clip", says("text_cfg", tokenizer_kwargs={"clean": "x"}), ["tokenizer_kwargs {'clean': 'x'}"]),
+        ("open-clip", says("text_cfg", tokenizer_kwargs={"strip_sep_token": True}), ["strip_sep_token"]),
+        ("open-clip", says("text_cfg", tokenizer_mode="clips"), ["tokenizer_mode 'clips'"]),
+        ("open-clip", remove("tokenizer.json", "vocab.json", "merges.txt"), ["no tokenizer"]),
+        ("open-clip", edit_tensors(SAFE, drop("ln_final")), ["weights are missing: ln_final.weight"]),
+        ("open-clip-xlm-r", says("text_cfg", hf_pooler_type="cls_pooler"), ["'cls_pooler'", "'mean_pooler'"]),
+        ("open-clip-xlm-r", says("text_cfg", hf_proj_type="x"), ["hf_proj_type 'x'", "'mlp' or 'linear'"]),
+        ("open-clip-xlm-r", says("text_cfg", hf_model_name="nowhere/at-all"), ["nowhere/at-all"]),
+        ("open-clip-xlm-r", edit_tensors(SAFE, drop("text.proj.2")), ["weights are missing: proj.2.weight"]),
+        (
+            "open-clip-xlm-r",
+            says("text_cfg", hf_tokenizer_name=""),
+            ["a XLMRobertaTokenizer, where"],
+        ),
+    ],
+    ids=str,
+)
+def test_text_refusals(kind: str, change: Change, words: list[str], folder_of: FolderOf, vary: Vary) -> None:
+    message = text_refusal(vary(folder_of(kind), change))
+    for word in words:
+        assert word in message
+
+
+def test_of_other_sizes_they_are_no_pair(folder_of: FolderOf) -> None:
+    message = pair_refusal(str(folder_of("open-clip")), str(folder_of("open-clip-siglip")))
+    assert "gives 32-d embeddings" in message
