@@ -1,10 +1,12 @@
 """Loads a checkpoint pair: eager originals, with everything their specs need to say.
 
 Weights come through the libraries' own loaders: sentence-transformers for its two layouts, transformers for
-M-CLIP's. Names, cache and offline behaviour are the hub library's own.
+M-CLIP's; open_clip's are given transformers' names here. What a checkpoint is called, cache and offline
+behaviour are the hub library's own.
 
 | layout | told by | image | text |
 |---|---|---|---|
+| open_clip | `open_clip_config.json` | yes | its own text tower |
 | sentence-transformers CLIP | `modules.json` around a `CLIPModel` | yes | its own text tower |
 | sentence-transformers text | `modules.json`: Transformer, Pooling, Dense | | yes |
 | M-CLIP BERT | `config.json` of type `bert`, and a pickled linear head | | yes |

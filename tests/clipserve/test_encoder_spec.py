@@ -123,18 +123,18 @@ def test_text_that_is_no_json(text: str) -> None:
 
 @pytest.mark.parametrize("value", [[], "a", 5, None, True, {}], ids=str)
 def test_json_that_is_no_spec(value: Any) -> None:
-    assert "schema_version None, this clipserve reads 4" in refusal(json.dumps(value))
+    assert "schema_version None, this clipserve reads 5" in refusal(json.dumps(value))
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 5, "4", None, [4]], ids=repr)
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 6, "5", None, [5]], ids=repr)
 def test_other_schema_versions(version: Any, data: dict[str, Any]) -> None:
     message = refusal({**data, "schema_version": version})
     assert f"schema_version {version!r}" in message
     assert "run 'make export' again" in message
 
 
-def test_schema_version_that_only_equals_4(data: dict[str, Any]) -> None:
-    assert "schema_version" in refusal({**data, "schema_version": 4.0})
+def test_schema_version_that_only_equals_5(data: dict[str, Any]) -> None:
+    assert "schema_version" in refusal({**data, "schema_version": 5.0})
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

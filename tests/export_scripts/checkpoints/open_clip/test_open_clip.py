@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
-from clipserve.encoder_spec import Precision
+from clipserve.encoder_spec import FloatArray, Precision
 from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.similarity import cosine_similarity, probabilities
 from clipserve.tokens import Tokenizer
 from export_scripts.checkpoints.loading import load_image_checkpoint, load_pair, load_text_checkpoint
+from export_scripts.parity.inputs import photograph_like
 from standins.open_clip import KINDS
 from tests.conftest import FolderOf
 from tests.export_scripts.checkpoints.edits import (
@@ -100,6 +102,39 @@ def test_from_raw_inputs_to_probabilities(kind: str, precision: Precision, expor
     expected = logits.sigmoid() if sigmoid else logits.softmax(1)
     # A logit is a hundred cosines.
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-3 if precision == "fp32" else 0.3)
+
+
+def palette_as_numbers(picture: Image.Image, edge: int, squash: bool) -> Image.Image:
+    """As torchvision has Pillow resize a palette: to the nearest."""
+    shorter = min(picture.size)
+    size = (edge, edge) if squash else tuple(edge * side // shorter for side in picture.size)
+    return picture.resize((size[0], size[1]), Image.Resampling.NEAREST).convert("RGB")
+
+
+@pytest.mark.parametrize("kind", ["open-clip", "open-clip-siglip"])
+def test_what_is_done_otherwise_on_purpose(kind: str, pairs: Pairs) -> None:
+    """docs/parity.md's table, whose numbers are of these stand-ins."""
+    image, text = pairs[kind].image, pairs[kind].text
+    page = (Path(__file__).parents[4] / "docs" / "parity.md").read_text(encoding="utf-8")
+    lines = page.partition("## open_clip")[2].splitlines()
+    column = 4 if kind == "open-clip" else 5
+
+    def assert_said(row: str, ours: FloatArray, theirs: FloatArray) -> None:
+        (line,) = [line for line in lines if line.startswith(f"| {row} |")]
+        found = float((unit(ours) * unit(theirs)).sum())
+        assert found == pytest.approx(float(line.split("|")[column]), abs=0.02), row
+
+    rng = np.random.default_rng(4)
+    drawing = photograph_like(rng, 100, 90).convert("RGBA")
+    drawing.putalpha(photograph_like(rng, 100, 90).convert("L"))
+    assert_said("transparency", image.reference([drawing]), image.reference([drawing.convert("RGB")]))
+    palette = photograph_like(rng, 104, 98).quantize(64)
+    squash = image.preprocessing.resize == "squash"
+    theirs = palette_as_numbers(palette, image.preprocessing.shortest_edge, squash)
+    assert_said("a palette", image.reference([palette]), image.reference([theirs]))
+    for index, sentence in enumerate(NOT_MENDED):
+        ours = text.reference_encode([sentence])
+        assert_said(f"`{sentence}`", ours, golden(kind).texts[len(SENTENCES) + index][None])
 
 
 # ---- the folder
