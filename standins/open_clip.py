@@ -317,3 +317,34 @@ KINDS = {
         partial(timm_siglip_image, layer_count=2), own_text, write_gemma, 2000,
     ),
 }  # fmt: skip
+
+# As published.
+_VIT_B_32 = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}
+_XLM_R_BASE = xlm_roberta(768, 12, 12, 250002)
+FULL_SIZE = {
+    "CLIP-ViT-B-32-laion2B": Kind(
+        {
+            "embed_dim": 512,
+            "vision_cfg": _VIT_B_32,
+            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
+        },
+        CLIP_PREPROCESS,
+        own_image, own_text, write_openai_bpe, 49408,
+    ),
+    "CLIP-ViT-B-32-xlm-roberta-base-laion5B": Kind(
+        {
+            "embed_dim": 512,
+            "vision_cfg": _VIT_B_32,
+            "text_cfg": {
+                "hf_model_name": "xlm-roberta-base", "hf_tokenizer_name": "xlm-roberta-base",
+                "hf_pooler_type": "mean_pooler",
+            },
+        },
+        CLIP_PREPROCESS,
+        own_image, transformers_text(_XLM_R_BASE), write_xlm_roberta, 250002, base=_XLM_R_BASE,
+    ),
+    "ViT-B-16-SigLIP": Kind(
+        siglip(768, 32000, 224, 12), SIGLIP_PREPROCESS,
+        partial(timm_siglip_image, layer_count=12), own_text, write_t5, 32000,
+    ),
+}  # fmt: skip

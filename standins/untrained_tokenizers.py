@@ -55,6 +55,7 @@ def write_openai_bpe(folder: Path, size: int) -> None:
     words = [[of_byte[byte] for byte in word.encode()] for word, _ in frequent(lower=True)]
     made = merges([[*word[:-1], f"{word[-1]}</w>"] for word in words if len(word) > 1], size - 514)
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(left + right for left, right in made)]
+    tokens += [f"unused{number}</w>" for number in range(size - 2 - len(tokens))]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True)
     kind: Any = transformers.CLIPTokenizer
