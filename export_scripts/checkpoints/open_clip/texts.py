@@ -91,6 +91,13 @@ def _of_open_clip(config: Config, weights: Weights) -> TextModel:
         # Sizes that are those of the weights, and what tells nothing without `eos` pooling and class token.
         (*TOKENS, "mlp_ratio", "ls_init_value", "proj_bias", "pad_id", "eos_id"),
     )
+    pooled = (found["pool_type"], bool(found["no_causal_mask"]))
+    build = _BUILDS.get(pooled)
+    if build is None:
+        raise ExportError(
+            f"{section.path}: pool_type {pooled[0]!r} with no_causal_mask {pooled[1]} is not supported; "
+            "supported are 'argmax' with False, and 'last' with True"
+        )
     renamed = Renamed(weights.text, config.folder)
     renamed.state |= {
         "embeddings.token_embedding.weight": renamed.take("token_embedding.weight"),
@@ -114,15 +121,7 @@ def _of_open_clip(config: Config, weights: Weights) -> TextModel:
         bias = unbiased(weight)
     else:
         weight, bias = renamed.take("text_projection.weight"), renamed.take("text_projection.bias")
-    kind = (found["pool_type"], bool(found["no_causal_mask"]))
-    if kind == ("argmax", False):
-        return _causal(renamed, sizes, weight, bias)
-    if kind == ("last", True):
-        return _seeing_all(renamed, sizes, weight, bias)
-    raise ExportError(
-        f"{section.path}: pool_type {kind[0]!r} with no_causal_mask {kind[1]} is not supported; supported "
-        "are 'argmax' with False, and 'last' with True"
-    )
+    return build(renamed, sizes, weight, bias)
 
 
 def _causal(renamed: Renamed, sizes: dict[str, Any], weight: Tensor, bias: Tensor) -> TextModel:
@@ -152,3 +151,7 @@ def _seeing_all(renamed: Renamed, sizes: dict[str, Any], weight: Tensor, bias: T
         return pooled
 
     return TextModel(siglip.text_tower_of(text), original, sizes["max_position_embeddings"])
+
+
+# Where texts are pooled, and whether each token sees those behind it.
+_BUILDS = {("argmax", False): _causal, ("last", True): _seeing_all}

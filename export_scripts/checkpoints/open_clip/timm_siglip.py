@@ -39,17 +39,23 @@ def timm_siglip(config: Config, weights: Weights) -> ImageModel:
         ExportError: it is another model of timm's, or its weights do not fit.
     """
     section = config.vision
-    found = section.read(
-        {"timm_model_name": None, "image_size": 224},
-        {"timm_pool": "map", "timm_proj": "none"},
-        ("timm_model_pretrained", "timm_drop", "timm_drop_path", "timm_proj_bias", "patch_dropout"),
-    )
-    name = str(found["timm_model_name"])
+    name = str(section.values["timm_model_name"])
     if reason := next((why for begin, why in REFUSED.items() if name.startswith(begin)), None):
         raise ExportError(f"{section.path}: timm_model_name {name!r} is not supported: {reason}")
     known = NAME.fullmatch(name)
-    if known is None or section.values.get("timm_pool") != "map" or section.values.get("timm_proj") != "none":
-        raise section.refusal("timm_model_name", "vit_base_patch16_siglip_224", "the other sizes of SigLIP")
+    if known is None:
+        raise section.refusal("timm_model_name", "vit_base_patch16_siglip_224", "another size of SigLIP's")
+    said = section.read(
+        {"timm_pool": "avg", "timm_proj": "linear"},
+        {},
+        (
+            "timm_model_name", "image_size", "timm_model_pretrained", "timm_drop", "timm_drop_path",
+            "timm_proj_bias", "patch_dropout",
+        ),
+    )  # fmt: skip
+    for setting, supported in (("timm_pool", "map"), ("timm_proj", "none")):
+        if said[setting] != supported:
+            raise section.refusal(setting, supported)
     size, patch = known.groups()
     renamed = Renamed(weights.image, config.folder)
     positions = renamed.take("trunk.pos_embed")[0]

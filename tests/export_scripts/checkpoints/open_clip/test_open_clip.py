@@ -242,10 +242,15 @@ SAFE = "open_clip_model.safetensors"
         ("open-clip-siglip", says("vision_cfg", timm_pool="avg"), ["timm_pool 'avg'", "is 'map'"]),
         (
             "open-clip-siglip",
-            says("vision_cfg", timm_model_name="vit_pe_core_base_patch16_224"),
+            says("vision_cfg", timm_model_name="vit_pe_core_base_patch16_224", timm_proj=None),
             ["vit_pe_core_base_patch16_224", "RoPE"],
         ),
-        ("open-clip-siglip", says("vision_cfg", timm_model_name="fastvit_mci0"), ["fastvit_mci0", "FastViT"]),
+        (
+            "open-clip-siglip",
+            says("vision_cfg", timm_model_name="fastvit_mci0", timm_pool="avg", timm_proj=None),
+            ["fastvit_mci0", "FastViT"],
+        ),
+        ("open-clip-siglip", says("vision_cfg", timm_proj=None), ["timm_proj None", "is 'none'"]),
         (
             "open-clip-siglip",
             says("vision_cfg", timm_model_name="convnext_base"),
