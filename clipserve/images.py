@@ -1,7 +1,8 @@
 """From the bytes of a picture to `pixel_values`.
 
-Pixel for pixel what `transformers`' CLIP and SigLIP processors make of the same picture with Pillow, up to
-and including the centre crop; rescaling and mean/std are inside the graph. Five decisions, made here once:
+Pixel for pixel what `transformers`' CLIP and SigLIP processors, and open_clip's transforms, make of the same
+picture with Pillow, up to and including the centre crop; rescaling and mean/std are inside the graph. Five
+decisions, made here once:
 
 * **Orientation**: the EXIF orientation is applied, so that a photograph is embedded as viewers show it.
   (The original processor is given whatever the caller decoded, and does not look at EXIF.)
@@ -284,10 +285,7 @@ def preprocess(image: Image.Image, preprocessing: ImagePreprocessing, limits: Im
         raise _too_much_memory(size, f"when it is resized from {width} x {height}", needed, limits)
     if size != image.size:
         image = image.resize(size, Image.Resampling[preprocessing.resample.upper()])
-    left = (size[0] - preprocessing.crop_width) // 2
-    top = (size[1] - preprocessing.crop_height) // 2
-    box = (left, top, left + preprocessing.crop_width, top + preprocessing.crop_height)
-    pixels = np.asarray(image.crop(box), dtype=np.uint8)  # [H, W, 3]
+    pixels = np.asarray(image.crop(preprocessing.crop_box(*size)), dtype=np.uint8)  # [H, W, 3]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

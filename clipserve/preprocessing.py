@@ -14,6 +14,7 @@ from typing import Literal
 RESAMPLES = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 Resize = Literal["shortest_edge", "squash"]
+CropOffset = Literal["floor", "round"]
 Padding = Literal["longest", "context_length"]
 
 
@@ -51,6 +52,8 @@ class ImagePreprocessing:
         mean, std: per RGB channel, of pixels scaled to [0, 1]; recorded, already applied by the graph.
         resize: `shortest_edge` keeps the aspect ratio; `squash` resizes to `crop_height` x `crop_width`,
             whatever the aspect ratio was, and crops nothing.
+        crop_offset: where an odd number of pixels is cropped off: half of them rounded down before the crop
+            (`floor`), as transformers has it; or to the nearest even number (`round`), as torchvision has it.
     """
 
     shortest_edge: int
@@ -60,6 +63,7 @@ class ImagePreprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: Resize = "shortest_edge"
+    crop_offset: CropOffset = "floor"
 
     @property
     def inputs(self) -> tuple[EncoderInput, ...]:
@@ -71,6 +75,14 @@ class ImagePreprocessing:
         if self.resize == "squash":
             return self.crop_width, self.crop_height
         return shortest_edge_size(width, height, self.shortest_edge)
+
+    def crop_box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the crop in a resized picture of this width and height."""
+        left, top = (
+            round(rest / 2) if self.crop_offset == "round" else rest // 2
+            for rest in (width - self.crop_width, height - self.crop_height)
+        )
+        return left, top, left + self.crop_width, top + self.crop_height
 
     def rules(self) -> Iterator[tuple[str, bool]]:
         """Each field whose type says too little, and whether its value makes sense."""

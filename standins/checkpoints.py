@@ -44,6 +44,30 @@ class ClipShape:
     vocabulary: int
     context_length: int
 
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """In transformers' names."""
+        return {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.text_width,
+            "intermediate_size": 4 * self.text_width,
+            "num_hidden_layers": self.text_layers,
+            "num_attention_heads": self.text_heads,
+            "max_position_embeddings": self.context_length,
+        }
+
+    @property
+    def vision_config(self) -> dict[str, Any]:
+        """In transformers' names."""
+        return {
+            "hidden_size": self.vision_width,
+            "intermediate_size": 4 * self.vision_width,
+            "num_hidden_layers": self.vision_layers,
+            "num_attention_heads": self.vision_heads,
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+        }
+
 
 TINY_CLIP = ClipShape(48, 16, 64, 2, 2, 48, 2, 2, 32, 600, 77)
 # 56 is no multiple of 16, as 384 is none of the published 14.
@@ -121,25 +145,13 @@ def write_siglip(
     kind.write_tokenizer(folder, shape.vocabulary, shape.context_length)
     config = transformers.SiglipConfig(
         text_config={
-            "vocab_size": shape.vocabulary,
-            "hidden_size": shape.text_width,
-            "intermediate_size": 4 * shape.text_width,
-            "num_hidden_layers": shape.text_layers,
-            "num_attention_heads": shape.text_heads,
-            "max_position_embeddings": shape.context_length,
+            **shape.text_config,
             "projection_size": shape.projection_dim,
             "bos_token_id": 2,
             "eos_token_id": 1,
             "pad_token_id": kind.padding_id,
         },
-        vision_config={
-            "hidden_size": shape.vision_width,
-            "intermediate_size": 4 * shape.vision_width,
-            "num_hidden_layers": shape.vision_layers,
-            "num_attention_heads": shape.vision_heads,
-            "image_size": shape.image_size,
-            "patch_size": shape.patch_size,
-        },
+        vision_config=shape.vision_config,
     )
     model = transformers.SiglipModel(config)
     with torch.no_grad():
@@ -325,12 +337,7 @@ def _write_clip_model(folder: Path, shape: ClipShape, seed: int) -> None:
     eos = vocabulary["<|endoftext|>"]
     config = transformers.CLIPConfig(
         text_config={
-            "vocab_size": shape.vocabulary,
-            "hidden_size": shape.text_width,
-            "intermediate_size": 4 * shape.text_width,
-            "num_hidden_layers": shape.text_layers,
-            "num_attention_heads": shape.text_heads,
-            "max_position_embeddings": shape.context_length,
+            **shape.text_config,
             "projection_dim": shape.projection_dim,
             # The published config names 2 for historical reasons: pooling is at the highest token id.
             "eos_token_id": 2,
@@ -338,12 +345,7 @@ def _write_clip_model(folder: Path, shape: ClipShape, seed: int) -> None:
             "pad_token_id": 1,
         },
         vision_config={
-            "hidden_size": shape.vision_width,
-            "intermediate_size": 4 * shape.vision_width,
-            "num_hidden_layers": shape.vision_layers,
-            "num_attention_heads": shape.vision_heads,
-            "image_size": shape.image_size,
-            "patch_size": shape.patch_size,
+            **shape.vision_config,
             "projection_dim": shape.projection_dim,
         },
         projection_dim=shape.projection_dim,

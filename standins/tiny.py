@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from standins import checkpoints
+from standins import checkpoints, open_clip
 from standins.chinese_clip import write_chinese_clip
 from standins.metaclip_2 import write_metaclip_2
 
@@ -19,6 +19,7 @@ PAIRS: Mapping[str, Write] = {
     "siglip-2": partial(checkpoints.write_siglip, kind=checkpoints.SIGLIP_2),
     "metaclip-2": write_metaclip_2,
     "chinese-clip": write_chinese_clip,
+    **{name: partial(open_clip.write_open_clip, kind=kind) for name, kind in open_clip.KINDS.items()},
 }
 
 # Texts only, for the pictures of `clip`.

@@ -57,6 +57,8 @@ def _same_threads_after_each_test() -> Iterator[None]:
 
 WrittenOnce = Callable[[str, Callable[[Path], Path]], Path]
 
+FolderOf = Callable[[str], Path]
+
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

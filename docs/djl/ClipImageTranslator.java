@@ -36,7 +36,8 @@ public final class ClipImageTranslator implements Translator<Image, float[]> {
                         height,
                         width,
                         image.get("resize").getAsString(),
-                        image.get("resample").getAsString());
+                        image.get("resample").getAsString(),
+                        image.get("crop_offset").getAsString());
         ByteBuffer buffer = context.getNDManager().allocateDirect(pixels.length);
         buffer.put(pixels).rewind();
         NDArray pixelValues =

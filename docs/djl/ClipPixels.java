@@ -9,7 +9,8 @@ final class ClipPixels {
     /**
      * Returns uint8 [3, cropHeight, cropWidth], RGB, of an opaque, upright picture.
      *
-     * <p>The parameters are those of spec.json: shortest_edge, crop_height, crop_width, resize and resample.
+     * <p>The parameters are those of spec.json: shortest_edge, crop_height, crop_width, resize, resample
+     * and crop_offset.
      */
     static byte[] of(
             BufferedImage image,
@@ -17,7 +18,8 @@ final class ClipPixels {
             int cropHeight,
             int cropWidth,
             String resize,
-            String resample) {
+            String resample,
+            String cropOffset) {
         int width = image.getWidth();
         int height = image.getHeight();
         int newWidth = cropWidth;
@@ -33,10 +35,13 @@ final class ClipPixels {
         if (!resample.equals("bicubic") && !resample.equals("bilinear")) {
             throw new IllegalArgumentException("resample " + resample + ": bicubic and bilinear are supported");
         }
+        if (!cropOffset.equals("floor") && !cropOffset.equals("round")) {
+            throw new IllegalArgumentException("crop_offset " + cropOffset + ": floor and round are supported");
+        }
         boolean cubic = resample.equals("bicubic");
         int[] rgb = image.getRGB(0, 0, width, height, null, 0, width);
-        int left = (newWidth - cropWidth) / 2;
-        int top = (newHeight - cropHeight) / 2;
+        int left = half(newWidth - cropWidth, cropOffset);
+        int top = half(newHeight - cropHeight, cropOffset);
         byte[] pixels = new byte[3 * cropHeight * cropWidth];
         for (int channel = 0; channel < 3; channel++) {
             int[] plane = new int[width * height];
@@ -54,6 +59,11 @@ final class ClipPixels {
             }
         }
         return pixels;
+    }
+
+    /** Half of what is cropped off: rounded down, or to the nearest even number. */
+    private static int half(int rest, String cropOffset) {
+        return cropOffset.equals("round") ? (int) Math.rint(rest / 2.0) : rest / 2;
     }
 
     /** Resizes the rows of [height, width] to newWidth, and returns the result transposed: [newWidth, height]. */

@@ -1,10 +1,12 @@
 """Loads a checkpoint pair: eager originals, with everything their specs need to say.
 
 Weights come through the libraries' own loaders: sentence-transformers for its two layouts, transformers for
-the others. Names, cache and offline behaviour are the hub library's own.
+the others; open_clip's are given transformers' names here. Names, cache and offline behaviour are the hub
+library's own.
 
 | layout | told by | image | text |
 |---|---|---|---|
+| open_clip | `open_clip_config.json` | yes | its own text tower |
 | sentence-transformers CLIP | `modules.json` around a `CLIPModel` | yes | its own text tower |
 | sentence-transformers text | `modules.json`: Transformer, Pooling, Dense | | yes |
 | SigLIP, MetaCLIP 2, Chinese-CLIP | `model_type` in `config.json` | yes | its own text tower |

@@ -19,6 +19,8 @@ DEFAULT_OWNER = "sentence-transformers/"
 # Formats of the same weights that are never read here.
 UNUSED_FILES = ["onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "clip_cn_*.pt"]
 PICKLED = "pytorch_model*.bin"
+# What the names of open_clip's own weights begin with, beside which others may lie.
+OPEN_CLIP = "open_clip_"
 
 
 def short_name(given: str) -> str:
@@ -60,8 +62,11 @@ def hub_folder(name: str, *, only: str | None = None) -> Path:
         if only is None:
             folder = Path(snapshot_download(name, ignore_patterns=[*UNUSED_FILES, f"*{PICKLED}"]))
             # Of weights that lie there twice, safetensors are read; a pickle is fetched where it is alone.
-            safe = {path.parent.relative_to(folder) for path in folder.rglob("*.safetensors")}
-            unused = [*UNUSED_FILES, *sorted((parent / PICKLED).as_posix() for parent in safe)]
+            twice = {
+                path.parent.relative_to(folder) / (OPEN_CLIP * path.name.startswith(OPEN_CLIP) + PICKLED)
+                for path in folder.rglob("*.safetensors")
+            }
+            unused = [*UNUSED_FILES, *sorted(path.as_posix() for path in twice)]
         return Path(snapshot_download(name, ignore_patterns=unused, allow_patterns=only))
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         # One sentence: the library's own messages are paragraphs about its cache.

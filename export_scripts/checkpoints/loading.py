@@ -12,6 +12,8 @@ from clipserve.errors import ExportError
 from export_scripts.checkpoints import m_clip, sentence_transformers, siglip, two_towers
 from export_scripts.checkpoints.hub import DEMO_IMAGE, DEMO_TEXT, checkpoint_folder, short_name, spec_name
 from export_scripts.checkpoints.licenses import license_of
+from export_scripts.checkpoints.open_clip import config as open_clip
+from export_scripts.checkpoints.open_clip import loading as open_clip_loading
 from export_scripts.checkpoints.pair import CheckpointPair, ImageCheckpoint, TextCheckpoint
 from export_scripts.checkpoints.reading import model_type
 from export_scripts.checkpoints.two_towers import Texts, own_tokenizer
@@ -54,6 +56,7 @@ def _two_towers(family: Family, load_texts: Callable[[Path], Texts] = own_tokeni
 
 # The first that matches is taken.
 LAYOUTS = (
+    Layout("open_clip", open_clip.matches, open_clip_loading.load_text, open_clip_loading.load_image),
     Layout(
         "sentence-transformers (modules.json)",
         sentence_transformers.matches,

@@ -40,15 +40,16 @@ from export_scripts.encoders.supported import check_supported
 from export_scripts.identity import UNUSED_WEIGHTS
 
 
-class _MeanPoolingOriginal(nn.Module):
-    """M-CLIP's own forward pass: masked mean of the last hidden state, then the linear head."""
+class MeanPoolingOriginal(nn.Module):
+    """M-CLIP's own forward pass: masked mean of the last hidden state, then the head. open_clip's too."""
 
-    def __init__(self, transformer: nn.Module, head: nn.Linear):
+    def __init__(self, transformer: nn.Module, head: nn.Module):
         super().__init__()
         self.transformer = transformer
         self.head = head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Both int64 `[N, L]`; gives `[N, D]`."""
         hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask)[0]
         mask = attention_mask[:, :, None]
         pooled: Tensor = self.head((hidden * mask).sum(1) / mask.sum(1))
@@ -104,12 +105,7 @@ def load_xlm_roberta(folder: Path, name: str) -> TextCheckpoint:
     """
     config = read_json(folder / "config.json")
     with in_our_words(folder, "its weights do not fit its config.json"):
-        base = folder / config["modelBase"]
-        base_config = transformers.AutoConfig.from_pretrained(
-            base if base.is_dir() else _folder_of_base(config["modelBase"])
-        )
-        transformer = transformers.AutoModel.from_config(base_config, dtype=torch.float32)
-        check_supported(transformer)
+        transformer = transformer_of_base(folder, config["modelBase"])
         head = nn.Linear(config["transformerDimensions"], config["numDims"])
         container = nn.ModuleDict({"transformer": transformer, "LinearTransformation": head})
         found = container.load_state_dict(read_state_dict(folder), strict=False)
@@ -124,10 +120,24 @@ def load_xlm_roberta(folder: Path, name: str) -> TextCheckpoint:
     return _m_clip(folder, name, transformer, head)
 
 
-def _folder_of_base(name: str) -> Path:
-    repository = name if "/" in name else f"FacebookAI/{name}"
-    # Its weights are in the checkpoint itself.
-    return hub_folder(repository, only="config.json")
+def transformer_of_base(folder: Path, name: str) -> transformers.PreTrainedModel:
+    """A transformer as a checkpoint names it, whose own weights are in the checkpoint itself.
+
+    Args:
+        name: on the hub, where its configuration lies; or of a folder in the checkpoint's.
+
+    Raises:
+        ExportError: it is out of reach, or not supported.
+    """
+    base = folder / name
+    if not base.is_dir():
+        base = hub_folder(name if "/" in name else f"FacebookAI/{name}", only="config.json")
+    config = transformers.AutoConfig.from_pretrained(base)
+    transformer: transformers.PreTrainedModel = transformers.AutoModel.from_config(
+        config, dtype=torch.float32
+    )
+    check_supported(transformer)
+    return transformer
 
 
 def _m_clip(
@@ -135,7 +145,8 @@ def _m_clip(
 ) -> TextCheckpoint:
     transformer.float().eval()
     head.eval()
-    tower, eager = bert_tower(transformer, head), _MeanPoolingOriginal(transformer, head)
+    tower = bert_tower(transformer, head, head.out_features)
+    eager = MeanPoolingOriginal(transformer, head)
     check_vocabulary(folder)
     check_sentencepiece(folder)
     with in_our_words(folder, "transformers cannot load its tokenizer"):

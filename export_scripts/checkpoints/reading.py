@@ -81,20 +81,21 @@ def model_type(folder: Path) -> str | None:
     return read_json(folder / "config.json").get("model_type")
 
 
-def read_state_dict(folder: Path) -> dict[str, Tensor]:
-    """Weights from `model.safetensors`, else from `pytorch_model.bin`, of which only tensors are read.
+def read_state_dict(
+    folder: Path, safe: str = "model.safetensors", pickled: str = "pytorch_model.bin"
+) -> dict[str, Tensor]:
+    """Weights from the file `safe`, else from the file `pickled`, of which only tensors are read.
 
     Raises:
         ExportError: neither is there, or it is damaged or holds something else.
     """
-    safe = folder / "model.safetensors"
-    if safe.is_file():
-        return load_file(safe)
-    path = folder / "pytorch_model.bin"
+    if (folder / safe).is_file():
+        return load_file(folder / safe)
+    path = folder / pickled
     try:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise ExportError(f"{folder}: neither model.safetensors nor pytorch_model.bin") from error
+        raise ExportError(f"{folder}: neither {safe} nor {pickled}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ExportError(f"{path}: not a file of tensors: {error}") from error
     return state

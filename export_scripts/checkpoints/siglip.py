@@ -15,35 +15,24 @@ evaluates, which transformers' `SiglipTokenizer` always does.
 
 from __future__ import annotations
 
-import re
-import string
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 from clipserve.errors import ExportError
+from export_scripts.checkpoints.cleaning import LOWER_CASE, SINGLE_BLANKS, WITHOUT_PUNCTUATION
 from export_scripts.checkpoints.reading import read_json
-from export_scripts.checkpoints.text import check_sentencepiece_file
+from export_scripts.checkpoints.text import as_transformers, check_sentencepiece_file
 from export_scripts.checkpoints.two_towers import Texts
 
 SENTENCEPIECE = "spiece.model"
 
-# `tokenizers` lowers each letter by itself, and so knows no sigma at a word's end.
-LOWER_CASE = (
-    normalizers.Replace(Regex(r"(?<=[\p{L}\p{M}])Σ(?!\p{M}*\p{L})"), "ς"),
-    normalizers.Lowercase(),
-)
-CANONICAL = (
-    *LOWER_CASE,
-    normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
-    normalizers.Replace(Regex(r"\s+"), " "),
-    normalizers.Strip(),
-)
+CANONICAL = (*LOWER_CASE, WITHOUT_PUNCTUATION, *SINGLE_BLANKS)
 
 
 def load_texts(folder: Path) -> Texts:
@@ -60,23 +49,14 @@ def load_texts(folder: Path) -> Texts:
             raise ExportError(f"{folder}: do_lower_case false in tokenizer_config.json is not supported")
         backend = _unigram(folder / SENTENCEPIECE, original.eos_token)
         # transformers' own does to a text what it was trained with.
-        return Texts(_as_transformers(backend, original), partial(_padded, original))
+        return Texts(as_transformers(backend, original), partial(_padded, original))
     if isinstance(original, transformers.GemmaTokenizer):
         backend = Tokenizer.from_str(original.backend_tokenizer.to_str())
         backend.normalizer = normalizers.Sequence([*LOWER_CASE, backend.normalizer])
-        return Texts(_as_transformers(backend, original), partial(_padded, original, prepare=str.lower))
+        return Texts(as_transformers(backend, original), partial(_padded, original, prepare=str.lower))
     raise ExportError(
         f"{folder}: a SigLIP with a {type(original).__name__} is not supported; supported are "
         "SiglipTokenizer and GemmaTokenizer"
-    )
-
-
-def _as_transformers(backend: Tokenizer, original: Any) -> Any:
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=original.pad_token,
-        padding_side=original.padding_side,
-        truncation_side=original.truncation_side,
     )
 
 

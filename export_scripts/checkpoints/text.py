@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 from clipserve.encoder_spec import FloatArray, sha256
@@ -62,6 +64,16 @@ def check_sentencepiece_file(path: Path) -> None:
         raise ExportError(
             f"{path}: {'not a' if path.is_file() else 'missing, a'} SentencePiece model"
         ) from error
+
+
+def as_transformers(backend: Tokenizer, original: Any) -> Any:
+    """Another `tokenizers` form, with what transformers keeps beside that of the `original`."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=original.pad_token,
+        padding_side=original.padding_side,
+        truncation_side=original.truncation_side,
+    )
 
 
 def length_limit(max_length: Any) -> int:

@@ -1,4 +1,4 @@
-"""BERT and what is built like it: post-norm layers, one vector of all tokens, a linear head."""
+"""BERT and what is built like it: post-norm layers, one vector of all tokens, a head."""
 
 from __future__ import annotations
 
@@ -134,9 +134,12 @@ def bert_architecture(
 
 
 def bert_tower(
-    transformer: PreTrainedModel, head: nn.Linear, kind: type[BertArchitecture] = MeanPooledArchitecture
+    transformer: PreTrainedModel,
+    head: nn.Module,
+    embedding_dim: int,
+    kind: type[BertArchitecture] = MeanPooledArchitecture,
 ) -> TextTower:
-    """A BERT-like transformer, pooled in one of the ways of `POOLS`, and the linear head behind it.
+    """A BERT-like transformer, pooled in one of the ways of `POOLS`, and the head behind it.
 
     The original is told to run each MLP in one piece: `chunk_size_feed_forward` changes no number, and fails
     at every length that is no multiple of it.
@@ -156,7 +159,7 @@ def bert_tower(
     return TextTower(
         architecture=architecture,
         parts=(transformer, head),
-        embedding_dim=head.out_features,
+        embedding_dim=embedding_dim,
         vocabulary_size=embeddings.word_embeddings.num_embeddings,
         positions=positions,
         build=lambda output: BertTextEncoder(transformer, architecture, head, output),
@@ -208,12 +211,12 @@ class PaddingAwarePositions(nn.Module):
 
 
 class BertTextEncoder(nn.Module):
-    """A BERT-like transformer, its tokens pooled, and a linear projection.
+    """A BERT-like transformer, its tokens pooled, and a projection.
 
     Args:
         transformer: the original, one of `BERT_LIKES`; float32.
         architecture: see `bert_architecture`.
-        projection: the linear head.
+        projection: the head, one linear layer or more.
         output: last stage, `L2Normalized` or `Unnormalized`.
     """
 
@@ -221,7 +224,7 @@ class BertTextEncoder(nn.Module):
         self,
         transformer: PreTrainedModel,
         architecture: BertArchitecture,
-        projection: nn.Linear,
+        projection: nn.Module,
         output: nn.Module,
     ):
         super().__init__()

@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTextModel, CLIPVisionModel
 
 from clipserve.encoder_spec import Score
 from clipserve.errors import ExportError
@@ -75,62 +75,75 @@ class ClipTextArchitecture(Architecture):
         return replace(self, end_token=ids[-1] if ends_at_highest else end)
 
 
-def image_architecture(clip: Any) -> ImageArchitecture:
+def image_architecture(vision: CLIPVisionModel) -> ImageArchitecture:
     """The numbers of a CLIP's vision transformer."""
     # transformers types its configurations too loosely to check.
-    config: Any = clip.config.vision_config
+    config: Any = vision.config
     return ImageArchitecture(
         heads=config.num_attention_heads,
         activation=config.hidden_act,
-        norm_eps=norm_eps(clip.vision_model),
+        norm_eps=norm_eps(vision),
         patch_size=config.patch_size,
     )
 
 
-def clip_text_architecture(clip: Any, *, two_is_highest: bool) -> ClipTextArchitecture:
+def clip_text_architecture(text: CLIPTextModel, *, two_is_highest: bool) -> ClipTextArchitecture:
     """The numbers of a CLIP's text transformer.
 
     Args:
         two_is_highest: whether transformers pools at the highest token id where 2 is named as end token. The
             published configurations of CLIP do, and its end token has the highest.
     """
-    config: Any = clip.config.text_config
+    config: Any = text.config
     return ClipTextArchitecture(
         heads=config.num_attention_heads,
         activation=config.hidden_act,
-        norm_eps=norm_eps(clip.text_model),
+        norm_eps=norm_eps(text),
         end_token=None if two_is_highest and config.eos_token_id == 2 else config.eos_token_id,
+    )
+
+
+def image_tower_of(vision: CLIPVisionModel, projection: nn.Linear, score: Score) -> ImageTower:
+    """A vision transformer and its projection; `score` is of the pair."""
+    # transformers types its submodules too loosely to check.
+    embeddings: Any = vision.embeddings
+    architecture, edge = image_architecture(vision), embeddings.image_size
+    return ImageTower(
+        architecture=architecture,
+        parts=(vision, projection),
+        embedding_dim=projection.out_features,
+        size=(edge, edge),
+        score=score,
+        preprocessing=image_preprocessing,
+        build=lambda preprocessing, output: ImageEncoder(
+            vision, projection, architecture, preprocessing, output
+        ),
+    )
+
+
+def text_tower_of(text: CLIPTextModel, projection: nn.Linear, *, two_is_highest: bool = True) -> TextTower:
+    """A text transformer and its projection; see `clip_text_architecture`."""
+    embeddings: Any = text.embeddings
+    architecture = clip_text_architecture(text, two_is_highest=two_is_highest)
+    return TextTower(
+        architecture=architecture,
+        parts=(text, projection),
+        embedding_dim=projection.out_features,
+        vocabulary_size=embeddings.token_embedding.num_embeddings,
+        positions=embeddings.position_embedding.num_embeddings,
+        build=lambda output: ClipTextEncoder(text, projection, architecture, output),
     )
 
 
 def image_tower(clip: Any) -> ImageTower:
     """The vision transformer and its projection, of a model with CLIP's names for them."""
-    # transformers types its submodules too loosely to check.
-    vision: Any = clip.vision_model
-    architecture, edge = image_architecture(clip), vision.embeddings.image_size
-    return ImageTower(
-        architecture=architecture,
-        parts=(vision, clip.visual_projection),
-        embedding_dim=clip.visual_projection.out_features,
-        size=(edge, edge),
-        score=Score("softmax", float(clip.logit_scale.detach().double().exp())),
-        preprocessing=image_preprocessing,
-        build=lambda preprocessing, output: ImageEncoder(clip, architecture, preprocessing, output),
-    )
+    score = Score("softmax", float(clip.logit_scale.detach().double().exp()))
+    return image_tower_of(clip.vision_model, clip.visual_projection, score)
 
 
 def text_tower(clip: Any, *, two_is_highest: bool = True) -> TextTower:
     """The text transformer and its projection; see `clip_text_architecture`."""
-    text: Any = clip.text_model
-    architecture = clip_text_architecture(clip, two_is_highest=two_is_highest)
-    return TextTower(
-        architecture=architecture,
-        parts=(text, clip.text_projection),
-        embedding_dim=clip.text_projection.out_features,
-        vocabulary_size=text.embeddings.token_embedding.num_embeddings,
-        positions=text.embeddings.position_embedding.num_embeddings,
-        build=lambda output: ClipTextEncoder(clip, architecture, output),
-    )
+    return text_tower_of(clip.text_model, clip.text_projection, two_is_highest=two_is_highest)
 
 
 CLIP = Family("CLIP", CLIPModel, "clip", image_tower, text_tower, original="sentence-transformers")
@@ -172,7 +185,7 @@ class ImageEncoder(nn.Module):
     """CLIP's vision transformer with its projection.
 
     Args:
-        clip: the original; float32.
+        vision, projection: the original; float32.
         architecture: see `image_architecture`.
         preprocessing: its mean and std.
         output: last stage, `L2Normalized` or `Unnormalized`.
@@ -180,14 +193,14 @@ class ImageEncoder(nn.Module):
 
     def __init__(
         self,
-        clip: CLIPModel,
+        # transformers types its submodules too loosely to check.
+        vision: Any,
+        projection: nn.Linear,
         architecture: ImageArchitecture,
         preprocessing: ImagePreprocessing,
         output: nn.Module,
     ):
         super().__init__()
-        # transformers types its submodules too loosely to check.
-        vision: Any = clip.vision_model
         self.size = (preprocessing.crop_height, preprocessing.crop_width)
         self.wanted_pixels = preprocessing.wanted_pixels
         positions = vision.embeddings.position_embedding.weight.detach().double()  # [1 + patches, W]
@@ -200,7 +213,7 @@ class ImageEncoder(nn.Module):
         self.layers = nn.ModuleList(layers[:-1])
         self.last_layer = PooledLayer(layers[-1])
         self.norm_after = vision.post_layernorm
-        self.projection = clip.visual_projection
+        self.projection = projection
         self.output = output
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -230,21 +243,22 @@ class ClipTextEncoder(nn.Module):
     """CLIP's own text transformer with its projection, pooled at the end token.
 
     Args:
-        clip: the original; float32.
+        text, projection: the original; float32.
         architecture: see `clip_text_architecture`.
         output: last stage, `L2Normalized` or `Unnormalized`.
     """
 
-    def __init__(self, clip: CLIPModel, architecture: ClipTextArchitecture, output: nn.Module):
+    def __init__(
+        self, text: Any, projection: nn.Linear, architecture: ClipTextArchitecture, output: nn.Module
+    ):
         super().__init__()
-        text: Any = clip.text_model
         self.tokens = text.embeddings.token_embedding
         self.positions = nn.Parameter(text.embeddings.position_embedding.weight.detach()[None])
         layers = [_layer(layer, architecture, causal=True) for layer in text.encoder.layers]
         self.layers = nn.ModuleList(layers[:-1])
         self.last_layer = PooledLayer(layers[-1])
         self.norm_after = text.final_layer_norm
-        self.projection = clip.text_projection
+        self.projection = projection
         self.end_token = architecture.end_token
         self.output = output
 

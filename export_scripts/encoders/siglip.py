@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SiglipModel
+from transformers import SiglipModel, SiglipTextModel, SiglipVisionModel
 
 from clipserve.encoder_spec import Score
 from clipserve.errors import ExportError
@@ -45,68 +45,76 @@ class SiglipTextArchitecture(Architecture):
     """SigLIP's text transformer: every token sees every other, padding too; pooled at the last position."""
 
 
-def siglip_image_architecture(siglip: SiglipModel) -> SiglipImageArchitecture:
+def siglip_image_architecture(vision: SiglipVisionModel) -> SiglipImageArchitecture:
     """The numbers of a SigLIP's vision transformer."""
     # transformers types its configurations too loosely to check.
-    config: Any = siglip.config.vision_config
+    config: Any = vision.config
     return SiglipImageArchitecture(
         heads=config.num_attention_heads,
         activation=config.hidden_act,
-        norm_eps=norm_eps(siglip.vision_model),
+        norm_eps=norm_eps(vision),
         patch_size=config.patch_size,
     )
 
 
-def siglip_text_architecture(siglip: SiglipModel) -> SiglipTextArchitecture:
+def siglip_text_architecture(text: SiglipTextModel) -> SiglipTextArchitecture:
     """The numbers of a SigLIP's text transformer."""
-    config: Any = siglip.config.text_config
+    config: Any = text.config
     return SiglipTextArchitecture(
-        heads=config.num_attention_heads,
-        activation=config.hidden_act,
-        norm_eps=norm_eps(siglip.text_model),
+        heads=config.num_attention_heads, activation=config.hidden_act, norm_eps=norm_eps(text)
     )
 
 
-def image_tower(siglip: SiglipModel) -> ImageTower:
-    """The vision transformer with its pooling head.
+def image_tower_of(vision: SiglipVisionModel, score: Score) -> ImageTower:
+    """A vision transformer with its pooling head; `score` is of the pair.
 
     Raises:
         ExportError: it has no such head.
     """
     # transformers types its submodules too loosely to check.
-    vision: Any = siglip.vision_model
-    if not vision.use_head:
+    parts: Any = vision
+    if not parts.use_head:
         raise ExportError("vision_use_head false is not supported; supported is a pooling head")
-    architecture = siglip_image_architecture(siglip)
-    edge = vision.embeddings.image_size
+    architecture = siglip_image_architecture(vision)
+    edge = parts.embeddings.image_size
     return ImageTower(
         architecture=architecture,
         parts=(vision,),
-        embedding_dim=vision.post_layernorm.normalized_shape[0],
+        embedding_dim=parts.post_layernorm.normalized_shape[0],
         size=(edge, edge),
-        score=Score(
-            "sigmoid",
-            scale=float(siglip.logit_scale.detach().double().exp()),
-            bias=float(siglip.logit_bias.detach().double()),
-        ),
+        score=score,
         preprocessing=partial(squashed, name="SigLIP"),
         build=lambda preprocessing, output: SiglipImageEncoder(vision, architecture, preprocessing, output),
     )
 
 
-def text_tower(siglip: SiglipModel) -> TextTower:
-    """The text transformer with its head."""
-    text: Any = siglip.text_model
-    architecture = siglip_text_architecture(siglip)
+def text_tower_of(text: SiglipTextModel) -> TextTower:
+    """A text transformer with its head."""
+    parts: Any = text
+    architecture = siglip_text_architecture(text)
     return TextTower(
         architecture=architecture,
         parts=(text,),
-        embedding_dim=text.head.out_features,
-        vocabulary_size=text.embeddings.token_embedding.num_embeddings,
-        positions=text.embeddings.position_embedding.num_embeddings,
+        embedding_dim=parts.head.out_features,
+        vocabulary_size=parts.embeddings.token_embedding.num_embeddings,
+        positions=parts.embeddings.position_embedding.num_embeddings,
         build=lambda output: SiglipTextEncoder(text, architecture, output),
         padding="context_length",
     )
+
+
+def image_tower(siglip: SiglipModel) -> ImageTower:
+    """The vision transformer with its pooling head; see `image_tower_of`."""
+    scale, bias = (
+        float(value.double())
+        for value in (siglip.logit_scale.detach().double().exp(), siglip.logit_bias.detach())
+    )
+    return image_tower_of(siglip.vision_model, Score("sigmoid", scale, bias))
+
+
+def text_tower(siglip: SiglipModel) -> TextTower:
+    """The text transformer with its head."""
+    return text_tower_of(siglip.text_model)
 
 
 SIGLIP = Family("SigLIP", SiglipModel, "siglip", image_tower, text_tower, original="transformers")

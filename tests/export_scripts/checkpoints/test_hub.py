@@ -84,6 +84,7 @@ def test_weights_are_not_fetched_twice(monkeypatch: pytest.MonkeyPatch, tmp_path
     files = [
         "model.safetensors", "pytorch_model-00001-of-00002.bin", "0_CLIPModel/model.safetensors",
         "0_CLIPModel/pytorch_model.bin", "2_Dense/pytorch_model.bin", "2_Dense/config.json",
+        "open_clip_pytorch_model.bin",
     ]  # fmt: skip
 
     def download(name: str, *, ignore_patterns: list[str], allow_patterns: str | None = None) -> str:
@@ -98,5 +99,10 @@ def test_weights_are_not_fetched_twice(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert [path.name for path in tmp_path.rglob("*.*")] == ["config.json"]
     hub.hub_folder("somebody/model")
     fetched = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
-    # The Dense layer has its pickle only, which is read.
+    # The Dense layer has its pickle only, which is read, and so has open_clip.
     assert set(files) - fetched == {"pytorch_model-00001-of-00002.bin", "0_CLIPModel/pytorch_model.bin"}
+    (tmp_path / "open_clip_pytorch_model.bin").unlink()
+    files.append("open_clip_model.safetensors")
+    hub.hub_folder("somebody/model")
+    assert (tmp_path / "open_clip_model.safetensors").is_file()
+    assert not (tmp_path / "open_clip_pytorch_model.bin").exists()

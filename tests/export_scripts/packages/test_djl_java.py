@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from clipserve.images import ImageLimits, PixelArray, preprocess
-from clipserve.preprocessing import ImagePreprocessing, Resize
+from clipserve.preprocessing import CropOffset, ImagePreprocessing, Resize
 from export_scripts.parity.inputs import photograph_like
 
 ROOT = Path(__file__).parents[3]
@@ -30,9 +30,9 @@ import javax.imageio.ImageIO;
 
 class Main {
     public static void main(String[] a) throws Exception {
-        for (int i = 0; i < a.length; i += 7) {
+        for (int i = 0; i < a.length; i += 8) {
             byte[] pixels = ClipPixels.of(ImageIO.read(new File(a[i])), Integer.parseInt(a[i + 2]),
-                    Integer.parseInt(a[i + 3]), Integer.parseInt(a[i + 4]), a[i + 5], a[i + 6]);
+                    Integer.parseInt(a[i + 3]), Integer.parseInt(a[i + 4]), a[i + 5], a[i + 6], a[i + 7]);
             Files.write(Path.of(a[i + 1]), pixels);
         }
     }
@@ -141,26 +141,39 @@ def test_pixels_are_pillows(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arguments: list[str] = []
     expected: list[PixelArray] = []
-    forms: list[tuple[int, int, int, str, Resize]] = [
-        (48, 48, 48, "bicubic", "shortest_edge"),
-        (56, 40, 52, "bicubic", "shortest_edge"),
-        (52, 52, 52, "bilinear", "shortest_edge"),
-        (48, 48, 48, "bicubic", "squash"),
-        (52, 40, 52, "bilinear", "squash"),
+    forms: list[tuple[int, int, int, str, Resize, CropOffset]] = [
+        (48, 48, 48, "bicubic", "shortest_edge", "floor"),
+        (56, 40, 52, "bicubic", "shortest_edge", "floor"),
+        (52, 52, 52, "bilinear", "shortest_edge", "floor"),
+        # Rests of 3 and 7 pixels.
+        (55, 52, 48, "bilinear", "shortest_edge", "round"),
+        (48, 48, 48, "bicubic", "squash", "floor"),
+        (52, 40, 52, "bilinear", "squash", "floor"),
     ]
-    for edge, height, width, resample, resize in forms:
-        preprocessing = ImagePreprocessing(edge, height, width, resample, (0.0,) * 3, (1.0,) * 3, resize)
+    for edge, height, width, resample, resize, crop_offset in forms:
+        preprocessing = ImagePreprocessing(
+            edge, height, width, resample, (0.0,) * 3, (1.0,) * 3, resize, crop_offset
+        )
         for size in sizes:
             picture = photograph_like(rng, *size)
             picture.paste((255, 255, 255), (size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2))
             picture.paste((0, 0, 0), (size[0] // 2, size[1] // 2, size[0], size[1]))
             name = str(len(expected))
             picture.save(tmp_path / f"{name}.png")
-            arguments += [f"{name}.png", name, str(edge), str(height), str(width), resize, resample]
+            arguments += [
+                f"{name}.png",
+                name,
+                str(edge),
+                str(height),
+                str(width),
+                resize,
+                resample,
+                crop_offset,
+            ]
             expected.append(preprocess(picture, preprocessing, ImageLimits()))
     subprocess.run(["java", "Main", *arguments], cwd=tmp_path, check=True)
     for i, pixels in enumerate(expected):
         found = np.frombuffer((tmp_path / str(i)).read_bytes(), np.uint8)
         # Pillow 13 takes the columns of some squashed pictures first, and rounds in between.
-        apart = 0 if i < 18 else 1
+        apart = 0 if i < 24 else 1
         np.testing.assert_allclose(found.reshape(pixels.shape).astype(int), pixels, rtol=0, atol=apart)

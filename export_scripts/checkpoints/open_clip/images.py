@@ -1,0 +1,87 @@
+"""open_clip's image towers, as models of transformers: its own vision transformer, and timm's."""
+
+from __future__ import annotations
+
+import transformers
+from torch import Tensor
+
+from clipserve.errors import ExportError
+from export_scripts.checkpoints.open_clip.config import PLAIN_BLOCKS, Config, activation, norm_eps
+from export_scripts.checkpoints.open_clip.models import ImageModel
+from export_scripts.checkpoints.open_clip.timm_siglip import timm_siglip
+from export_scripts.checkpoints.open_clip.weights import OPEN_CLIP, Renamed, Weights
+from export_scripts.encoders import clip
+from export_scripts.encoders.layers import linear
+
+
+def image_model(config: Config, weights: Weights) -> ImageModel:
+    """A folder's image tower.
+
+    Raises:
+        ExportError: it is not supported, or its weights do not fit.
+    """
+    if config.vision.values.get("timm_model_name"):
+        return timm_siglip(config, weights)
+    return _vision_transformer(config, weights)
+
+
+def _vision_transformer(config: Config, weights: Weights) -> ImageModel:
+    section = config.vision
+    found = section.read(
+        {
+            "image_size": 224,
+            "patch_size": 16,
+            "layers": 12,
+            "width": 768,
+            "head_width": 64,
+            "act_kwargs": None,
+            "norm_kwargs": None,
+        },
+        {
+            **PLAIN_BLOCKS,
+            "attentional_pool": False,
+            "no_ln_pre": False,
+            "pool_type": "tok",
+            "final_ln_after_pool": False,
+            "timm_model_name": None,
+        },
+        # Those of the weights, of training, and of what is refused.
+        (
+            "mlp_ratio", "ls_init_value", "pos_embed_type", "patch_dropout", "attn_pooler_queries",
+            "attn_pooler_heads",
+        ),
+    )  # fmt: skip
+    if isinstance(found["layers"], list):
+        raise ExportError(
+            f"{section.path}: layers {found['layers']} are those of a ResNet, which is not supported; take "
+            "a ViT of the same data"
+        )
+    edge = config.edge
+    renamed = Renamed(weights.image, config.folder)
+    renamed.state |= {
+        "embeddings.patch_embedding.weight": renamed.take("conv1.weight"),
+        "embeddings.class_embedding": renamed.take("class_embedding"),
+        "embeddings.position_embedding.weight": renamed.take("positional_embedding"),
+    }
+    renamed.move({"ln_pre": "pre_layrnorm", "ln_post": "post_layernorm"})
+    _, mlp_width = renamed.move_layers(OPEN_CLIP)
+    projection = linear(renamed.take("proj").T.contiguous())
+    vision = transformers.CLIPVisionModel(
+        transformers.CLIPVisionConfig(
+            hidden_size=found["width"],
+            intermediate_size=mlp_width,
+            num_hidden_layers=found["layers"],
+            num_attention_heads=found["width"] // found["head_width"],
+            image_size=edge,
+            patch_size=found["patch_size"],
+            hidden_act=activation(section, config.quick_gelu, found["act_kwargs"]),
+            layer_norm_eps=norm_eps(section, found["norm_kwargs"]),
+        )
+    )
+    renamed.load_into(vision)
+
+    def original(pixel_values: Tensor) -> Tensor:
+        embedding: Tensor = projection(vision(pixel_values=pixel_values).pooler_output)
+        return embedding
+
+    return ImageModel(clip.image_tower_of(vision, projection, weights.score), original)
