@@ -210,7 +210,8 @@ class TextEmbedder:
     def _embed(self, tokens: Sequence[Tokens]) -> list[Result]:
         self._meter.add("ClipForwardPasses", 1)
         self._meter.add("ClipTextsTruncated", sum(t.truncated for t in tokens))
-        input_ids, attention_mask = self._encoder.tokenizer.pad([t.ids for t in tokens])
+        (length,) = {self._padded(t) for t in tokens}
+        input_ids, attention_mask = self._encoder.tokenizer.pad([t.ids for t in tokens], length)
         with self._meter.stage("inference"), self._cost.measure(input_ids.size + PASS_TOKENS):
             embeddings = self._encoder.embed(input_ids, attention_mask)
         return as_results(embeddings, [Usage(len(t.ids), int(t.truncated), t.unknown) for t in tokens])

@@ -21,6 +21,10 @@ TokenArray = npt.NDArray[np.int64]
 # takes as long for one text of 16 tokens as for 26 tokens of a large batch, in float32 and in bf16.
 PASS_TOKENS = 10
 
+# Lengths of passes are multiples of it: counted in tokens and passes, captions of 4 to 77 tokens in batches
+# of 1 to 128 cost 4 to 11 % more than in passes of any lengths. With 1 it is up to 15 %, with 8 from 9 to 15.
+LENGTH_STEP = 4
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -87,9 +91,14 @@ class Tokenizer:
         )
         return Tokens(tuple(encoding.ids), bool(encoding.overflowing), unknown)
 
-    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[TokenArray, TokenArray]:
-        """Pads token ids as the encoder wants them: `input_ids` and `attention_mask`, int64 `[N, L]`."""
-        length = self.padded(max(len(ids) for ids in rows))
+    def pad(self, rows: Sequence[Sequence[int]], length: int | None = None) -> tuple[TokenArray, TokenArray]:
+        """Pads token ids: `input_ids` and `attention_mask`, int64 `[N, L]`.
+
+        Args:
+            length: tokens of each row; None takes as many as the longest has, or as the encoder wants.
+        """
+        if length is None:
+            length = self._preprocessing.padded(max(len(ids) for ids in rows))
         input_ids = np.full((len(rows), length), self._preprocessing.pad_token_id, dtype=np.int64)
         attention_mask = np.zeros((len(rows), length), dtype=np.int64)
         for row, ids in enumerate(rows):
@@ -98,8 +107,8 @@ class Tokenizer:
         return input_ids, attention_mask
 
     def padded(self, tokens: int) -> int:
-        """How many tokens a text of so many costs in a pass of its own."""
-        return self._preprocessing.padded(tokens)
+        """Tokens of each row in a pass of texts that have so many: a few more, so that passes are fewer."""
+        return self._preprocessing.padded(min(-(-tokens // LENGTH_STEP) * LENGTH_STEP, self.context_length))
 
 
 def largest_token_id(tokenizer: tokenizers.Tokenizer) -> int:
@@ -111,33 +120,22 @@ def largest_token_id(tokenizer: tokenizers.Tokenizer) -> int:
 
 
 def length_groups(lengths: Sequence[int], max_batch: int) -> list[list[int]]:
-    """Divides texts into the forward passes that take least time together.
+    """Divides texts into forward passes of one length each, the shortest first.
 
-    A pass takes time for its padded tokens, and a fixed time for going through the weights; so texts of like
-    length go together, and a pass of its own must save more padding than it costs.
+    A sum over more tokens adds in another order, even where those behind a text are masked: in a pass with
+    longer ones a text would have a vector of other last digits.
 
     Args:
-        lengths: tokens of each text, as a pass of its own would pad it.
+        lengths: tokens of each text, as a pass of its own pads it.
         max_batch: the most texts of one pass.
 
     Returns:
         Indices into `lengths`, each once, in groups of at most `max_batch`.
     """
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    # cheapest[n]: least cost, in tokens, of the n shortest texts, and where the last of their groups begins.
-    cheapest: list[tuple[int, int]] = [(0, 0)]
-    for end in range(1, len(order) + 1):
-        longest = lengths[order[end - 1]]
-        cheapest.append(
-            min(
-                (cheapest[begin][0] + (end - begin) * longest + PASS_TOKENS, begin)
-                for begin in range(max(0, end - max_batch), end)
-            )
-        )
-    groups = []
-    end = len(order)
-    while end:
-        begin = cheapest[end][1]
-        groups.append(order[begin:end])
-        end = begin
-    return groups[::-1]
+    groups: list[list[int]] = []
+    for index in order:
+        if not groups or len(groups[-1]) == max_batch or lengths[groups[-1][0]] != lengths[index]:
+            groups.append([])
+        groups[-1].append(index)
+    return groups

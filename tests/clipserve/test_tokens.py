@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 from clipserve.encoder_spec import sha256
 from clipserve.errors import SpecError
 from clipserve.preprocessing import TextPreprocessing
-from clipserve.tokens import PASS_TOKENS, Tokenizer, largest_token_id, length_groups
+from clipserve.tokens import Tokenizer, largest_token_id, length_groups
 from demo.captions import LANGUAGES, load_vocabularies
 from export_scripts.checkpoints.loading import load_text_checkpoint
 
@@ -277,29 +275,21 @@ def test_another_definition_is_refused(case: Case) -> None:
 # ---- forward passes
 
 
-def partitions(items: Sequence[int]) -> Iterator[list[list[int]]]:
-    """Every way to divide sorted items into runs."""
-    for cuts in itertools.product([False, True], repeat=max(0, len(items) - 1)):
-        groups = [[items[0]]]
-        for cut, item in zip(cuts, items[1:], strict=True):
-            if cut:
-                groups.append([item])
-            else:
-                groups[-1].append(item)
-        yield groups
-
-
-def cost(groups: list[list[int]]) -> int:
-    return sum(len(group) * max(group) + PASS_TOKENS for group in groups)
-
-
-@given(st.lists(st.integers(1, 128), min_size=1, max_size=9), st.integers(1, 9))
-def test_texts_are_grouped_at_the_least_cost(lengths: list[int], max_batch: int) -> None:
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 9))
+def test_texts_of_a_pass_have_one_length(lengths: list[int], max_batch: int) -> None:
     groups = length_groups(lengths, max_batch)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    assert max(map(len, groups)) <= max_batch
-    least = min(cost(p) for p in partitions(sorted(lengths)) if max(map(len, p)) <= max_batch)
-    assert cost([[lengths[index] for index in group] for group in groups]) == least
+    assert all(len({lengths[index] for index in group}) == 1 for group in groups)
+    # In as few passes as there may be.
+    assert len(groups) == sum(-(-lengths.count(length) // max_batch) for length in set(lengths))
+
+
+def test_lengths_of_passes_are_few_and_within_the_context(case: Case) -> None:
+    most = case.preprocessing.context_length
+    found = [case.ours.padded(tokens) for tokens in range(1, most + 1)]
+    assert all(tokens <= length < tokens + 4 for tokens, length in enumerate(found, 1))
+    assert {length % 4 for length in found} <= {0, most % 4}
+    assert found[-1] == most
 
 
 def test_no_text_no_pass() -> None:

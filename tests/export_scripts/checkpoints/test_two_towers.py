@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,15 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
+from clipserve.cost import Budget
+from clipserve.embedders import TextEmbedder
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
-from clipserve.encoder_spec import Precision, parity_bound
+from clipserve.encoder_spec import FloatArray, Precision, parity_bound
 from clipserve.images import ImageLimits, decode_image, preprocess
+from clipserve.settings import Settings
 from clipserve.similarity import cosine_similarity, probabilities
 from clipserve.tokens import Tokenizer
+from clipserve.wire.messages import Embedded
 from demo.captions import load_vocabularies
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.encoders.supported import FAMILIES, REFUSED
@@ -220,7 +224,7 @@ WIDE: dict[str, Callable[[Path], Path]] = {
 def test_a_lone_text_has_the_vector_that_it_has_among_others(kind: str, tmp_path: Path) -> None:
     pair = load_pair(str(WIDE[kind](tmp_path / kind)))
     spec = export_encoder(pair, "text", "cpu", "fp32", tmp_path)
-    assert_alone_as_among_others(ExportedTextEncoder(tmp_path / spec.file_name, CPU))
+    assert_independent(ExportedTextEncoder(tmp_path / spec.file_name, CPU))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -228,18 +232,28 @@ def test_a_lone_text_has_the_vector_that_it_has_among_others(kind: str, tmp_path
 def test_a_text_does_not_depend_on_its_neighbours(
     layout: str, precision: Precision, exported: Exported
 ) -> None:
-    """Exactly, of one padded length; docs/parity.md says what another one changes."""
-    assert_alone_as_among_others(ExportedTextEncoder(exported(layout, "text", precision), CPU))
+    assert_independent(ExportedTextEncoder(exported(layout, "text", precision), CPU))
 
 
-def assert_alone_as_among_others(encoder: ExportedTextEncoder) -> None:
-    """Alone, in a batch of two and of eight: not a bit differs."""
-    tokens = [encoder.tokenizer.tokenize(text).ids for text in ("two dogs", "a cat on a table", "x", "", "y")]
-    ids, mask = encoder.tokenizer.pad([tokens[i] for i in (0, 1, 2, 3, 4, 1, 0, 2)])
-    alone = encoder.embed(ids[:1], mask[:1])
-    for count in (2, 8):
-        np.testing.assert_array_equal(encoder.embed(ids[:count], mask[:count])[:1], alone)
-    np.testing.assert_array_equal(encoder.embed(ids[::-1].copy(), mask[::-1].copy())[-1:], alone)
+def assert_independent(encoder: ExportedTextEncoder) -> None:
+    """As a worker embeds texts, not a bit differs: alone, beside a longer one, in any batch, at any place."""
+    embedder = TextEmbedder(encoder, Settings())
+    alone = {text: vectors_of(embedder, [text]) for text in NEIGHBOURS}
+    for texts in (NEIGHBOURS[:2], NEIGHBOURS[:3], NEIGHBOURS, NEIGHBOURS[::-1], NEIGHBOURS * 3):
+        expected = np.concatenate([alone[text] for text in texts])
+        np.testing.assert_array_equal(vectors_of(embedder, texts), expected)
+
+
+NEIGHBOURS = [
+    "two dogs", "a cat on a table in the snow, beside three birds " * 3, "a cat", "x", "", "y",
+    "a cat on a table", "két kutya a hóban", "雪地里的两只狗",
+]  # fmt: skip
+
+
+def vectors_of(embedder: TextEmbedder, texts: Sequence[str]) -> FloatArray:
+    results = embedder(texts, Budget.of(600))
+    assert all(isinstance(result, Embedded) for result in results)
+    return np.stack([result.embedding for result in results if isinstance(result, Embedded)])
 
 
 def test_no_position_is_asked_for_that_there_is_none_for(tmp_path: Path) -> None:
