@@ -20,7 +20,7 @@ MINUTES ?= 30
 # backticks, if a recipe named them itself.
 ARGUMENTS := BENCH_STORE CAPTIONS COLUMN DEVICE ENCODER EXCLUDE FOR FORGET FORMAT IMAGE IMAGES JSON KIND LIMIT MIN_SCORE \
 	MINUTES MODEL OUTPUT PAGE PART PORT PRECISION RAY REQUESTS ROUNDS ROWS SECONDS SHEET SIMILAR STORE TABLE TEXT \
-	TEXT_MODEL TEXTS
+	TEXT_MODEL TEXTS WHEELS
 unexport $(ARGUMENTS)
 $(foreach name,$(ARGUMENTS),$(eval export GIVEN_$(name) = $$(value $(name))))
 # One of them as a word of the shell; no shell expands a ~ within quotes.

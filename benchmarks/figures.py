@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import report as gpu_report
 from benchmarks.ratios import LATEST, RATIOS, Results
 from clipserve.command import run_command
 from scale.bulk import estimate
@@ -246,12 +247,21 @@ def search() -> str:
     return _table((*head, "index", "on disk", "peak memory"), rows)
 
 
+def gpu() -> str:
+    """What `make gpu-proof` found on a GPU, where its report lies among the results."""
+    path = RESULTS / gpu_report.RESULTS
+    if not path.is_file():
+        return "Not measured: no GPU has run it yet.\n"
+    return gpu_report.tables(_read(path))
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "measured": measured,
     "ceiling": ceiling,
     "formats": formats,
     "bulk": bulk,
     "search": search,
+    "gpu": gpu,
     "estimate": lambda: estimate.table(estimate.Assumptions()) + "\n",
 }
 

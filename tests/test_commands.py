@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 HERE = {
     "benchmarks.compare": [],
     "benchmarks.formats": [],
+    "benchmarks.gpu.__main__": [],
     "benchmarks.pictures": ["store"],
     "demo.languages": [],
     "demo.results": [],
@@ -31,6 +32,7 @@ HERE = {
     "export_scripts.verify": [],
     "reliability.__main__": ["soak"],
     "requirements.install": [".venv"],
+    "requirements.on_top": [".venv-gpu", "wheels"],
     "serving.__main__": ["ready"],
     "serving.private": ["store"],
 }
