@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evaluate import report as evaluate_report
 from benchmarks.gpu import report as gpu_report
 from benchmarks.ratios import LATEST, RATIOS, Results
 from clipserve.command import run_command
@@ -255,6 +256,11 @@ def gpu() -> str:
     return gpu_report.tables(_read(path))
 
 
+def evaluation() -> str:
+    """What each variant of the demo's pair costs in the task: what `make evaluate` measured."""
+    return evaluate_report.table(_read(RESULTS / "evaluation.json"))
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "measured": measured,
     "ceiling": ceiling,
@@ -262,6 +268,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "bulk": bulk,
     "search": search,
     "gpu": gpu,
+    "evaluation": evaluation,
     "estimate": lambda: estimate.table(estimate.Assumptions()) + "\n",
 }
 

@@ -28,6 +28,13 @@ gpu-proof: $(if $(value DRY),$(VENV)/.bench-stamp) #: the GPU half exported, pro
 	@echo "loading PyTorch and transformers"
 	@$(if $(value DRY),$(RUN),$(GPU_PYTHON)) -m benchmarks.gpu $(if $(value DRY),--dry) $(call GIVEN,OUTPUT,--output)
 
+.PHONY: evaluate
+evaluate: setup #: what each precision costs in retrieval and zero-shot, beside the original; docs/parity.md
+#: MODEL=demo TEXT_MODEL STORE=folder IMAGES=captions.csv|folder of labels OUTPUT=folder
+	@echo "loading PyTorch and transformers"
+	@$(RUN) -m benchmarks.evaluate $(call GIVEN,MODEL,--model) $(call GIVEN,TEXT_MODEL,--text-model) \
+		$(call GIVEN,STORE,--store) $(call GIVEN,IMAGES,--images) $(call GIVEN,OUTPUT,--output)
+
 .PHONY: figures
 figures: setup #: the figures in README and docs, again from the results that lie in benchmarks/ and demo/
 	@$(RUN) -m benchmarks.figures

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 # Those of this environment, with words that get them as far as their work.
 HERE = {
     "benchmarks.compare": [],
+    "benchmarks.evaluate.__main__": ["--images", "captions.csv"],
     "benchmarks.formats": [],
     "benchmarks.gpu.__main__": [],
     "benchmarks.pictures": ["store"],

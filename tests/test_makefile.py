@@ -101,6 +101,7 @@ def passed(done: subprocess.CompletedProcess[str]) -> list[str]:
         ("export", "TEXT_MODEL", "--text-model=", "".join(AWKWARD)),
         ("example", "TEXTS", "--texts=", "".join(AWKWARD)),
         ("serve-ray", "STORE", "--store=", "".join(AWKWARD)),
+        ("evaluate", "IMAGES", "--images=", "".join(AWKWARD)),
         ("gpu-proof", "OUTPUT", "--output=", "".join(AWKWARD)),
     ],
 )
