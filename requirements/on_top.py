@@ -30,12 +30,12 @@ def put(environment: Path, wheels: Path) -> None:
     try:
         if is_new:
             _make(environment)
-        # This interpreter's pip: the new one has none, and needs none.
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python"]
-        subprocess.run(
-            [*pip, str(environment / "bin" / "python"), "install", "-q", "--no-index", "--no-deps", *found],
-            check=True,
-        )
+        # This interpreter's pip: the new one has none, and needs none. What lies beneath stays as it is, and
+        # the same version of it is installed all the same: its programs stand beside another Python.
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+        at = ["--python", str(environment / "bin" / "python")]
+        options = ["-q", "--no-index", "--no-deps", "--ignore-installed"]
+        subprocess.run([*pip, *at, "install", *options, *found], check=True)
     except BaseException:
         if is_new:
             shutil.rmtree(environment, ignore_errors=True)
@@ -60,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # As `run_command` of clipserve, which cannot be imported before there is NumPy.
     try:
         put(arguments.environment, arguments.wheels)
-    except (OSError, subprocess.CalledProcessError) as error:
+    except subprocess.CalledProcessError:
+        print(f"on_top: pip has installed nothing of {arguments.wheels}, and said why above", file=sys.stderr)
+        return 1
+    except OSError as error:
         print(f"on_top: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -309,5 +309,7 @@ def test_without_wheels_no_environment_is_left(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == f"on_top: {tmp_path}: no *.whl there; docs/gpu.md says which to put there\n"
     (tmp_path / "broken-1-py3-none-any.whl").write_bytes(b"no zip")
-    assert put(tmp_path / "environment", tmp_path).returncode == 1
+    done = put(tmp_path / "environment", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"on_top: pip has installed nothing of {tmp_path}, and said why above\n")
     assert not (tmp_path / "environment").exists()
