@@ -53,10 +53,12 @@ def evaluate(pair: CheckpointPair, task: Task, store: Path) -> report.Results:
     Raises:
         ClipServeError: there is no variant, one is of another checkpoint, or a picture cannot be read.
     """
+    # First, so that nobody waits for the original to be told that there is nothing to compare.
+    compared = list(variants(pair, store))
     print(f"{task.what}: the original", flush=True)
     original = _by_original(pair, task)
     found: dict[str, Vectors] = {report.ORIGINAL: original}
-    for image, text in variants(pair, store):
+    for image, text in compared:
         plain = image.spec.format == "torchscript"
         name = image.spec.precision if plain else f"{image.spec.precision}, {image.spec.format}"
         print(f"{task.what}: {name}", flush=True)
