@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evaluate import report as evaluate_report
+from benchmarks.gpu import report as gpu_report
 from benchmarks.ratios import LATEST, RATIOS, Results
 from clipserve.command import run_command
 from scale.bulk import estimate
@@ -246,12 +248,27 @@ def search() -> str:
     return _table((*head, "index", "on disk", "peak memory"), rows)
 
 
+def gpu() -> str:
+    """What `make gpu-proof` found on a GPU, where its report lies among the results."""
+    path = RESULTS / gpu_report.RESULTS
+    if not path.is_file():
+        return "Not measured: no GPU has run it yet.\n"
+    return gpu_report.tables(_read(path))
+
+
+def evaluation() -> str:
+    """What each variant of the demo's pair costs in the task: what `make evaluate` measured."""
+    return evaluate_report.table(_read(RESULTS / "evaluation.json"))
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "measured": measured,
     "ceiling": ceiling,
     "formats": formats,
     "bulk": bulk,
     "search": search,
+    "gpu": gpu,
+    "evaluation": evaluation,
     "estimate": lambda: estimate.table(estimate.Assumptions()) + "\n",
 }
 

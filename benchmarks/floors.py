@@ -17,7 +17,7 @@ from typing import get_args
 import torch
 
 from benchmarks.child import Job, Result, answer_jobs
-from benchmarks.in_process import LEAST_RUNS, in_turns, timed
+from benchmarks.timing import LEAST_RUNS, in_turns, timed
 from benchmarks.workloads import SIZES, SMALLEST, TEXTS_AT_ONCE, sentences
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import Modality, Precision

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from clipserve.cost import Budget, PassCost, overloaded
+from clipserve.cost import Budget, PassCost, out_of_memory, overloaded
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError
 from clipserve.meter import Meter
@@ -99,17 +99,23 @@ def one_or_many(
 ) -> list[Result]:
     """Embeds values in one forward pass; if that raises, in halves, so that only what is to blame fails.
 
+    Where memory is short, fewer at once may find enough; a value that finds none by itself is to come again.
+
     Args:
         check_golden: raises where the encoder itself is broken.
     """
     if not values:
         return []
+    starved = False
     try:
         return embed(values)
     except Exception as error:
+        starved = isinstance(error, MemoryError)
         # PyTorch's messages name shapes and indices, never an input.
         logger.warning("a forward pass of %d items failed: %s", len(values), str(error).partition("\n")[0])
     # Out of the `except` block, which keeps alive what the pass has allocated.
+    if len(values) == 1 and starved:
+        return [out_of_memory()]
     if len(values) == 1:
         check_golden()
         return [_not_embeddable()]

@@ -87,3 +87,12 @@ def overloaded() -> RequestError:
         "the time of this request, or of those that it shares a batch with, was up; ask again",
         503,
     )
+
+
+def out_of_memory() -> RequestError:
+    """What an item is told that an encoder finds no memory for, not even alone: another time there may be."""
+    return RequestError(
+        overloaded().code,
+        "the server has no memory for this item beside what else it does; ask again",
+        503,
+    )

@@ -30,6 +30,10 @@ from clipserve.tokens import TokenArray, Tokenizer
 # The golden picture is made by clipserve itself and tiny; no caller's limits apply to it.
 GOLDEN_LIMITS = ImageLimits()
 
+# In a graph, TorchScript turns PyTorch's OutOfMemoryError into a plain RuntimeError that quotes it
+# (pytorch/pytorch issue 148642): the words of its allocators for GPUs and CPUs, and of cuBLAS.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 # TorchScript's executor profiles the first run and compiles in the second; other batch sizes cost nothing.
 WARM_UP_RUNS = 3
 
@@ -52,9 +56,20 @@ class _ExportedEncoder:
         self._module = load(path, device)
 
     def _run(self, *inputs: torch.Tensor) -> FloatArray:
-        with torch.inference_mode():
-            embeddings: torch.Tensor = self._module(*(i.to(self.device) for i in inputs))
-            return embeddings.cpu().numpy()
+        try:
+            with torch.inference_mode():
+                embeddings: torch.Tensor = self._module(*(i.to(self.device) for i in inputs))
+                return embeddings.cpu().numpy()
+        except RuntimeError as error:
+            if not any(words in str(error) for words in OUT_OF_MEMORY):
+                raise
+        # Out of the `except` block, which keeps alive what the pass has allocated.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise MemoryError(
+            f"{self.path}: no memory on {self.device} for inputs of {[list(i.shape) for i in inputs]}; lower "
+            "max_batch in the archive's YAML, or have fewer workers there"
+        )
 
     def _check_golden(self, embedding: FloatArray) -> None:
         try:
@@ -97,6 +112,7 @@ class ExportedImageEncoder(_ExportedEncoder):
         """Embeds uint8 `[3, H, W]` pictures in one batch: float32 `[N, embedding_dim]`.
 
         Raises:
+            MemoryError: there is none left for so many.
             ValueError: other pixels. A `.pt` refuses them itself, but for older ones; a `.pt2` would read
                 their memory as it comes.
         """
@@ -145,6 +161,7 @@ class ExportedTextEncoder(_ExportedEncoder):
         """Embeds int64 `[N, L]` token ids in one batch: float32 `[N, embedding_dim]`.
 
         Raises:
+            MemoryError: there is none left for so many.
             ValueError: of another length than the encoder's only one. A `.pt` refuses it itself; a `.pt2`
                 would read what memory there is.
         """

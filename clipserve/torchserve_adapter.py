@@ -208,6 +208,12 @@ def _device(gpu_id: int | None, device_type: str | None) -> torch.device:
             f"TorchServe gave this worker GPU {gpu_id}, but this PyTorch sees no CUDA device; set "
             "deviceType: cpu in the archive's YAML, or install a CUDA build of PyTorch"
         )
+    count = torch.cuda.device_count()
+    if gpu_id >= count:
+        raise SettingsError(
+            f"TorchServe gave this worker GPU {gpu_id}, but this PyTorch sees {count}, numbered from 0; set "
+            f"number_of_gpu={count} in config.properties, or deviceIds in the archive's YAML to some of these"
+        )
     return torch.device("cuda", gpu_id)
 
 

@@ -91,6 +91,17 @@ def pool(seed: int) -> list[Scene]:
     return held_out + Random(seed).sample(others, POOL_SIZE - len(held_out))
 
 
+def drawn(scenes: Sequence[Scene], seed: int) -> list[bytes]:
+    """JPEG files of scenes as training has never drawn them."""
+    return [_jpeg(draw(scene, FIRST_FRESH_SEED + seed + i, PICTURE_SIZE)) for i, scene in enumerate(scenes)]
+
+
+def wordings(vocabulary: Vocabulary, scenes: Sequence[Scene], seed: int) -> list[str]:
+    """A caption of each scene, in one of its wordings."""
+    rng = Random(f"{seed} {vocabulary.code}")
+    return [rng.choice(vocabulary.captions(scene)) for scene in scenes]
+
+
 def measure(
     client: Client, vocabularies: dict[str, Vocabulary], scenes: Sequence[Scene], seed: int
 ) -> dict[str, LanguageResult]:
@@ -105,9 +116,7 @@ def measure(
     Raises:
         ClipServeError: the server refuses or cannot be reached.
     """
-    images = client.embed_images(
-        [_jpeg(draw(scene, FIRST_FRESH_SEED + seed + i, PICTURE_SIZE)) for i, scene in enumerate(scenes)]
-    )
+    images = client.embed_images(drawn(scenes, seed))
     english = client.embed_texts([vocabularies["en"].captions(scene)[0] for scene in scenes])
     return {
         code: _measure_language(client, vocabulary, scenes, images, english, seed)
@@ -126,8 +135,7 @@ def _measure_language(
     # One of the three, whatever the pair was trained with: a sigmoid's do not sum to 1.
     pictures = [PICTURES / name for name in EXAMPLE_PICTURES]
     answer = client.similarity(pictures, vocabulary.example, score="softmax")
-    rng = Random(f"{seed} {vocabulary.code}")
-    captions = [rng.choice(vocabulary.captions(scene)) for scene in scenes]
+    captions = wordings(vocabulary, scenes, seed)
     texts, usage = client.embed_texts_with_usage(captions)
     cosines = cosine_similarity(texts, images)
     order = np.argsort(-cosines, axis=1, kind="stable")

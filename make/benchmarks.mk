@@ -17,6 +17,24 @@ bench-small: $(VENV)/.bench-stamp #: ours beside sentence-transformers in proces
 bench-report: $(VENV)/.bench-stamp #: docs/benchmarks.md and its plots from benchmarks/results/latest.json
 	@$(RUN) -m benchmarks.compare --report
 
+# A machine with a GPU has PyTorch for it, and perhaps no network: nothing is installed there but the wheels of a folder.
+GPU_VENV := .venv-gpu
+GPU_PYTHON = $(if $(value WHEELS),$(GPU_VENV)/bin/python,$(firstword $(wildcard $(GPU_VENV)/bin/python $(RUN)) $(PYTHON)))
+
+.PHONY: gpu-proof
+gpu-proof: $(if $(value DRY),$(VENV)/.bench-stamp) #: the GPU half exported, proven and measured, in under ten minutes; docs/gpu.md
+#: OUTPUT=folder DRY=1: tiny, on a CPU; WHEELS=folder: first makes .venv-gpu of them, on top of PYTHON's packages
+	@$(if $(value WHEELS),$(PYTHON) requirements/on_top.py $(GPU_VENV) $(call VALUE,WHEELS))
+	@echo "loading PyTorch and transformers"
+	@$(if $(value DRY),$(RUN),$(GPU_PYTHON)) -m benchmarks.gpu $(if $(value DRY),--dry) $(call GIVEN,OUTPUT,--output)
+
+.PHONY: evaluate
+evaluate: setup #: what each precision costs in retrieval and zero-shot, beside the original; docs/parity.md
+#: MODEL=demo TEXT_MODEL STORE=folder IMAGES=captions.csv|folder of labels OUTPUT=folder
+	@echo "loading PyTorch and transformers"
+	@$(RUN) -m benchmarks.evaluate $(call GIVEN,MODEL,--model) $(call GIVEN,TEXT_MODEL,--text-model) \
+		$(call GIVEN,STORE,--store) $(call GIVEN,IMAGES,--images) $(call GIVEN,OUTPUT,--output)
+
 .PHONY: figures
 figures: setup #: the figures in README and docs, again from the results that lie in benchmarks/ and demo/
 	@$(RUN) -m benchmarks.figures

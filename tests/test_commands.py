@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 # Those of this environment, with words that get them as far as their work.
 HERE = {
     "benchmarks.compare": [],
+    "benchmarks.evaluate.__main__": ["--images", "captions.csv"],
     "benchmarks.formats": [],
+    "benchmarks.gpu.__main__": [],
     "benchmarks.pictures": ["store"],
     "demo.languages": [],
     "demo.results": [],
@@ -31,6 +33,7 @@ HERE = {
     "export_scripts.verify": [],
     "reliability.__main__": ["soak"],
     "requirements.install": [".venv"],
+    "requirements.on_top": [".venv-gpu", "wheels"],
     "serving.__main__": ["ready"],
     "serving.private": ["store"],
 }

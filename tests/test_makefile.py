@@ -102,6 +102,8 @@ def passed(done: subprocess.CompletedProcess[str]) -> list[str]:
         ("models", "LANGUAGE", "--language=", "".join(AWKWARD)),
         ("example", "TEXTS", "--texts=", "".join(AWKWARD)),
         ("serve-ray", "STORE", "--store=", "".join(AWKWARD)),
+        ("evaluate", "IMAGES", "--images=", "".join(AWKWARD)),
+        ("gpu-proof", "OUTPUT", "--output=", "".join(AWKWARD)),
     ],
 )
 def test_values_reach_the_program_as_typed(

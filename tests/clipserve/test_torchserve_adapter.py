@@ -476,6 +476,17 @@ def test_torchserve_gives_a_gpu_that_pytorch_does_not_see(start: Start) -> None:
         start("clip_text", gpu_id=0)
 
 
+@pytest.mark.parametrize("gpu_id", [1, 7])
+def test_torchserve_gives_a_gpu_that_is_not_there(
+    gpu_id: int, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mock has one GPU; `make gpu-proof` asks a real one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SettingsError, match=f"GPU {gpu_id}, but .* sees 1, .*; set number_of_gpu=1"):
+        start("clip_text", gpu_id=gpu_id)
+
+
 def test_torchserve_gives_no_gpu_where_the_archive_wants_one(start: Start) -> None:
     with pytest.raises(SettingsError, match=r"deviceType: gpu .* gave this worker no GPU"):
         start("clip_text", model_yaml_config={"deviceType": "gpu"})

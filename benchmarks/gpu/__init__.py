@@ -1,0 +1,1 @@
+"""`make gpu-proof`: the GPU half exported, proven and measured in one command."""
