@@ -184,14 +184,13 @@ def encode_embeddings(
     data = [
         {"object": "error", "index": index, "error": result.to_json()}
         if isinstance(result, RequestError)
-        else embedding_entry(index, result, request.encoding_format)
+        else _embedding_entry(index, result, request.encoding_format)
         for index, result in enumerate(items)
     ]
     return Reply.json(200, {"object": "list", **_space(spec), "data": data, "usage": _usage(items)})
 
 
-def embedding_entry(index: int, embedded: Embedded, encoding_format: EncodingFormat) -> dict[str, Any]:
-    """One embedding in `data`, which OpenAI's responses share."""
+def _embedding_entry(index: int, embedded: Embedded, encoding_format: EncodingFormat) -> dict[str, Any]:
     vector = embedded.embedding
     written = encode_vector(vector) if encoding_format == "base64" else vector
     return {"object": "embedding", "index": index, "embedding": written}

@@ -1,31 +1,70 @@
-"""OpenAI's `POST /v1/embeddings` and `GET /v1/models`: another shape of the `clip_text` endpoint's bodies.
+"""OpenAI's `POST /v1/embeddings`, for texts and pictures in one list, and `GET /v1/models`.
 
-What differs: `model` must name what is served, `dimensions` may only be the encoder's own, tokens of another
-tokenizer mean nothing here, and one wrong item fails its request, for OpenAI's answer has no room for it.
+How a picture goes into it, OpenAI has not said; those who serve CLIPs by its API have, each in another way.
+An item of `input`, or of Cohere's `inputs`, is one text or one picture, in any of these shapes:
+
+```
+"text"                           "data:image/…;base64,…"
+{"text": "…"}                    {"image": "<base64 or data: URI>"}
+{"type": "text", "text": "…"}    {"type": "image_url", "image_url": {"url": "data:…"}}
+{"content": one of these, alone or in a list}
+```
+
+`messages`, one of one part, is a single item; `modality: "image"` makes pictures of strings, as infinity has
+it. No URL is ever fetched.
+
+What differs from our own bodies: `model`, where it is given, must name what is served, `dimensions` may only
+be the encoder's own, tokens of another tokenizer mean nothing here, and one wrong item fails its request, for
+OpenAI's answer has no room for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
-from clipserve.encoder_spec import EncoderSpec
+from clipserve.encoder_spec import EncoderSpec, FloatArray, Modality, encode_vector
 from clipserve.errors import RequestError
-from clipserve.wire.json_input import item_list, json_object, read_encoding_format, text_items
-from clipserve.wire.messages import Embedded, EmbeddingRequest, Result, total_usage
-from clipserve.wire.native import embedding_entry
+from clipserve.quantization import Quantization, quantize
+from clipserve.wire.json_input import (
+    image_item,
+    item_list,
+    json_object,
+    read_encoding_format,
+    text_items,
+)
+from clipserve.wire.messages import (
+    Embedded,
+    EmbeddingType,
+    EncodingFormat,
+    MixedRequest,
+    Result,
+    total_usage,
+)
 from clipserve.wire.rows import Reply, RequestLimits, Row, has_json, shown
 
-FIELDS = {"input", "model", "encoding_format", "dimensions", "user"}
+# Which of them a request has its items in.
+SOURCES = ("input", "inputs", "messages")
+FIELDS = {
+    *SOURCES,
+    *("model", "modality", "encoding_format", "embedding_types", "dimensions", "input_type", "user"),
+}
+# As floats are written, and how they are quantised: both are lists of the same type.
+TYPES: tuple[EmbeddingType, ...] = (*get_args(EncodingFormat), *get_args(Quantization))
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+PICTURE = "data:image/"
+
+# What an item turns out to be, before it is decoded.
+Item = tuple[Modality, str] | RequestError
 
 
-def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> EmbeddingRequest[str]:
+def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> MixedRequest:
     """Reads a request.
 
     Args:
         row: the request as it came.
         limits: how much it may ask for.
-        spec: of the encoder that is served.
+        spec: of one of the encoders that are served.
 
     Raises:
         RequestError: the request as a whole is wrong.
@@ -37,10 +76,8 @@ def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> EmbeddingReque
             415,
         )
     body = json_object(row.body, FIELDS)
-    for name in ("model", "input"):
-        if name not in body:
-            raise RequestError("invalid_request", f"the field {name!r} is missing")
-    check_model(body["model"], spec.model_id)
+    if body.get("model") is not None:
+        check_model(body["model"], spec.model_id)
     dimensions = body.get("dimensions")
     # JSON's true equals 1 in Python.
     if dimensions is not None and (dimensions != spec.embedding_dim or isinstance(dimensions, bool)):
@@ -49,14 +86,125 @@ def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> EmbeddingReque
             f"'dimensions' is {shown(dimensions)}, but {spec.model_id!r} gives {spec.embedding_dim} and "
             "cannot be shortened; leave it out",
         )
-    if _has_tokens(body["input"]):
+    for name in ("user", "input_type"):
+        if not isinstance(body.get(name, ""), str | None):
+            raise RequestError("invalid_request", f"{name!r} is {shown(body[name])}, should be a text")
+    modality = body.get("modality")
+    if modality is not None and modality not in MODALITIES:
+        raise RequestError(
+            "invalid_request", f"'modality' is {shown(modality)}, allowed are {', '.join(MODALITIES)}"
+        )
+    types = _read_types(body)
+    sources = [name for name in SOURCES if name in body]
+    if len(sources) != 1:
         raise RequestError(
             "invalid_request",
-            "'input' is an array of tokens, but the served model has a tokenizer of its own; send texts "
+            f"{' and '.join(map(repr, sources))} are given; send one of them"
+            if sources
+            else "the field 'input' is missing",
+        )
+    (source,) = sources
+    items = _items(body, source, modality, limits)
+    images = [item[1] for item in items if not isinstance(item, RequestError) and item[0] == "image"]
+    texts = [item if isinstance(item, RequestError) else item[1] for item in items if _kind(item) == "text"]
+    return MixedRequest(
+        [image_item(image) for image in images],
+        text_items(texts, limits),
+        [_kind(item) for item in items],
+        types,
+        source,
+    )
+
+
+def _kind(item: Item) -> Modality:
+    """Which list an item goes to; what is neither costs nothing in that of the texts."""
+    return "text" if isinstance(item, RequestError) else item[0]
+
+
+def _read_types(body: Mapping[str, Any]) -> Sequence[EmbeddingType]:
+    """How embeddings are to be written; `encoding_format` OpenAI's clients send whatever else is said."""
+    written = read_encoding_format(body.get("encoding_format"))
+    asked = body.get("embedding_types")
+    if asked is None:
+        return [written]
+    known = {name: name for name in TYPES}
+    if not isinstance(asked, list) or not asked or len(asked) > len(TYPES):
+        raise RequestError(
+            "invalid_request",
+            f"'embedding_types' is {shown(asked)}, should be a list of {', '.join(TYPES)}, each once at most",
+        )
+    for name in asked:
+        if not isinstance(name, str) or name not in known or asked.count(name) > 1:
+            raise RequestError(
+                "invalid_request",
+                f"'embedding_types' holds {shown(name)}, allowed are {', '.join(TYPES)}, each once",
+            )
+    return [known[name] for name in asked]
+
+
+def _items(
+    body: Mapping[str, Any], source: str, modality: Modality | None, limits: RequestLimits
+) -> list[Item]:
+    given = body[source]
+    if _has_tokens(given):
+        raise RequestError(
+            "invalid_request",
+            f"{source!r} is an array of tokens, but the served model has a tokenizer of its own; send texts "
             "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
         )
-    items = text_items(item_list(body, "input", str, limits.max_items), limits)
-    return EmbeddingRequest(items, read_encoding_format(body.get("encoding_format")))
+    listed = item_list(body, source, (str, dict), limits.max_items)
+    if source == "messages":
+        if not isinstance(given, list):
+            raise RequestError("invalid_request", f"'messages' is {shown(given)}, should be a list")
+        if len(listed) != 1:
+            raise _too_many_parts(len(listed), "messages")
+    return [_item(item, modality) for item in listed]
+
+
+def _item(given: str | dict[str, Any] | RequestError, modality: Modality | None) -> Item:
+    """What an item is, or what is wrong with it."""
+    if isinstance(given, RequestError):
+        return given
+    if isinstance(given, str):
+        return modality or ("image" if given[: len(PICTURE)].lower() == PICTURE else "text"), given
+    names = set(given)
+    if "content" in names and names <= {"content", "role"}:
+        content = given["content"]
+        if isinstance(content, list):
+            if len(content) != 1:
+                return _too_many_parts(len(content), "parts")
+            (content,) = content
+        if isinstance(content, str) or (isinstance(content, dict) and "content" not in content):
+            return _item(content, modality)
+        return _wrong_item()
+    if {"text", "image"} <= names or {"text", "image_url"} <= names:
+        return _too_many_parts(2, "parts")
+    if names in ({"text"}, {"type", "text"}) and given.get("type", "text") == "text":
+        return ("text", given["text"]) if isinstance(given["text"], str) else _wrong_item()
+    if names == {"image"}:
+        return ("image", given["image"]) if isinstance(given["image"], str) else _wrong_item()
+    if names == {"type", "image_url"} and given["type"] == "image_url":
+        url = given["image_url"]
+        if isinstance(url, dict) and set(url) <= {"url", "detail"}:
+            url = url.get("url")
+        return ("image", url) if isinstance(url, str) else _wrong_item()
+    return _wrong_item()
+
+
+def _too_many_parts(count: int, what: str) -> RequestError:
+    return RequestError(
+        "invalid_item",
+        f"an item of {count} {what}; an embedding is of one text or of one picture: send each as an item of "
+        "its own in 'input'",
+    )
+
+
+def _wrong_item() -> RequestError:
+    return RequestError(
+        "invalid_item",
+        'an item should be a text, {"text": "…"}, {"image": "<base64 or data: URI>"}, {"type": "image_url", '
+        '"image_url": {"url": "data:…"}} or {"content": [one of these]}',
+    )
 
 
 def _has_tokens(given: Any) -> bool:
@@ -69,28 +217,59 @@ def _has_tokens(given: Any) -> bool:
     return isinstance(first, int) and not isinstance(first, bool)
 
 
-def encode(spec: EncoderSpec, request: EmbeddingRequest[str], results: Sequence[Sequence[Result]]) -> Reply:
-    """The response to a request; its items' first error when one failed."""
-    (items,) = results
+def encode(spec: EncoderSpec, request: MixedRequest, results: Sequence[Sequence[Result]]) -> Reply:
+    """The response to a request; the first error of an item's when one failed.
+
+    An embedding is written as its one type, or of several as an object of them.
+    """
+    items = request.in_order(*results)
     errors = [r.at(i) for i, r in enumerate(items) if isinstance(r, RequestError)]
     if errors:
-        first = errors[0]
-        status = first.status if len(errors) == len(items) else 400
-        return encode_error(RequestError(first.code, first.message, status, first.index))
-    embedded = [item for item in items if isinstance(item, Embedded)]
+        return _encode_item_error(errors, len(items), request.field)
+    data = [
+        {"object": "embedding", "index": i, "embedding": _embedding(item.embedding, request.types)}
+        for i, item in enumerate(items)
+        if isinstance(item, Embedded)
+    ]
     tokens = total_usage(items).prompt_tokens
     body = {
         "object": "list",
-        "data": [embedding_entry(i, item, request.encoding_format) for i, item in enumerate(embedded)],
+        "data": data,
         "model": spec.model_id,
+        "space_id": spec.space_id,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
     return Reply.json(200, body)
 
 
-def encode_error(error: RequestError) -> Reply:
-    """An error as OpenAI words it."""
-    param = None if error.index is None else f"input[{error.index}]"
+def _embedding(embedding: FloatArray, types: Sequence[EmbeddingType]) -> Any:
+    written = {name: _written(embedding, name) for name in types}
+    return written if len(written) > 1 else written[types[0]]
+
+
+def _written(embedding: FloatArray, name: EmbeddingType) -> Any:
+    if name == "float":
+        return embedding
+    return encode_vector(embedding) if name == "base64" else quantize(embedding, name)
+
+
+def _encode_item_error(errors: Sequence[RequestError], items: int, field: str) -> Reply:
+    """What is wrong with the request, if anything is; else that it was too much for its time."""
+    wrong = [error for error in errors if error.status < 500]
+    if not wrong:
+        late = errors[0]
+        message = (
+            f"there was time for {items - len(errors)} of {items} items; ask again, or for fewer at once"
+        )
+        return encode_error(RequestError(late.code, message, late.status))
+    first = wrong[0]
+    status = first.status if len(wrong) == items else 400
+    return encode_error(RequestError(first.code, first.message, status, first.index), field)
+
+
+def encode_error(error: RequestError, field: str = "input") -> Reply:
+    """An error as OpenAI words it; `field` is where the item that it names stood."""
+    param = None if error.index is None else f"{field}[{error.index}]"
     body = {
         "message": error.message if param is None else f"{param}: {error.message}",
         "type": "invalid_request_error" if error.status < 500 else "server_error",

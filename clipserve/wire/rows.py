@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from clipserve.errors import RequestError
 
@@ -25,8 +25,6 @@ UTF8_NAMES = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 MAX_PARTS = 2000
 
 OPENS_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{")
-
-DialectName = Literal["native", "openai"]
 
 
 @dataclass(frozen=True)
@@ -72,14 +70,12 @@ class Row:
         content_type: the header of that name as it was sent; empty where there is none.
         parts: all parts of a multipart request, in their order.
         content_encoding: the header of that name as it was sent; empty where there is none.
-        dialect: the shape of its body, and of its reply's.
     """
 
     body: bytes
     content_type: str
     parts: Sequence[Part] = ()
     content_encoding: str = ""
-    dialect: DialectName = "native"
 
     @property
     def size(self) -> int:

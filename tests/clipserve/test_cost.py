@@ -102,12 +102,12 @@ def told(reply: Reply, kind: str) -> list[int]:
 def decoding(name: str, change: Callable[[Row, Callable[[], Request]], Request]) -> Endpoint:
     """An endpoint that decodes its own bodies by `change`, which is given the row and what decodes it."""
     endpoint = ENDPOINTS[name]
-    native = endpoint.dialects["native"]
+    original = endpoint.decode
 
     def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> Request:
-        return change(row, lambda: native.decode(row, limits, spec))
+        return change(row, lambda: original(row, limits, spec))
 
-    return replace(endpoint, dialects={"native": replace(native, decode=decode)})
+    return replace(endpoint, decode=decode)
 
 
 # ---- within a request

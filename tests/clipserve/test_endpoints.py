@@ -43,7 +43,6 @@ def test_the_server_loads_every_endpoint() -> None:
 def test_what_a_row_says(name: str) -> None:
     endpoint = ENDPOINTS[name]
     assert endpoint.name == name
-    assert "native" in endpoint.dialects
     assert all(getattr(Settings().requests, of.limit) > 0 for of in endpoint.inputs)
     assert {of.limit for of in endpoint.inputs} <= set(RequestLimits.__dataclass_fields__)
     assert not endpoint.gives_embeddings or len(endpoint.inputs) == 1
