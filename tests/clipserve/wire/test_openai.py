@@ -19,6 +19,7 @@ from clipserve.settings import Settings
 from clipserve.wire.messages import Embedded, MixedRequest
 from clipserve.wire.openai import decode, encode, encode_error, model_reply, models_reply
 from clipserve.wire.rows import JSON, Reply, RequestLimits, Row
+from reliability.questions import sentence
 from tests.http.api import b64, picture
 
 MODEL, DIM = "clip", 32
@@ -295,7 +296,7 @@ def test_embeddings_come_in_the_order_of_the_items(door: Pipeline) -> None:
         for place in range(9):
             seed = 20 * request + place
             text = (place + request) % 3 == 0
-            items.append(f"text {seed}" if text else {"image": b64(picture(seed))})
+            items.append(sentence(seed) if text else {"image": b64(picture(seed))})
             (alone[json.dumps(items[-1])],) = embeddings(ask(door, input=[items[-1]]))
         asked.append(items)
     replies = door.handle([Row(json.dumps({"input": items}).encode(), JSON) for items in asked])
