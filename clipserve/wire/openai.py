@@ -79,8 +79,8 @@ def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> MixedRequest:
     if body.get("model") is not None:
         check_model(body["model"], spec.model_id)
     dimensions = body.get("dimensions")
-    # JSON's true equals 1 in Python.
-    if dimensions is not None and (dimensions != spec.embedding_dim or isinstance(dimensions, bool)):
+    # infinity's client sends 0 where it was told nothing; JSON's true and false are Python's 1 and 0.
+    if dimensions not in (None, 0, spec.embedding_dim) or isinstance(dimensions, bool):
         raise RequestError(
             "invalid_request",
             f"'dimensions' is {shown(dimensions)}, but {spec.model_id!r} gives {spec.embedding_dim} and "

@@ -73,6 +73,8 @@ def test_base64_is_what_float_is(door: Pipeline) -> None:
 def test_its_own_dimensions_are_honoured(door: Pipeline) -> None:
     assert ask(door, input="a", dimensions=DIM).status == 200
     assert ask(door, input="a", dimensions=None).status == 200
+    # infinity's client, of its own accord.
+    assert ask(door, input="a", dimensions=0).status == 200
 
 
 REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
