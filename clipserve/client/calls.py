@@ -116,6 +116,35 @@ class Client:
         """From now on, an answer in another embedding space raises `SpaceError`."""
         self._space_id = space_id
 
+    def embed(self, items: Sequence[ImageInput] | ImageInput) -> FloatArray:
+        """Embeds texts and pictures in one list: float32 `[N, D]`, in its order; one alone is a list of one.
+
+        Args:
+            items: a text is a str, a picture encoded bytes or the `Path` of a file.
+
+        Raises:
+            RequestError: an item is wrong; `index` says which.
+            ServerError: the server cannot be reached or fails.
+            OSError: a file cannot be read.
+        """
+        listed = [items] if isinstance(items, bytes | str | Path) else [*items]
+        texts = {index: item for index, item in enumerate(listed) if isinstance(item, str)}
+        images = {index: item for index, item in enumerate(listed) if not isinstance(item, str)}
+        vectors: dict[int, FloatArray] = {}
+        for chosen, embed in (
+            (list(texts), lambda: self.embed_texts(list(texts.values()))),
+            (list(images), lambda: self.embed_images(list(images.values()))),
+        ):
+            try:
+                vectors.update(zip(chosen, embed(), strict=True))
+            except RequestError as error:
+                raise error if error.index is None else error.at(chosen[error.index]) from error
+        return (
+            np.stack([vectors[index] for index in range(len(listed))])
+            if listed
+            else np.empty((0, 0), np.float32)
+        )
+
     def embed_images(self, images: Sequence[ImageInput] | ImageInput) -> FloatArray:
         """Embeds pictures, encoded bytes or paths of files: float32 `[N, D]`; one alone is a list of one.
 
