@@ -1,7 +1,7 @@
 """The endpoints: one table, which workers, archives, servers, the client and the tests read.
 
 It holds what is said of an endpoint without loading anything, and imports no PyTorch; `clipserve.pipeline`
-is what runs one. A new endpoint is a row here, its wire functions, and `handlers/NAME.py` and `.yaml`.
+is what runs one. A new endpoint is a row here, its wire functions, and its settings in `handlers/NAME.yaml`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from clipserve.encoder_spec import EncoderSpec, Modality
 from clipserve.errors import RequestError
-from clipserve.wire import native, openai
+from clipserve.wire import native, openai, similarity
 from clipserve.wire.messages import Request, Result
 from clipserve.wire.rows import Reply, RequestLimits, Row
 
@@ -41,7 +41,7 @@ class Endpoint:
     """One endpoint.
 
     Attributes:
-        name: in its URL, of its archive, and of its two files in `handlers/`.
+        name: in its URL, of its archive, and of its settings in `handlers/`.
         inputs: what is embedded, in the order of `Request.inputs`.
         decode: from a row, under limits, to a request of the model that the spec describes; raises
             `RequestError` where the row is wrong as a whole.
@@ -105,8 +105,8 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint(
             "clip_similarity",
             (Input("image", "max_items"), Input("text", "max_texts")),
-            _of_any_model(native.decode_similarity),
-            native.encode_similarity,
+            _of_any_model(similarity.decode),
+            similarity.encode,
             lambda items: {"images": items["image"], "texts": items["text"]},
             remembers_texts=True,
         ),

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from clipserve.encoder_spec import FloatArray, Modality, ScoreKind
+from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError
-from clipserve.quantization import Quantization
 
 ItemT = TypeVar("ItemT")
 EncodingFormat = Literal["float", "base64"]
-EmbeddingType = EncodingFormat | Quantization
 
 
 class Request(Protocol):
@@ -34,53 +32,6 @@ class EmbeddingRequest(Generic[ItemT]):
     def inputs(self) -> Sequence[Sequence[Any]]:
         """The items."""
         return [self.items]
-
-
-@dataclass(frozen=True)
-class SimilarityRequest:
-    """A parsed similarity request: encoded pictures, and texts with the template filled in.
-
-    Attributes:
-        score: how probabilities are to be made; None as the pair was trained.
-    """
-
-    images: list[bytes | RequestError]
-    texts: list[str | RequestError]
-    score: ScoreKind | None = None
-
-    @property
-    def inputs(self) -> Sequence[Sequence[Any]]:
-        """The pictures and the texts."""
-        return [self.images, self.texts]
-
-
-@dataclass(frozen=True)
-class MixedRequest:
-    """A parsed request whose items are pictures and texts, in any order.
-
-    Attributes:
-        images, texts: the items of each kind in the order in which they were given; an item of neither is a
-            `RequestError` among the texts.
-        order: which of the two lists each item is in.
-        types: how embeddings are to be written; one at least.
-        field: that the items came in.
-    """
-
-    images: list[bytes | RequestError]
-    texts: list[str | RequestError]
-    order: Sequence[Modality]
-    types: Sequence[EmbeddingType]
-    field: str
-
-    @property
-    def inputs(self) -> Sequence[Sequence[Any]]:
-        """The pictures and the texts."""
-        return [self.images, self.texts]
-
-    def in_order(self, images: Sequence[ItemT], texts: Sequence[ItemT]) -> list[ItemT]:
-        """What has become of the pictures and of the texts, in the order in which they were given."""
-        turns = {"image": iter(images), "text": iter(texts)}
-        return [next(turns[modality]) for modality in self.order]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ OpenAI's answer has no room for it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from clipserve.encoder_spec import EncoderSpec, FloatArray, Modality, encode_vector
@@ -35,13 +36,14 @@ from clipserve.wire.json_input import (
 )
 from clipserve.wire.messages import (
     Embedded,
-    EmbeddingType,
     EncodingFormat,
-    MixedRequest,
+    ItemT,
     Result,
     total_usage,
 )
 from clipserve.wire.rows import Reply, RequestLimits, Row, has_json, shown
+
+EmbeddingType = EncodingFormat | Quantization
 
 # Which of them a request has its items in.
 SOURCES = ("input", "inputs", "messages")
@@ -56,6 +58,35 @@ PICTURE = "data:image/"
 
 # What an item turns out to be, before it is decoded.
 Item = tuple[Modality, str] | RequestError
+
+
+@dataclass(frozen=True)
+class MixedRequest:
+    """A parsed request whose items are pictures and texts, in any order.
+
+    Attributes:
+        images, texts: the items of each kind in the order in which they were given; an item of neither is a
+            `RequestError` among the texts.
+        order: which of the two lists each item is in.
+        types: how embeddings are to be written; one at least.
+        field: that the items came in.
+    """
+
+    images: list[bytes | RequestError]
+    texts: list[str | RequestError]
+    order: Sequence[Modality]
+    types: Sequence[EmbeddingType]
+    field: str
+
+    @property
+    def inputs(self) -> Sequence[Sequence[Any]]:
+        """The pictures and the texts."""
+        return [self.images, self.texts]
+
+    def in_order(self, images: Sequence[ItemT], texts: Sequence[ItemT]) -> list[ItemT]:
+        """What has become of the pictures and of the texts, in the order in which they were given."""
+        turns = {"image": iter(images), "text": iter(texts)}
+        return [next(turns[modality]) for modality in self.order]
 
 
 def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> MixedRequest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,26 +10,14 @@ import pytest
 
 from clipserve.endpoints import ENDPOINTS
 from clipserve.settings import Settings
-from clipserve.torchserve_adapter import TorchServeHandler
 from clipserve.wire.rows import RequestLimits
 from serving.local import CONFIG, read_properties
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ENDPOINTS)
-def test_an_endpoint_has_its_handler(name: str) -> None:
-    module = importlib.import_module(f"handlers.{name}")
-    (handler,) = (
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, TorchServeHandler) and value is not TorchServeHandler
-    )
-    assert handler.endpoint == name
-
-
-def test_there_are_no_other_handlers() -> None:
-    names = sorted(f"{name}{suffix}" for name in ENDPOINTS for suffix in (".py", ".yaml"))
+def test_an_endpoint_has_its_settings_and_there_are_no_others() -> None:
+    names = sorted(["endpoint.py", *(f"{name}.yaml" for name in ENDPOINTS)])
     assert sorted(path.name for path in (ROOT / "handlers").glob("*.*")) == names
 
 

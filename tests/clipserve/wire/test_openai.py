@@ -16,8 +16,8 @@ from clipserve.errors import RequestError
 from clipserve.pipeline import Pipeline
 from clipserve.quantization import QUANTIZATIONS, quantize
 from clipserve.settings import Settings
-from clipserve.wire.messages import Embedded, MixedRequest
-from clipserve.wire.openai import decode, encode, encode_error, model_reply, models_reply
+from clipserve.wire.messages import Embedded
+from clipserve.wire.openai import MixedRequest, decode, encode, encode_error, model_reply, models_reply
 from clipserve.wire.rows import JSON, Reply, RequestLimits, Row
 from reliability.questions import sentence
 from tests.http.api import b64, picture
