@@ -3,6 +3,7 @@
 ```
 POST /predictions/clip_image | clip_text | clip_similarity       as TorchServe, see clipserve.wire.native
 POST /predictions/v1/embeddings                                  the same, see clipserve.wire.openai
+GET  /openapi.json                                               what there is, for programs; no token
 GET  /ping                                                       is every endpoint answering?
 GET  /models/NAME                                                workers, encoder specs (management token)
 POST /v1/embeddings, GET /v1/models, GET /v1/models/ID           as OpenAI
@@ -30,6 +31,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
+from clipserve import openapi
 from clipserve.endpoint_status import READY, EndpointStatus, Worker
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import RequestError
@@ -145,6 +147,11 @@ class Ingress:
         answer = await self._ask(endpoint, await self._row(request))
         timed = {"Server-Timing": answer.timing} if TIMING_HEADER in request.headers else {}
         return _response(answer.reply, timed)
+
+    @app.get("/openapi.json")
+    async def describe_all(self) -> Response:
+        """What can be asked, as docs/openapi.json says it; nothing of this server, so it needs no token."""
+        return _response(Reply.json(200, openapi.document()))
 
     @app.get("/ping")
     async def ping(self, request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import threading
@@ -151,11 +152,16 @@ def test_ping(api: Api) -> None:
     assert api.http.get(f"{api.url}/ping").status_code == 400
 
 
-@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/redoc", "/-/nothing", "/predictions/", "/v1"])
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/-/nothing", "/predictions/", "/v1"])
 def test_no_other_path(api: Api, path: str) -> None:
     response = api.inference("GET", path)
     assert response.status_code in (404, 405)
     assert set(response.json()) == {"error"}
+
+
+def test_the_document_is_for_everybody(api: Api) -> None:
+    found = api.http.get(f"{api.url}/openapi.json")
+    assert found.json() == json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
 
 
 # ---- bodies
