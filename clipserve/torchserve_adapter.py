@@ -27,6 +27,7 @@ from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import SettingsError, SpecError
 from clipserve.meter import TIMING_HEADER, server_timing, stage_metric
 from clipserve.settings import Settings
+from clipserve.tracing import trace_headers, trace_line
 from clipserve.wire.rows import FORM, JSON, MULTIPART, Part, Row, media_type
 from clipserve.worker import Worker
 
@@ -83,9 +84,16 @@ class TorchServeHandler:
                 logger.info("request %s refused with %s", context.get_request_id(index), reply.status)
         counts, errors, milliseconds = self._worker.meter.take()
         self._reporter.add(counts, errors, milliseconds)
-        for index in range(len(rows)):
-            if TIMING_HEADER in _headers(context, index):
+        for index, reply in enumerate(replies):
+            headers = _headers(context, index)
+            if TIMING_HEADER in headers:
                 context.set_response_header(index, "Server-Timing", server_timing(milliseconds))
+            names = trace_headers(headers)
+            if names:
+                # Its own x-request-id the frontend puts over ours: the line says which belongs to which.
+                logger.info("request %s: %s", context.get_request_id(index), trace_line(names, reply.status))
+                for name, value in names.items():
+                    context.set_response_header(index, name, value)
         return [reply.body for reply in replies]
 
 

@@ -17,6 +17,7 @@ from random import Random
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
@@ -106,7 +107,7 @@ def measure(
         ClipServeError: the server refuses or cannot be reached.
     """
     images = client.embed_images(
-        [_jpeg(draw(scene, FIRST_FRESH_SEED + seed + i, PICTURE_SIZE)) for i, scene in enumerate(scenes)]
+        [jpeg(draw(scene, FIRST_FRESH_SEED + seed + i, PICTURE_SIZE)) for i, scene in enumerate(scenes)]
     )
     english = client.embed_texts([vocabularies["en"].captions(scene)[0] for scene in scenes])
     return {
@@ -128,16 +129,22 @@ def _measure_language(
     captions = [rng.choice(vocabulary.captions(scene)) for scene in scenes]
     texts, usage = client.embed_texts_with_usage(captions)
     cosines = cosine_similarity(texts, images)
-    order = np.argsort(-cosines, axis=1, kind="stable")
-    ranks = np.argmax(order == np.arange(len(scenes))[:, None], axis=1)
+    found = ranks(cosines)
+    first = np.argmax(cosines, axis=1)
     return LanguageResult(
         name=vocabulary.name,
         probabilities=tuple(np.diag(answer.probabilities).tolist()),
-        ranks=ranks,
+        ranks=found,
         cosine_to_english=float(np.diag(cosine_similarity(texts, english)).mean()),
         unknown_share=usage.unknown_tokens / usage.prompt_tokens,
-        misses=[f"{captions[i]} -> {scenes[int(order[i, 0])].name}" for i in np.flatnonzero(ranks).tolist()],
+        misses=[f"{captions[i]} -> {scenes[int(first[i])].name}" for i in np.flatnonzero(found).tolist()],
     )
+
+
+def ranks(cosines: npt.NDArray[np.float64]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Of each caption's own picture, 0 is first; `[captions, pictures]`, one of each in the same place."""
+    order = np.argsort(-cosines, axis=1, kind="stable")
+    return np.argmax(order == np.arange(len(cosines))[:, None], axis=1)
 
 
 def weak_languages(results: dict[str, LanguageResult], bounds: Bounds) -> list[str]:
@@ -253,7 +260,8 @@ def write_heat_map(results: dict[str, LanguageResult], scenes: Sequence[Scene], 
     plt.close(figure)
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def jpeg(image: Image.Image) -> bytes:
+    """A drawn scene as a file."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=92)
     return buffer.getvalue()

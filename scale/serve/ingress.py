@@ -36,6 +36,7 @@ from clipserve.endpoint_status import READY, EndpointStatus, Worker
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import RequestError
 from clipserve.meter import TIMING_HEADER
+from clipserve.tracing import trace_headers, trace_line
 from clipserve.wire import native, openai
 from clipserve.wire.rows import MULTIPART, Reply, Row, check_head, media_type
 from scale.serve.answer import Answer
@@ -66,8 +67,11 @@ def _too_large(found: str, limit: int) -> RequestError:
     return RequestError("request_too_large", f"the body has {found} bytes, allowed are {limit}", 413)
 
 
-def _response(reply: Reply, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(reply.body, reply.status, dict(headers or {}), reply.content_type)
+def _response(request: Request, reply: Reply, headers: Mapping[str, str] | None = None) -> Response:
+    names = trace_headers(request.headers)
+    if names:
+        logger.info(trace_line(names, reply.status))
+    return Response(reply.body, reply.status, {**names, **(headers or {})}, reply.content_type)
 
 
 class TokenError(RequestError):
@@ -88,13 +92,13 @@ app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=
 @app.exception_handler(RequestError)
 async def _refuse(request: Request, error: RequestError) -> Response:
     if request.url.path.startswith(OPENAI_PATHS):
-        return _response(openai.encode_error(error))
+        return _response(request, openai.encode_error(error))
     if isinstance(error, TokenError):
         # As TorchServe says it, with its status: clients know by this that they should look for a new token.
         refusal = {"code": 400, "type": "InvalidKeyException", "message": error.message}
-        return _response(Reply.json(400, refusal))
+        return _response(request, Reply.json(400, refusal))
     asked = ENDPOINTS.get(request.path_params.get("endpoint", ""))
-    return _response(native.encode_error(error) if asked is None else asked.refuse(error))
+    return _response(request, native.encode_error(error) if asked is None else asked.refuse(error))
 
 
 @app.exception_handler(HTTPException)
@@ -146,12 +150,12 @@ class Ingress:
             raise RequestError("not_found", f"{endpoint} has no version {version[:80]!r} here", 404)
         answer = await self._ask(endpoint, await self._row(request))
         timed = {"Server-Timing": answer.timing} if TIMING_HEADER in request.headers else {}
-        return _response(answer.reply, timed)
+        return _response(request, answer.reply, timed)
 
     @app.get("/openapi.json")
-    async def describe_all(self) -> Response:
+    async def describe_all(self, request: Request) -> Response:
         """What can be asked, as docs/openapi.json says it; nothing of this server, so it needs no token."""
-        return _response(Reply.json(200, openapi.document()))
+        return _response(request, Reply.json(200, openapi.document()))
 
     @app.get("/ping")
     async def ping(self, request: Request) -> Response:
@@ -159,8 +163,8 @@ class Ingress:
         self._check_token(request, "inference")
         for endpoint in self._endpoints:
             if not await self._describe(endpoint):
-                return _response(Reply.json(503, {"status": "Unhealthy", "endpoint": endpoint}))
-        return _response(Reply.json(200, {"status": "Healthy"}))
+                return _response(request, Reply.json(503, {"status": "Unhealthy", "endpoint": endpoint}))
+        return _response(request, Reply.json(200, {"status": "Healthy"}))
 
     @app.get("/models/{endpoint}")
     async def describe(self, endpoint: str, request: Request) -> Response:
@@ -173,7 +177,7 @@ class Ingress:
             self._settings[endpoint].min_replicas,
             found[0]["encoders"] if found else (),
         )
-        return _response(Reply.json(200, status.to_json()))
+        return _response(request, Reply.json(200, status.to_json()))
 
     @app.post("/v1/embeddings")
     async def openai_embeddings(self, request: Request) -> Response:
@@ -184,13 +188,17 @@ class Ingress:
     async def openai_models(self, request: Request) -> Response:
         """The one model that is served."""
         self._check_token(request, "inference")
-        return _response(openai.models_reply(self._served_model.model_id, self._served_model.created))
+        return _response(
+            request, openai.models_reply(self._served_model.model_id, self._served_model.created)
+        )
 
     @app.get("/v1/models/{model:path}")
     async def openai_model(self, model: str, request: Request) -> Response:
         """The model of that id."""
         self._check_token(request, "inference")
-        return _response(openai.model_reply(model, self._served_model.model_id, self._served_model.created))
+        return _response(
+            request, openai.model_reply(model, self._served_model.model_id, self._served_model.created)
+        )
 
     def _check_token(self, request: Request, kind: Kind) -> None:
         if not self._tokens.holds(request.headers.get("authorization", ""), kind):
