@@ -268,6 +268,32 @@ def test_openais_path_is_the_short_one(proxy: Proxy, path: str) -> None:
             assert set(refused.json()["error"]) == {"message", "type", "param", "code"}
 
 
+def test_origins_of_the_list_may_call_and_no_others(proxy: Proxy) -> None:
+    path = proxy.etc / "conf.d" / "clipserve.conf"
+    kept = path.read_text()
+    line = '"https://app.example.org" $http_origin;'
+
+    def allowed(origin: str) -> list[tuple[int, str | None]]:
+        with proxy.client(None) as browser, proxy.client() as known:
+            headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            asked = browser.request("OPTIONS", "/v1/embeddings", headers=headers)
+            answer = known.post("/v1/embeddings", json={"input": "a"}, headers={"Origin": origin})
+        name = "Access-Control-Allow-Origin"
+        return [(found.status_code, found.headers.get(name)) for found in (asked, answer)]
+
+    assert allowed("https://app.example.org") == [(204, None), (200, None)]
+    try:
+        path.write_text(at(kept, {f"# {line}": line}))
+        subprocess.run([*proxy.command, "-s", "reload"], check=True)
+        origin = "https://app.example.org"
+        until(lambda: allowed(origin) == [(204, origin), (200, origin)])
+        assert allowed("https://app.example.org.evil.example") == [(204, None), (200, None)]
+    finally:
+        path.write_text(kept)
+        subprocess.run([*proxy.command, "-s", "reload"], check=True)
+    until(lambda: allowed("https://app.example.org") == [(204, None), (200, None)])
+
+
 # ---- systemd
 
 

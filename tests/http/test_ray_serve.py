@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -21,7 +22,7 @@ from clipserve.encoder_spec import FloatArray
 from scale.ray_files import token_file
 from scale.serve.server_process import SCALE_PYTHON
 from serving.local import ROOT, free_ports
-from tests.http.api import AnyServer, Api, picture, vectors
+from tests.http.api import AnyServer, Api, b64, picture, vectors
 
 pytestmark = pytest.mark.ray_only("TorchServe's counterparts are in the other files")
 
@@ -93,6 +94,37 @@ def test_a_request_whose_replica_dies_is_told_to_come_back(server: AnyServer, ap
         assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
     with server.client() as client:
         Management(client).wait_ready(120)
+
+
+def test_callers_who_left_cost_nothing_once_they_are_gone(server: AnyServer, api: Api) -> None:
+    """The replica's CPU time for 24 callers who wait for their answers, and for as many who leave at once."""
+    process = replica(server, "clip_image")
+    pictures = [b64(picture(seed, (1600, 1200), "JPEG")) for seed in range(12)]
+    body = json.dumps({"input": pictures}).encode()
+
+    def ask(timeout: float) -> bool:
+        headers = {**api.bearer(), "Content-Type": "application/json"}
+        try:
+            with httpx.Client(timeout=httpx.Timeout(120, read=timeout)) as http:
+                response = http.post(f"{api.url}/predictions/clip_image", content=body, headers=headers)
+        except httpx.ReadTimeout:
+            return False
+        return response.status_code == 200
+
+    def cost(timeout: float) -> tuple[float, int]:
+        before = process.cpu_times()
+        with ThreadPoolExecutor(24) as pool:
+            answered = sum(pool.map(lambda _: ask(timeout), range(24)))
+        # Behind all others: when it is answered, nothing of theirs is left.
+        assert api.post("clip_image", picture(1), "image/png").status_code == 200
+        after = process.cpu_times()
+        return after.user - before.user, answered
+
+    (stayed, all_answered), (left, some_answered) = cost(120), cost(0.3)
+    print(f"CPU of the replica: {stayed:.2f} s for those who stay, {left:.2f} s for those who leave")
+    assert all_answered == 24
+    assert some_answered < 12
+    assert left < 0.7 * stayed
 
 
 # ---- doors
