@@ -144,7 +144,9 @@ def _measure_language(
 def ranks(cosines: npt.NDArray[np.float64]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Of each caption's own picture, 0 is first; `[captions, pictures]`, one of each in the same place."""
     order = np.argsort(-cosines, axis=1, kind="stable")
-    return np.argmax(order == np.arange(len(cosines))[:, None], axis=1)
+    found: np.ndarray[tuple[int], np.dtype[np.int64]]
+    found = np.argmax(order == np.arange(len(cosines))[:, None], axis=1)
+    return found
 
 
 def weak_languages(results: dict[str, LanguageResult], bounds: Bounds) -> list[str]:

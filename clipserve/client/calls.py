@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -128,22 +128,22 @@ class Client:
             OSError: a file cannot be read.
         """
         listed = [items] if isinstance(items, bytes | str | Path) else [*items]
+        vectors: dict[int, FloatArray] = {}
+
+        def fill(places: Sequence[int], embed: Callable[[], FloatArray]) -> None:
+            try:
+                vectors.update(zip(places, embed(), strict=True))
+            except RequestError as error:
+                if error.index is None:
+                    raise
+                raise error.at(places[error.index]) from error
+
         texts = {index: item for index, item in enumerate(listed) if isinstance(item, str)}
         images = {index: item for index, item in enumerate(listed) if not isinstance(item, str)}
-        vectors: dict[int, FloatArray] = {}
-        for chosen, embed in (
-            (list(texts), lambda: self.embed_texts(list(texts.values()))),
-            (list(images), lambda: self.embed_images(list(images.values()))),
-        ):
-            try:
-                vectors.update(zip(chosen, embed(), strict=True))
-            except RequestError as error:
-                raise error if error.index is None else error.at(chosen[error.index]) from error
-        return (
-            np.stack([vectors[index] for index in range(len(listed))])
-            if listed
-            else np.empty((0, 0), np.float32)
-        )
+        fill([*texts], lambda: self.embed_texts([*texts.values()]))
+        fill([*images], lambda: self.embed_images([*images.values()]))
+        found = [vectors[index] for index in range(len(listed))]
+        return np.stack(found) if found else np.empty((0, 0), np.float32)
 
     def embed_images(self, images: Sequence[ImageInput] | ImageInput) -> FloatArray:
         """Embeds pictures, encoded bytes or paths of files: float32 `[N, D]`; one alone is a list of one.
