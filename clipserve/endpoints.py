@@ -47,7 +47,7 @@ class Endpoint:
             `RequestError` where the row is wrong as a whole.
         encode: from the first encoder's spec, the request and its results, a list for each input, to a reply.
         example: makes the JSON of a body, of lists of pictures in base64 and of texts, by modality; for who
-            asks all endpoints alike.
+            asks all endpoints alike, and with damaged lists too: it takes whatever stands there.
         refuse: the reply to a request of which nothing could be answered.
         version: of its archive, which stands behind the name in its URL; None where that is clipserve's own,
             and the URL ends with the name.
