@@ -105,11 +105,11 @@ def measure(client: Client, seed: int) -> dict[str, Any]:
 
 
 def _summary(exact: Mapping[str, float], found: Mapping[str, float]) -> dict[str, Any]:
-    change = {name: found[name] - exact[name] for name in exact}
-    worst = min(change, key=lambda name: change[name])
+    loss = {name: exact[name] - found[name] for name in exact}
+    worst = max(loss, key=lambda name: loss[name])
     return {
         "mean_recall_at_1": round(float(np.mean([*found.values()])), DIGITS),
-        "largest_loss": round(-change[worst], DIGITS),
+        "largest_loss": round(loss[worst], DIGITS),
         "largest_loss_of": worst,
     }
 
