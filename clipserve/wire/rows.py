@@ -32,7 +32,7 @@ class RequestLimits:
     """How much one request may ask for.
 
     Attributes:
-        max_items: pictures or texts of an embedding request; pictures of a similarity request.
+        max_items: pictures and texts of an embedding request, together; pictures of a similarity request.
         max_texts: texts or labels of a similarity request.
         max_characters: of one text; far more than any context length, a bound on tokenising time.
         max_total_characters: of all texts of a request together, each label in its template: 1,000 texts of

@@ -1,4 +1,4 @@
-"""Retrieval with quantised embeddings, on embeddings whose answer is known; the figures are `make quantized`'s."""
+"""Retrieval with quantised embeddings whose answers are known; the figures are `make quantized`'s."""
 
 from __future__ import annotations
 
