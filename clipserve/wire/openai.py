@@ -126,7 +126,7 @@ def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> MixedRequest:
             "invalid_request", f"'modality' is {shown(modality)}, allowed are {', '.join(MODALITIES)}"
         )
     types = _read_types(body)
-    sources = [name for name in SOURCES if name in body]
+    sources = [name for name in SOURCES if body.get(name) is not None]
     if len(sources) != 1:
         raise RequestError(
             "invalid_request",

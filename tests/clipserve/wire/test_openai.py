@@ -96,6 +96,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "twice": ({"input": "a", "embedding_types": ["int8"] * 2}, 400, "invalid_request", "each once"),
     "a message": ({"messages": {"content": "a"}}, 400, "invalid_request", "'messages' is an object"),
     "two messages": ({"messages": [{"content": "a"}] * 2}, 400, "invalid_item", "an item of 2 messages"),
+    "null": ({"input": None}, 400, "invalid_request", "'input' is missing"),
     "unknown field": ({"model": MODEL, "input": "a", "n": 2}, 400, "invalid_request", "unknown field 'n'"),
 }
 
@@ -225,6 +226,13 @@ def test_a_message(door: Pipeline, vectors: dict[Modality, list[float]], role: d
     part = {"type": "image_url", "image_url": {"url": URI}}
     assert embeddings(ask(door, messages=[{**role, "content": [part]}])) == [vectors["image"]]
     assert embeddings(ask(door, messages=[{**role, "content": SENTENCE}])) == [vectors["text"]]
+
+
+def test_null_is_as_if_it_were_not_there(door: Pipeline, vectors: dict[Modality, list[float]]) -> None:
+    """Clients of typed languages send all that they know of."""
+    asked = {"input": None, "inputs": [SENTENCE], "messages": None, "model": None, "modality": None}
+    given = {**asked, "embedding_types": None, "encoding_format": None, "user": None, "input_type": None}
+    assert embeddings(ask(door, **given)) == [vectors["text"]]
 
 
 def test_a_url_as_a_text_is_one(door: Pipeline) -> None:
