@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from clipserve.archive_files import verify_archive_files
+from clipserve.archive_files import share_equal_files, verify_archive_files
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import SettingsError, SpecError
 from clipserve.meter import TIMING_HEADER, server_timing, stage_metric
@@ -63,6 +63,7 @@ class TorchServeHandler:
             _warn_of_too_many_threads(endpoint, int(config.get("maxWorkers", 1)), settings.threads)
         folder = Path(properties["model_dir"])
         verify_archive_files(folder)
+        share_equal_files(folder)
         response_seconds = float(config.get("responseTimeout", RESPONSE_SECONDS))
         self._worker = Worker(endpoint, folder, device, settings, response_seconds)
         self._reporter = Reporter(context.metrics, context.model_name)

@@ -350,6 +350,17 @@ def test_what_it_writes_is_for_its_owner_only(server: Server) -> None:
         assert path.stat().st_mode & 0o077 == 0, path
 
 
+@pytest.mark.torchserve_only("its archives, each of which it unpacks by itself")
+def test_an_encoder_is_one_file_for_all_endpoints(server: Server) -> None:
+    """What workers map of it is in memory once: README's door costs no second table of tokens."""
+    files: dict[str, list[int]] = {}
+    for path in server.temporary.rglob("*.pt"):
+        files.setdefault(path.name, []).append(path.stat().st_ino)
+    # The image endpoint's, the text endpoint's, and those of the two that have both.
+    assert sorted(map(len, files.values())) == [3, 3]
+    assert all(len(set(inodes)) == 1 for inodes in files.values())
+
+
 @pytest.mark.torchserve_only("its Java")
 def test_javas_memory_is_bounded(server: Server) -> None:
     """ATTACKS A9, A10: a form of millions of fields took a quarter of the machine's memory, and kept it."""
