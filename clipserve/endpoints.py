@@ -7,7 +7,7 @@ is what runs one. A new endpoint is a row here, its wire functions, and its sett
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from clipserve.errors import RequestError
 from clipserve.wire import native, openai, similarity
 from clipserve.wire.messages import Request, Result
 from clipserve.wire.rows import Reply, RequestLimits, Row
+from clipserve.wire.schemas import REFUSAL, Schema
 
 RequestT = TypeVar("RequestT", bound=Request)
 Decode = Callable[[Row, RequestLimits, EncoderSpec], Request]
@@ -46,9 +47,11 @@ class Endpoint:
         decode: from a row, under limits, to a request of the model that the spec describes; raises
             `RequestError` where the row is wrong as a whole.
         encode: from the first encoder's spec, the request and its results, a list for each input, to a reply.
+        bodies: what `decode` reads, by media type.
+        answer: what `encode` writes where something could be answered.
         example: makes the JSON of a body, of lists of pictures in base64 and of texts, by modality; for who
             asks all endpoints alike, and with damaged lists too: it takes whatever stands there.
-        refuse: the reply to a request of which nothing could be answered.
+        refuse: the reply to a request of which nothing could be answered; `refusal` is its schema.
         version: of its archive, which stands behind the name in its URL; None where that is clipserve's own,
             and the URL ends with the name.
         gives_embeddings: whether its replies hold the embeddings of its one input.
@@ -59,11 +62,19 @@ class Endpoint:
     inputs: tuple[Input, ...]
     decode: Decode
     encode: Encode[Any]
+    bodies: Mapping[str, Schema]
+    answer: Schema
     example: Example
     refuse: Callable[[RequestError], Reply] = native.encode_error
+    refusal: Schema = field(default_factory=lambda: REFUSAL)
     version: str | None = None
     gives_embeddings: bool = False
     remembers_texts: bool = False
+
+    @property
+    def path(self) -> str:
+        """What stands behind `/predictions/` in its URL."""
+        return self.name if self.version is None else f"{self.name}/{self.version}"
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -91,6 +102,8 @@ ENDPOINTS: dict[str, Endpoint] = {
             (Input("image", "max_items"),),
             _of_any_model(native.decode_images),
             native.encode_embeddings,
+            native.IMAGE_BODIES,
+            native.EMBEDDINGS,
             lambda items: {"input": items["image"]},
             gives_embeddings=True,
         ),
@@ -99,6 +112,8 @@ ENDPOINTS: dict[str, Endpoint] = {
             (Input("text", "max_items"),),
             _of_any_model(native.decode_texts),
             native.encode_embeddings,
+            native.TEXT_BODIES,
+            native.EMBEDDINGS,
             lambda items: {"input": items["text"]},
             gives_embeddings=True,
         ),
@@ -107,6 +122,8 @@ ENDPOINTS: dict[str, Endpoint] = {
             (Input("image", "max_items"), Input("text", "max_texts")),
             _of_any_model(similarity.decode),
             similarity.encode,
+            similarity.BODIES,
+            similarity.SIMILARITY,
             lambda items: {"images": items["image"], "texts": items["text"]},
             remembers_texts=True,
         ),
@@ -116,8 +133,11 @@ ENDPOINTS: dict[str, Endpoint] = {
             (Input("image", "max_items"), Input("text", "max_items")),
             openai.decode,
             openai.encode,
+            openai.BODIES,
+            openai.EMBEDDINGS,
             _mixed,
             openai.encode_error,
+            openai.REFUSAL,
             version="embeddings",
         ),
     )

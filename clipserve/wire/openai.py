@@ -1,21 +1,8 @@
 """OpenAI's `POST /v1/embeddings`, for texts and pictures in one list, and `GET /v1/models`.
 
-How a picture goes into it, OpenAI has not said; those who serve CLIPs by its API have, each in another way.
-An item of `input`, or of Cohere's `inputs`, is one text or one picture, in any of these shapes:
-
-```
-"text"                           "data:image/…;base64,…"
-{"text": "…"}                    {"image": "<base64 or data: URI>"}
-{"type": "text", "text": "…"}    {"type": "image_url", "image_url": {"url": "data:…"}}
-{"content": one of these, alone or in a list}
-```
-
-`messages`, one of one part, is a single item; `modality: "image"` makes pictures of strings, as infinity has
-it. No URL is ever fetched.
-
-What differs from our own bodies: `model`, where it is given, must name what is served, `dimensions` may only
-be the encoder's own, tokens of another tokenizer mean nothing here, and one wrong item fails its request, for
-OpenAI's answer has no room for it.
+What stands in that list is in `mixed_items`. What differs from our own bodies: `model`, where it is given,
+must name what is served, `dimensions` may only be the encoder's own, tokens of another tokenizer mean nothing
+here, and one wrong item fails its request, for OpenAI's answer has no room for it.
 """
 
 from __future__ import annotations
@@ -27,13 +14,7 @@ from typing import Any, get_args
 from clipserve.encoder_spec import EncoderSpec, FloatArray, Modality, encode_vector
 from clipserve.errors import RequestError
 from clipserve.quantization import Quantization, quantize
-from clipserve.wire.json_input import (
-    image_item,
-    item_list,
-    json_object,
-    read_encoding_format,
-    text_items,
-)
+from clipserve.wire.json_input import image_item, json_object, read_encoding_format, text_items
 from clipserve.wire.messages import (
     Embedded,
     EncodingFormat,
@@ -41,23 +22,63 @@ from clipserve.wire.messages import (
     Result,
     total_usage,
 )
-from clipserve.wire.rows import Reply, RequestLimits, Row, has_json, shown
+from clipserve.wire.mixed_items import MODALITIES, SOURCE_SCHEMAS, kind_of, read_items
+from clipserve.wire.rows import JSON, Reply, RequestLimits, Row, has_json, shown
+from clipserve.wire.schemas import ENCODING_FORMAT, INTEGER, STRING, VECTOR, Schema, choice, closed
 
 EmbeddingType = EncodingFormat | Quantization
 
-# Which of them a request has its items in.
-SOURCES = ("input", "inputs", "messages")
-FIELDS = {
-    *SOURCES,
-    *("model", "modality", "encoding_format", "embedding_types", "dimensions", "input_type", "user"),
-}
 # As floats are written, and how they are quantised: both are lists of the same type.
 TYPES: tuple[EmbeddingType, ...] = (*get_args(EncodingFormat), *get_args(Quantization))
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
-PICTURE = "data:image/"
-
-# What an item turns out to be, before it is decoded.
-Item = tuple[Modality, str] | RequestError
+REQUEST: Schema = {
+    **closed(
+        {
+            **SOURCE_SCHEMAS,
+            "model": {"type": ["string", "null"], "description": "what is served, else 404"},
+            "modality": choice(MODALITIES),
+            "encoding_format": ENCODING_FORMAT,
+            "embedding_types": {
+                "type": ["array", "null"],
+                "items": {"enum": [*TYPES]},
+                "minItems": 1,
+                "uniqueItems": True,
+            },
+            "dimensions": {"type": ["integer", "null"], "description": "the model's own, or 0"},
+            "input_type": {"type": ["string", "null"]},
+            "user": {"type": ["string", "null"]},
+        },
+        [],
+    ),
+    "oneOf": [{"required": [name]} for name in SOURCE_SCHEMAS],
+}
+BODIES: dict[str, Schema] = {JSON: REQUEST}
+EMBEDDINGS = closed(
+    {
+        "object": {"const": "list"},
+        "model": STRING,
+        "space_id": STRING,
+        "data": {
+            "type": "array",
+            "items": closed(
+                {
+                    "object": {"const": "embedding"},
+                    "index": INTEGER,
+                    "embedding": {"oneOf": [*VECTOR["oneOf"], closed(dict.fromkeys(TYPES, VECTOR), [])]},
+                }
+            ),
+        },
+        "usage": closed(dict.fromkeys(("prompt_tokens", "total_tokens"), INTEGER)),
+    }
+)
+REFUSAL = closed(
+    {
+        "error": closed(
+            {"message": STRING, "type": STRING, "param": {"type": ["string", "null"]}, "code": STRING}
+        )
+    }
+)
+MODEL = closed({"id": STRING, "object": {"const": "model"}, "created": INTEGER, "owned_by": STRING})
+MODELS = closed({"object": {"const": "list"}, "data": {"type": "array", "items": MODEL}})
 
 
 @dataclass(frozen=True)
@@ -106,7 +127,7 @@ def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> MixedRequest:
             f"content type {shown(row.content_type or 'none')}; send application/json",
             415,
         )
-    body = json_object(row.body, FIELDS)
+    body = json_object(row.body, REQUEST["properties"].keys())
     if body.get("model") is not None:
         check_model(body["model"], spec.model_id)
     dimensions = body.get("dimensions")
@@ -126,7 +147,7 @@ def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> MixedRequest:
             "invalid_request", f"'modality' is {shown(modality)}, allowed are {', '.join(MODALITIES)}"
         )
     types = _read_types(body)
-    sources = [name for name in SOURCES if body.get(name) is not None]
+    sources = [name for name in SOURCE_SCHEMAS if body.get(name) is not None]
     if len(sources) != 1:
         raise RequestError(
             "invalid_request",
@@ -135,21 +156,16 @@ def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> MixedRequest:
             else "the field 'input' is missing",
         )
     (source,) = sources
-    items = _items(body, source, modality, limits)
+    items = read_items(body, source, modality, limits)
     images = [item[1] for item in items if not isinstance(item, RequestError) and item[0] == "image"]
-    texts = [item if isinstance(item, RequestError) else item[1] for item in items if _kind(item) == "text"]
+    texts = [item if isinstance(item, RequestError) else item[1] for item in items if kind_of(item) == "text"]
     return MixedRequest(
         [image_item(image) for image in images],
         text_items(texts, limits),
-        [_kind(item) for item in items],
+        [kind_of(item) for item in items],
         types,
         source,
     )
-
-
-def _kind(item: Item) -> Modality:
-    """Which list an item goes to; what is neither costs nothing in that of the texts."""
-    return "text" if isinstance(item, RequestError) else item[0]
 
 
 def _read_types(body: Mapping[str, Any]) -> Sequence[EmbeddingType]:
@@ -171,81 +187,6 @@ def _read_types(body: Mapping[str, Any]) -> Sequence[EmbeddingType]:
                 f"'embedding_types' holds {shown(name)}, allowed are {', '.join(TYPES)}, each once",
             )
     return [known[name] for name in asked]
-
-
-def _items(
-    body: Mapping[str, Any], source: str, modality: Modality | None, limits: RequestLimits
-) -> list[Item]:
-    given = body[source]
-    if _has_tokens(given):
-        raise RequestError(
-            "invalid_request",
-            f"{source!r} is an array of tokens, but the served model has a tokenizer of its own; send texts "
-            "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
-        )
-    listed = item_list(body, source, (str, dict), limits.max_items)
-    if source == "messages":
-        if not isinstance(given, list):
-            raise RequestError("invalid_request", f"'messages' is {shown(given)}, should be a list")
-        if len(listed) != 1:
-            raise _too_many_parts(len(listed), "messages")
-    return [_item(item, modality) for item in listed]
-
-
-def _item(given: str | dict[str, Any] | RequestError, modality: Modality | None) -> Item:
-    """What an item is, or what is wrong with it."""
-    if isinstance(given, RequestError):
-        return given
-    if isinstance(given, str):
-        return modality or ("image" if given[: len(PICTURE)].lower() == PICTURE else "text"), given
-    names = set(given)
-    if "content" in names and names <= {"content", "role"}:
-        content = given["content"]
-        if isinstance(content, list):
-            if len(content) != 1:
-                return _too_many_parts(len(content), "parts")
-            (content,) = content
-        if isinstance(content, str) or (isinstance(content, dict) and "content" not in content):
-            return _item(content, modality)
-        return _wrong_item()
-    if {"text", "image"} <= names or {"text", "image_url"} <= names:
-        return _too_many_parts(2, "parts")
-    if names in ({"text"}, {"type", "text"}) and given.get("type", "text") == "text":
-        return ("text", given["text"]) if isinstance(given["text"], str) else _wrong_item()
-    if names == {"image"}:
-        return ("image", given["image"]) if isinstance(given["image"], str) else _wrong_item()
-    if names == {"type", "image_url"} and given["type"] == "image_url":
-        url = given["image_url"]
-        if isinstance(url, dict) and set(url) <= {"url", "detail"}:
-            url = url.get("url")
-        return ("image", url) if isinstance(url, str) else _wrong_item()
-    return _wrong_item()
-
-
-def _too_many_parts(count: int, what: str) -> RequestError:
-    return RequestError(
-        "invalid_item",
-        f"an item of {count} {what}; an embedding is of one text or of one picture: send each as an item of "
-        "its own in 'input'",
-    )
-
-
-def _wrong_item() -> RequestError:
-    return RequestError(
-        "invalid_item",
-        'an item should be a text, {"text": "…"}, {"image": "<base64 or data: URI>"}, {"type": "image_url", '
-        '"image_url": {"url": "data:…"}} or {"content": [one of these]}',
-    )
-
-
-def _has_tokens(given: Any) -> bool:
-    """Whether an input is a list of token numbers, or a list of such lists."""
-    if not isinstance(given, list) or not given:
-        return False
-    first = given[0]
-    if isinstance(first, list):
-        return bool(first) and _has_tokens(first)
-    return isinstance(first, int) and not isinstance(first, bool)
 
 
 def encode(spec: EncoderSpec, request: MixedRequest, results: Sequence[Sequence[Result]]) -> Reply:

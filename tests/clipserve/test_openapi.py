@@ -28,13 +28,14 @@ def test_fields_are_those_that_are_read(name: str, text_encoder: ExportedTextEnc
         ENDPOINTS[name].decode(Row(b'{"no such field": 1}', JSON), RequestLimits(), text_encoder.spec)
     allowed = re.search("allowed are (.*)", refused.value.message)
     assert allowed is not None
-    assert set(allowed[1].split(", ")) == set(openapi.REQUESTS[name]["properties"])
+    assert set(allowed[1].split(", ")) == set(ENDPOINTS[name].bodies[JSON]["properties"])
 
 
 @pytest.mark.parametrize("name", ENDPOINTS)
 def test_examples_are_requests(name: str, text_encoder: ExportedTextEncoder) -> None:
-    path = "/".join(filter(None, ("/predictions", name, ENDPOINTS[name].version)))
-    example = openapi.document()["paths"][path]["post"]["requestBody"]["content"][JSON]["example"]
+    example = openapi.document()["paths"][f"/predictions/{ENDPOINTS[name].path}"]["post"]["requestBody"][
+        "content"
+    ][JSON]["example"]
     request = ENDPOINTS[name].decode(
         Row(json.dumps(example).encode(), JSON), RequestLimits(), text_encoder.spec
     )
