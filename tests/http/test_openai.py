@@ -135,6 +135,11 @@ def test_it_is_quantised_as_asked(api: Api) -> None:
         assert data(api.post_json(DOOR, {"input": URI, "embedding_types": [name]})) == [found[name]]
 
 
+def test_the_endpoints_name_alone_leads_there(api: Api) -> None:
+    """Who asks all endpoints alike, by their names: `reliability`, for one."""
+    assert data(api.post_json("v1", {"input": SENTENCE})) == data(api.post_json(DOOR, {"input": SENTENCE}))
+
+
 def test_an_unknown_version_is_not_found(api: Api) -> None:
     assert api.post_json("v1/completions", {"input": "a"}).status_code == 404
 
