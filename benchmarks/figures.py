@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = LATEST.parent
 FORMATS = RESULTS / "formats.json"
 DEMO = ROOT / "demo" / "results.json"
+QUANTIZED = ROOT / "demo" / "quantized.json"
 
 BLOCK = re.compile(r"(<!-- figures: (\S+) -->\n).*?(<!-- /figures -->\n)", re.DOTALL)
 
@@ -261,8 +262,30 @@ def evaluation() -> str:
     return evaluate_report.table(_read(RESULTS / "evaluation.json"))
 
 
+def quantized() -> str:
+    """What fewer bits cost in retrieval."""
+    found = _read(QUANTIZED)
+    rows = (
+        (
+            way,
+            f"{100 * of['mean_recall_at_1']:.1f} %",
+            f"{100 * of['largest_loss']:.1f} points ({of['largest_loss_of']})"
+            if of["largest_loss"] > 0
+            else "none",
+        )
+        for way, of in found["ways"].items()
+    )
+    head = (
+        f"{found['dimensions']} numbers as",
+        f"own picture first among {found['scenes']}, mean of {found['languages']} languages",
+        "largest loss of a language",
+    )
+    return _table(head, rows)
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "measured": measured,
+    "quantized": quantized,
     "ceiling": ceiling,
     "formats": formats,
     "bulk": bulk,

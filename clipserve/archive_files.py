@@ -1,4 +1,4 @@
-"""Shows that the files of an unpacked archive are those that were packaged.
+"""Shows that the files of an unpacked archive are those that were packaged, and keeps large ones once.
 
 It finds damage: a file cut off, left over, forgotten or exchanged by mistake. It is no protection from
 whoever can write into the archive, since the list lies in it and the code that reads it, too.
@@ -6,7 +6,10 @@ whoever can write into the archive, since the list lies in it and the code that 
 
 from __future__ import annotations
 
+import contextlib
+import filecmp
 import hashlib
+import os
 from pathlib import Path
 
 from clipserve.errors import SpecError
@@ -51,3 +54,31 @@ def verify_archive_files(folder: Path) -> None:
         if found_at.as_posix() in listed or path.is_dir() or set(found_at.parts) & set(UNLISTED_FOLDERS):
             continue
         raise SpecError(f"{found_at} was added after the archive was packaged; run 'make archive' again")
+
+
+def share_equal_files(folder: Path) -> None:
+    """Makes files that archives unpacked beside this one have as well one file with several names.
+
+    Several endpoints carry one encoder, and each archive is unpacked by itself. What workers map of a file
+    (`clipserve.mapping`) is in memory once for all of them only where it is one file; on disk, too.
+
+    Args:
+        folder: of an archive whose files have been verified; what is shared has the same bytes.
+    """
+    for path in folder.glob("*.pt*"):
+        own = path.stat()
+        for other in sorted(folder.parent.glob(f"*/{path.name}")):
+            # Archives come and go; and nothing is lost where it cannot be shared.
+            with contextlib.suppress(OSError):
+                found = other.stat()
+                # The older one stays, so that two who look at each other do not exchange theirs; and nobody
+                # else may write to it.
+                older = (found.st_mtime_ns, found.st_ino) < (own.st_mtime_ns, own.st_ino)
+                trusted = found.st_uid == own.st_uid and not found.st_mode & 0o022
+                alike = (found.st_dev, found.st_size) == (own.st_dev, own.st_size)
+                if older and trusted and alike and filecmp.cmp(path, other, shallow=False):
+                    # Beside the archive, of whose folder every file is on a list.
+                    second = folder.with_name(f".{path.name}.{os.getpid()}")
+                    os.link(other, second)
+                    second.replace(path)
+                    break

@@ -7,34 +7,21 @@ is what runs one. A new endpoint is a row here, its wire functions, and its sett
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal, TypeVar
 
 from clipserve.encoder_spec import EncoderSpec, Modality
 from clipserve.errors import RequestError
 from clipserve.wire import native, openai, similarity
 from clipserve.wire.messages import Request, Result
-from clipserve.wire.rows import DialectName, Reply, RequestLimits, Row
+from clipserve.wire.rows import Reply, RequestLimits, Row
+from clipserve.wire.schemas import REFUSAL, Schema
 
 RequestT = TypeVar("RequestT", bound=Request)
+Decode = Callable[[Row, RequestLimits, EncoderSpec], Request]
 Example = Callable[[Mapping[Modality, Any]], dict[str, Any]]
 Encode = Callable[[EncoderSpec, RequestT, Sequence[Sequence[Result]]], Reply]
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """One shape of an endpoint's bodies.
-
-    Attributes:
-        decode: from a row, under limits, to a request of the model that the spec describes; raises
-            `RequestError` where the row is wrong as a whole.
-        encode: from the first encoder's spec, the request and its results, a list for each input, to a reply.
-        refuse: the reply to a request of which nothing could be answered.
-    """
-
-    decode: Callable[[Row, RequestLimits, EncoderSpec], Request]
-    encode: Encode[Any]
-    refuse: Callable[[RequestError], Reply]
 
 
 @dataclass(frozen=True)
@@ -57,19 +44,37 @@ class Endpoint:
     Attributes:
         name: in its URL, of its archive, and of its settings in `handlers/`.
         inputs: what is embedded, in the order of `Request.inputs`.
-        dialects: the bodies that it speaks.
-        example: makes the JSON of a native body, of lists of pictures in base64 and of texts, by modality;
-            for who asks all endpoints alike, and with damaged lists too: it takes whatever stands there.
+        decode: from a row, under limits, to a request of the model that the spec describes; raises
+            `RequestError` where the row is wrong as a whole.
+        encode: from the first encoder's spec, the request and its results, a list for each input, to a reply.
+        bodies: what `decode` reads, by media type.
+        answer: what `encode` writes where something could be answered.
+        example: makes the JSON of a body, of lists of pictures in base64 and of texts, by modality; for who
+            asks all endpoints alike, and with damaged lists too: it takes whatever stands there.
+        refuse: the reply to a request of which nothing could be answered; `refusal` is its schema.
+        version: of its archive, which stands behind the name in its URL; None where that is clipserve's own,
+            and the URL ends with the name.
         gives_embeddings: whether its replies hold the embeddings of its one input.
         remembers_texts: whether its workers keep the embeddings of texts, which come again and again.
     """
 
     name: str
     inputs: tuple[Input, ...]
-    dialects: Mapping[DialectName, Dialect]
+    decode: Decode
+    encode: Encode[Any]
+    bodies: Mapping[str, Schema]
+    answer: Schema
     example: Example
+    refuse: Callable[[RequestError], Reply] = native.encode_error
+    refusal: Schema = field(default_factory=lambda: REFUSAL)
+    version: str | None = None
     gives_embeddings: bool = False
     remembers_texts: bool = False
+
+    @property
+    def path(self) -> str:
+        """What stands behind `/predictions/` in its URL."""
+        return self.name if self.version is None else f"{self.name}/{self.version}"
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -77,9 +82,16 @@ class Endpoint:
         return tuple(dict.fromkeys(of.modality for of in self.inputs))
 
 
-def _native(decode: Callable[[Row, RequestLimits], RequestT], encode: Encode[RequestT]) -> Dialect:
+def _of_any_model(decode: Callable[[Row, RequestLimits], Request]) -> Decode:
     """Our own bodies, which ask for no model by name."""
-    return Dialect(lambda row, limits, _: decode(row, limits), encode, native.encode_error)
+    return lambda row, limits, _: decode(row, limits)
+
+
+def _mixed(items: Mapping[Modality, Any]) -> dict[str, Any]:
+    """A picture and a text in turns, as far as there are both."""
+    images, texts = (of if isinstance(of, list) else [of] for of in (items["image"], items["text"]))
+    turns = zip_longest([{"image": image} for image in images], texts)
+    return {"input": [item for turn in turns for item in turn if item is not None]}
 
 
 ENDPOINTS: dict[str, Endpoint] = {
@@ -88,26 +100,45 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint(
             "clip_image",
             (Input("image", "max_items"),),
-            {"native": _native(native.decode_images, native.encode_embeddings)},
+            _of_any_model(native.decode_images),
+            native.encode_embeddings,
+            native.IMAGE_BODIES,
+            native.EMBEDDINGS,
             lambda items: {"input": items["image"]},
             gives_embeddings=True,
         ),
         Endpoint(
             "clip_text",
             (Input("text", "max_items"),),
-            {
-                "native": _native(native.decode_texts, native.encode_embeddings),
-                "openai": Dialect(openai.decode, openai.encode, openai.encode_error),
-            },
+            _of_any_model(native.decode_texts),
+            native.encode_embeddings,
+            native.TEXT_BODIES,
+            native.EMBEDDINGS,
             lambda items: {"input": items["text"]},
             gives_embeddings=True,
         ),
         Endpoint(
             "clip_similarity",
             (Input("image", "max_items"), Input("text", "max_texts")),
-            {"native": _native(similarity.decode, similarity.encode)},
+            _of_any_model(similarity.decode),
+            similarity.encode,
+            similarity.BODIES,
+            similarity.SIMILARITY,
             lambda items: {"images": items["image"], "texts": items["text"]},
             remembers_texts=True,
+        ),
+        # TorchServe, too, has the path that OpenAI's clients put behind the address they are given.
+        Endpoint(
+            "v1",
+            (Input("image", "max_items"), Input("text", "max_items")),
+            openai.decode,
+            openai.encode,
+            openai.BODIES,
+            openai.EMBEDDINGS,
+            _mixed,
+            openai.encode_error,
+            openai.REFUSAL,
+            version="embeddings",
         ),
     )
 }

@@ -99,7 +99,7 @@ class Pipeline:
     def _decode(self, row: Row, budget: Budget) -> Request | RequestError:
         if budget.left() <= 0:
             return overloaded()
-        decode, limits = self._endpoint.dialects[row.dialect].decode, self._settings.requests
+        decode, limits = self._endpoint.decode, self._settings.requests
         try:
             return attempt(lambda row: decode(row, limits, self.specs[0]), row)
         except Exception as error:
@@ -109,7 +109,7 @@ class Pipeline:
 
     def _refuse(self, row: Row, error: RequestError) -> Reply:
         self.meter.error(error.code)
-        return self._endpoint.dialects[row.dialect].refuse(error)
+        return self._endpoint.refuse(error)
 
     def _answer(self, asked: Sequence[tuple[Row, Request]], budget: Budget) -> list[Reply]:
         inputs = [[request.inputs[i] for _, request in asked] for i in range(len(self._endpoint.inputs))]
@@ -122,8 +122,6 @@ class Pipeline:
             results[i] = embed_fairly(embed, inputs[i], share, self.meter)
         with self.meter.stage("serialise"):
             return [
-                self._endpoint.dialects[row.dialect].encode(
-                    self.specs[0], request, [results[i][place] for i in range(len(inputs))]
-                )
+                self._endpoint.encode(self.specs[0], request, [results[i][place] for i in range(len(inputs))])
                 for place, (row, request) in enumerate(asked)
             ]

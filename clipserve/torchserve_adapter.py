@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 
-from clipserve.archive_files import verify_archive_files
+from clipserve.archive_files import share_equal_files, verify_archive_files
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import SettingsError, SpecError
 from clipserve.meter import TIMING_HEADER, server_timing, stage_metric
 from clipserve.settings import Settings
+from clipserve.tracing import trace_headers, trace_line
 from clipserve.wire.rows import FORM, JSON, MULTIPART, Part, Row, media_type
 from clipserve.worker import Worker
 
@@ -62,6 +63,7 @@ class TorchServeHandler:
             _warn_of_too_many_threads(endpoint, int(config.get("maxWorkers", 1)), settings.threads)
         folder = Path(properties["model_dir"])
         verify_archive_files(folder)
+        share_equal_files(folder)
         response_seconds = float(config.get("responseTimeout", RESPONSE_SECONDS))
         self._worker = Worker(endpoint, folder, device, settings, response_seconds)
         self._reporter = Reporter(context.metrics, context.model_name)
@@ -83,9 +85,16 @@ class TorchServeHandler:
                 logger.info("request %s refused with %s", context.get_request_id(index), reply.status)
         counts, errors, milliseconds = self._worker.meter.take()
         self._reporter.add(counts, errors, milliseconds)
-        for index in range(len(rows)):
-            if TIMING_HEADER in _headers(context, index):
+        for index, reply in enumerate(replies):
+            headers = _headers(context, index)
+            if TIMING_HEADER in headers:
                 context.set_response_header(index, "Server-Timing", server_timing(milliseconds))
+            names = trace_headers(headers)
+            if names:
+                # Its own x-request-id the frontend puts over ours: the line says which belongs to which.
+                logger.info("request %s: %s", context.get_request_id(index), trace_line(names, reply.status))
+                for name, value in names.items():
+                    context.set_response_header(index, name, value)
         return [reply.body for reply in replies]
 
 

@@ -17,6 +17,7 @@ from random import Random
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
@@ -138,16 +139,31 @@ def _measure_language(
     captions = wordings(vocabulary, scenes, seed)
     texts, usage = client.embed_texts_with_usage(captions)
     cosines = cosine_similarity(texts, images)
-    order = np.argsort(-cosines, axis=1, kind="stable")
-    ranks = np.argmax(order == np.arange(len(scenes))[:, None], axis=1)
+    found = ranks(cosines, np.arange(len(cosines)))
+    first = np.argmax(cosines, axis=1)
     return LanguageResult(
         name=vocabulary.name,
         probabilities=tuple(np.diag(answer.probabilities).tolist()),
-        ranks=ranks,
+        ranks=found,
         cosine_to_english=float(np.diag(cosine_similarity(texts, english)).mean()),
         unknown_share=usage.unknown_tokens / usage.prompt_tokens,
-        misses=[f"{captions[i]} -> {scenes[int(order[i, 0])].name}" for i in np.flatnonzero(ranks).tolist()],
+        misses=[f"{captions[i]} -> {scenes[int(first[i])].name}" for i in np.flatnonzero(found).tolist()],
     )
+
+
+def ranks(
+    cosines: npt.NDArray[np.float64], own: npt.NDArray[np.int64]
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Where each row's own column stands, the most alike first; 0 is first, and of equal ones the first counts.
+
+    Args:
+        cosines: `[captions, pictures]`, or the other way round.
+        own: column of each row, `[rows]`.
+    """
+    order = np.argsort(-cosines, axis=1, kind="stable")
+    found: np.ndarray[tuple[int], np.dtype[np.int64]]
+    found = np.argmax(order == own[:, None], axis=1)
+    return found
 
 
 def weak_languages(results: dict[str, LanguageResult], bounds: Bounds) -> list[str]:
@@ -264,6 +280,7 @@ def write_heat_map(results: dict[str, LanguageResult], scenes: Sequence[Scene], 
 
 
 def _jpeg(image: Image.Image) -> bytes:
+    """A drawn scene as a file."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=92)
     return buffer.getvalue()

@@ -18,6 +18,10 @@ $(DEMO_ARCHIVE): $(DEMO_FILES) $(EXPORT_CODE) $(wildcard handlers/*) | $(VENV)/.
 languages: setup #: is the running server good in all 40 languages? a table, the weak ones, a heat map
 	@$(RUN) -m demo.languages
 
+.PHONY: quantized
+quantized: setup #: what int8 and binary embeddings cost in retrieval, in 40 languages; writes demo/quantized.json
+	@$(RUN) -m demo.quantized
+
 .PHONY: train-demo
 train-demo: setup #: train demo/checkpoint/ anew (about an hour; goes on where it was stopped)
 	@$(RUN) -m demo.train

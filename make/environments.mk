@@ -10,6 +10,7 @@ SCALE := $(SCALE_VENV)/bin/python
 OLD_TORCH_VENV := .venv-torch-
 INFINITY_VENV := .venv-infinity
 UPLOAD_VENV := .venv-upload
+CLIENTS_VENV := .venv-clients
 EXPORTERS_VENV := .venv-exporters
 UV_VENV := .venv-uv
 
@@ -63,6 +64,9 @@ $(OLD_TORCH_VENV)%/.run-stamp: requirements/old-torch.lock tests/old_torch/stand
 
 $(UPLOAD_VENV)/.run-stamp: requirements/upload.lock $(INSTALLER)
 	$(call INSTALL,the upload clients of OpenSearch and Elasticsearch (260 MB on disk),--newest 3.13)
+
+$(CLIENTS_VENV)/.run-stamp: requirements/clients.lock $(INSTALLER)
+	$(call INSTALL,clients of OpenAI's API (330 MB on disk),--newest 3.13)
 
 $(EXPORTERS_VENV)/.run-stamp: requirements/exporters.lock tests/old_torch/stand_ins.py $(INSTALLER)
 	$(call INSTALL,the exporters of OpenSearch and Elasticsearch (2.1 GB on disk),--newest 3.13 --without-needs torch==2.7.1)

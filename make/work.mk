@@ -25,6 +25,10 @@ test-other-torches: $(patsubst %,$(OLD_TORCH_VENV)%/.run-stamp,2.5.1 2.7.1) test
 test-upload: $(VENV)/.dev-stamp $(UPLOAD_VENV)/.run-stamp #: OpenSearch's and Elasticsearch's clients take what is exported for them
 	@$(RUN) -m pytest tests/upload -m "not full" $(PYTEST_ARGS)
 
+.PHONY: test-clients
+test-clients: $(VENV)/.dev-stamp $(CLIENTS_VENV)/.run-stamp #: openai, litellm, LangChain, LlamaIndex, infinity's, curl, JavaScript, schemathesis: each asks the server
+	@$(RUN) -m pytest tests/http/test_clients.py tests/http/test_openapi.py $(PYTEST_ARGS)
+
 .PHONY: test-exporters
 test-exporters: $(VENV)/.dev-stamp $(EXPORTERS_VENV)/.run-stamp #: what their own exporters make of the same checkpoints, beside ours
 	@$(RUN) -m pytest tests/upload -m full $(PYTEST_ARGS)
@@ -34,6 +38,10 @@ check: $(VENV)/.dev-stamp #: formatting, lint and types
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
+
+.PHONY: openapi
+openapi: setup #: docs/openapi.json from the endpoints' tables
+	@$(RUN) -m clipserve.openapi > docs/openapi.json
 
 .PHONY: lock
 lock: $(VENV)/.dev-stamp #: resolve the pinned versions anew

@@ -78,7 +78,7 @@ def resolve() -> None:
                 command += ["--output-file", str(HERE / f"{name}.lock")]
                 subprocess.run(command, check=True)
                 earlier.append(str(HERE / f"{name}.lock"))
-        for name in ("heic", "java", "old-torch", "upload", "uv"):
+        for name in ("clients", "heic", "java", "old-torch", "upload", "uv"):
             alone = [*uv, str(HERE / f"{name}.in"), "--output-file", str(HERE / f"{name}.lock")]
             subprocess.run(alone, check=True)
         for name in ("exporters", "infinity"):

@@ -40,6 +40,7 @@ def serve(arguments: argparse.Namespace) -> None:
     print(f"\nready at {url}\ninference token (60 minutes; the client renews it): {token}")
     print(f"all tokens: {server.folder / 'key_file.json'}\n")
     print(curl_lines(url, token))
+    print(f"\n# OpenAI's clients: base_url={url}/predictions/v1, and the token as api_key")
     print("\n'make example' runs the example, 'make stop' stops the server.")
     for warning in server.warnings():
         print(f"warning: {warning}", file=sys.stderr)

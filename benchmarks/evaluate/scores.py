@@ -12,6 +12,7 @@ import numpy.typing as npt
 from benchmarks.evaluate.tasks import Places, Task, Texts
 from clipserve.encoder_spec import FloatArray
 from clipserve.similarity import cosine_similarity, unit_vectors
+from demo.languages import ranks
 
 Cosines = npt.NDArray[np.float64]
 
@@ -48,10 +49,10 @@ def _cosines(vectors: Vectors, group: str) -> Cosines:
 def _scores(texts: Texts, cosines: Cosines, original: Cosines) -> dict[str, float]:
     found: dict[str, float] = {}
     if texts.own is not None:
-        places = _ranks(cosines, texts.own)
+        places = ranks(cosines, texts.own)
         found |= {"r1": float((places < 1).mean()), "r5": float((places < FIRST).mean())}
     if texts.label is not None:
-        found["top1"] = float((_ranks(cosines.T, texts.label) < 1).mean())
+        found["top1"] = float((ranks(cosines.T, texts.label) < 1).mean())
     if texts.own is None:
         cosines, original = cosines.T, original.T
     first, first_of_original = _first(cosines), _first(original)
@@ -61,19 +62,9 @@ def _scores(texts: Texts, cosines: Cosines, original: Cosines) -> dict[str, floa
     return found
 
 
-def _order(cosines: Cosines) -> Places:
-    """Each row's columns, the most alike first; of equal ones the first."""
-    return np.argsort(-cosines, axis=1, kind="stable")
-
-
-def _ranks(cosines: Cosines, own: Places) -> Places:
-    """Where each row's own column stands in its order; 0 is first."""
-    places: Places = np.argmax(_order(cosines) == own[:, None], axis=1)
-    return places
-
-
 def _first(cosines: Cosines) -> Places:
-    return _order(cosines)[:, :FIRST]
+    """Each row's first columns, the most alike first; of equal ones the first."""
+    return np.argsort(-cosines, axis=1, kind="stable")[:, :FIRST]
 
 
 def least_cosine(found: Vectors, original: Vectors) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -115,6 +115,35 @@ class Client:
     def require_space(self, space_id: str) -> None:
         """From now on, an answer in another embedding space raises `SpaceError`."""
         self._space_id = space_id
+
+    def embed(self, items: Sequence[ImageInput] | ImageInput) -> FloatArray:
+        """Embeds texts and pictures in one list: float32 `[N, D]`, in its order; one alone is a list of one.
+
+        Args:
+            items: a text is a str, a picture encoded bytes or the `Path` of a file.
+
+        Raises:
+            RequestError: an item is wrong; `index` says which.
+            ServerError: the server cannot be reached or fails.
+            OSError: a file cannot be read.
+        """
+        listed = [items] if isinstance(items, bytes | str | Path) else [*items]
+        vectors: dict[int, FloatArray] = {}
+
+        def fill(places: Sequence[int], embed: Callable[[], FloatArray]) -> None:
+            try:
+                vectors.update(zip(places, embed(), strict=True))
+            except RequestError as error:
+                if error.index is None:
+                    raise
+                raise error.at(places[error.index]) from error
+
+        texts = {index: item for index, item in enumerate(listed) if isinstance(item, str)}
+        images = {index: item for index, item in enumerate(listed) if not isinstance(item, str)}
+        fill([*texts], lambda: self.embed_texts([*texts.values()]))
+        fill([*images], lambda: self.embed_images([*images.values()]))
+        found = [vectors[index] for index in range(len(listed))]
+        return np.stack(found) if found else np.empty((0, 0), np.float32)
 
     def embed_images(self, images: Sequence[ImageInput] | ImageInput) -> FloatArray:
         """Embeds pictures, encoded bytes or paths of files: float32 `[N, D]`; one alone is a list of one.

@@ -10,6 +10,7 @@ import binascii
 import json
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from clipserve.encoder_spec import ScoreKind
@@ -31,7 +32,7 @@ NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=_ \t\r\n-]")
 URL_SAFE_BASE64 = bytes.maketrans(b"-_", b"+/")
 
 
-def json_object(data: bytes, allowed: set[str]) -> dict[str, Any]:
+def json_object(data: bytes, allowed: AbstractSet[str]) -> dict[str, Any]:
     """Reads a body that is one JSON object of known fields.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What every dialect decodes a request into, and encodes a reply from."""
+"""What an endpoint decodes a request into, and encodes a reply from."""
 
 from __future__ import annotations
 

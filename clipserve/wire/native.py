@@ -39,6 +39,9 @@ from clipserve.wire.messages import (
     total_usage,
 )
 from clipserve.wire.rows import (
+    JSON,
+    MULTIPART,
+    OCTETS,
     OPENS_OBJECT,
     Reply,
     RequestLimits,
@@ -48,9 +51,48 @@ from clipserve.wire.rows import (
     refuse_form,
     shown,
 )
+from clipserve.wire.schemas import (
+    ANY,
+    ENCODING_FORMAT,
+    ERROR,
+    FILE,
+    INTEGER,
+    LIMITS,
+    PICTURE,
+    SPACE,
+    TEXT,
+    USAGE,
+    VECTOR,
+    Schema,
+    closed,
+    one_or_many,
+)
 
 # What editors and PowerShell on Windows begin UTF-8 with: a signature, no part of a text.
 BYTE_ORDER_MARK = "\ufeff"
+
+
+_BESIDE = {"encoding_format": ENCODING_FORMAT, "model": ANY}
+TEXTS = closed({"input": one_or_many(TEXT, LIMITS.max_items), **_BESIDE}, ["input"])
+IMAGES = closed({"input": one_or_many(PICTURE, LIMITS.max_items), **_BESIDE}, ["input"])
+TEXT_BODIES: dict[str, Schema] = {JSON: TEXTS, "text/plain": TEXT}
+IMAGE_BODIES: dict[str, Schema] = {JSON: IMAGES, OCTETS: ANY, MULTIPART: closed({"file": FILE})}
+EMBEDDINGS = closed(
+    {
+        "object": {"const": "list"},
+        **SPACE,
+        "data": {
+            "type": "array",
+            "items": {
+                "oneOf": [
+                    closed({"object": {"const": "embedding"}, "index": INTEGER, "embedding": VECTOR}),
+                    closed({"object": {"const": "error"}, "index": INTEGER, "error": ERROR}),
+                ]
+            },
+        },
+        "usage": USAGE,
+    }
+)
 
 
 def decode_texts(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]:
@@ -72,7 +114,7 @@ def decode_texts(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]:
         if len(text) <= limits.max_characters and is_json(text):
             raise _mistyped(row)
         return EmbeddingRequest([text_item(text, limits)], "float")
-    body = json_object(row.body, {"input", "encoding_format", "model"})
+    body = json_object(row.body, TEXTS["properties"].keys())
     items = text_items(item_list(body, "input", str, limits.max_items), limits)
     return EmbeddingRequest(items, read_encoding_format(body.get("encoding_format")))
 
@@ -84,7 +126,7 @@ def decode_images(row: Row, limits: RequestLimits) -> EmbeddingRequest[bytes]:
         RequestError: the request as a whole is wrong.
     """
     if has_json(row):
-        body = json_object(row.body, {"input", "encoding_format", "model"})
+        body = json_object(row.body, IMAGES["properties"].keys())
         items = item_list(body, "input", (str, dict), limits.max_items)
         return EmbeddingRequest(
             [image_item(item) for item in items], read_encoding_format(body.get("encoding_format"))
@@ -129,7 +171,7 @@ def encode_embeddings(
     data = [
         {"object": "error", "index": index, "error": result.to_json()}
         if isinstance(result, RequestError)
-        else embedding_entry(index, result, request.encoding_format)
+        else _embedding_entry(index, result, request.encoding_format)
         for index, result in enumerate(items)
     ]
     return Reply.json(
@@ -137,8 +179,7 @@ def encode_embeddings(
     )
 
 
-def embedding_entry(index: int, embedded: Embedded, encoding_format: EncodingFormat) -> dict[str, Any]:
-    """One embedding in `data`, which OpenAI's responses share."""
+def _embedding_entry(index: int, embedded: Embedded, encoding_format: EncodingFormat) -> dict[str, Any]:
     vector = embedded.embedding
     written = encode_vector(vector) if encoding_format == "base64" else vector
     return {"object": "embedding", "index": index, "embedding": written}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from clipserve.errors import RequestError
 
@@ -26,15 +26,13 @@ MAX_PARTS = 2000
 
 OPENS_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{")
 
-DialectName = Literal["native", "openai"]
-
 
 @dataclass(frozen=True)
 class RequestLimits:
     """How much one request may ask for.
 
     Attributes:
-        max_items: pictures or texts of an embedding request; pictures of a similarity request.
+        max_items: pictures and texts of an embedding request, together; pictures of a similarity request.
         max_texts: texts or labels of a similarity request.
         max_characters: of one text; far more than any context length, a bound on tokenising time.
         max_total_characters: of all texts of a request together, each label in its template: 1,000 texts of
@@ -72,14 +70,12 @@ class Row:
         content_type: the header of that name as it was sent; empty where there is none.
         parts: all parts of a multipart request, in their order.
         content_encoding: the header of that name as it was sent; empty where there is none.
-        dialect: the shape of its body, and of its reply's.
     """
 
     body: bytes
     content_type: str
     parts: Sequence[Part] = ()
     content_encoding: str = ""
-    dialect: DialectName = "native"
 
     @property
     def size(self) -> int:

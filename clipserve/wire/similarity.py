@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -31,7 +31,71 @@ from clipserve.wire.json_input import (
 )
 from clipserve.wire.messages import Embedded, Result
 from clipserve.wire.native import encode_error, space_fields, usage_fields
-from clipserve.wire.rows import Reply, RequestLimits, Row, has_json, read_form, refuse_form, shown
+from clipserve.wire.rows import (
+    JSON,
+    MULTIPART,
+    Reply,
+    RequestLimits,
+    Row,
+    has_json,
+    read_form,
+    refuse_form,
+    shown,
+)
+from clipserve.wire.schemas import (
+    ANY,
+    ERROR,
+    FILE,
+    LIMITS,
+    NUMBER,
+    PICTURE,
+    SPACE,
+    TEXT,
+    USAGE,
+    Schema,
+    choice,
+    closed,
+    one_or_many,
+)
+
+COMPARISON: Schema = {
+    **closed(
+        {
+            "images": one_or_many(PICTURE, LIMITS.max_items),
+            "texts": one_or_many(TEXT, LIMITS.max_texts),
+            "labels": one_or_many(TEXT, LIMITS.max_texts),
+            "template": {"type": ["string", "null"], "pattern": r"\{\}", "maxLength": LIMITS.max_characters},
+            "score": choice(get_args(ScoreKind)),
+            "model": ANY,
+        },
+        ["images"],
+    ),
+    "oneOf": [{"required": ["texts"]}, {"required": ["labels"]}],
+}
+BODIES: dict[str, Schema] = {
+    JSON: COMPARISON,
+    MULTIPART: closed({"file": FILE, "texts": {"type": "string", "description": "a JSON list"}}),
+}
+_MATRIX: Schema = {
+    "type": "array",
+    "items": {"type": ["array", "null"], "items": {"type": ["number", "null"]}},
+}
+SIMILARITY = closed(
+    {
+        "object": {"const": "similarity"},
+        **SPACE,
+        "cosine_similarity": _MATRIX,
+        "probabilities": _MATRIX,
+        "score": {"enum": [*get_args(ScoreKind)]},
+        "logit_scale": NUMBER,
+        "logit_bias": NUMBER,
+        "errors": {
+            "type": "array",
+            "items": closed({"input": {"enum": ["images", "texts"]}, "error": ERROR}),
+        },
+        "usage": USAGE,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -60,10 +124,10 @@ def decode(row: Row, limits: RequestLimits) -> SimilarityRequest:
     """
     images: list[bytes | RequestError]
     if has_json(row):
-        body = json_object(row.body, {"images", "texts", "labels", "template", "score", "model"})
+        body = json_object(row.body, COMPARISON["properties"].keys())
         images = [image_item(i) for i in item_list(body, "images", (str, dict), limits.max_items)]
     elif row.parts:
-        fields, files = read_form(row, {"texts", "labels", "template", "score", "model"}, limits)
+        fields, files = read_form(row, COMPARISON["properties"].keys() - {"images"}, limits)
         images = [*files]
         body = {
             name: read_json(part, f"field {name!r}") if name in ("texts", "labels") else utf8(part)

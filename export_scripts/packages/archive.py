@@ -148,7 +148,7 @@ def _build(name: str, encoders: Sequence[EncoderFile], tuned: Tuned | None, work
         [
             str(Path(sys.executable).with_name("torch-model-archiver")),
             *("--model-name", name),
-            *("--version", __version__),
+            *("--version", ENDPOINTS[name].version or __version__),
             *("--handler", str(HANDLER)),
             *("--extra-files", str(stage)),
             *("--config-file", str(config)),

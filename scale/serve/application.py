@@ -1,7 +1,7 @@
 """The endpoints as one Ray Serve application.
 
 ```
-HTTP ─▶ Ray Serve's proxy ─▶ Ingress ─▶ clip_image | clip_text | clip_similarity ─▶ clipserve.worker
+HTTP ─▶ Ray Serve's proxy ─▶ Ingress ─▶ clip_image | clip_text | clip_similarity | v1 ─▶ clipserve.worker
                               tokens, sizes     batches, workers that come and go
 ```
 """
@@ -20,7 +20,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from clipserve.store import Store
-from scale.serve.ingress import Ingress, TextModel
+from scale.serve.ingress import Ingress, ServedModel
 from scale.serve.replica import Replica
 from scale.serve.settings import EndpointSettings, ServerSettings, read_endpoints, read_server
 from serving.local import CONFIG, ROOT
@@ -87,7 +87,7 @@ def app(arguments: AppArguments) -> Application:
         # Far enough for the endpoints' queues to refuse first, and in our own words.
         max_queued_requests=waiting,
     )(Ingress)
-    model = TextModel(text.model_id, int(time.time()))
+    model = ServedModel(text.model_id, int(time.time()))
     return ingress.bind(replicas, {e.name: e for e in endpoints}, server, str(arguments.key_file), model)
 
 

@@ -2,6 +2,8 @@
 
 ```
 POST /predictions/clip_image | clip_text | clip_similarity       as TorchServe, see clipserve.wire.native
+POST /predictions/v1/embeddings                                  the same, see clipserve.wire.openai
+GET  /openapi.json                                               what there is, for programs; no token
 GET  /ping                                                       is every endpoint answering?
 GET  /models/NAME                                                workers, encoder specs (management token)
 POST /v1/embeddings, GET /v1/models, GET /v1/models/ID           as OpenAI
@@ -29,12 +31,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
+from clipserve import openapi
 from clipserve.endpoint_status import READY, EndpointStatus, Worker
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import RequestError
 from clipserve.meter import TIMING_HEADER
+from clipserve.tracing import trace_headers, trace_line
 from clipserve.wire import native, openai
-from clipserve.wire.rows import MULTIPART, DialectName, Reply, Row, check_head, media_type
+from clipserve.wire.rows import MULTIPART, Reply, Row, check_head, media_type
 from scale.serve.answer import Answer
 from scale.serve.multipart import multipart_parts
 from scale.serve.settings import EndpointSettings, ServerSettings
@@ -43,7 +47,7 @@ from scale.serve.tokens import Kind, TokenCheck
 logger = logging.getLogger("ray.serve")
 
 OPENAI_PATHS = "/v1/"
-OPENAI_ENDPOINT = next(name for name, endpoint in ENDPOINTS.items() if "openai" in endpoint.dialects)
+OPENAI_ENDPOINT = "v1"
 
 # That a caller may take to send a body: whoever sends a byte a second should not hold a place for ever.
 BODY_SECONDS = 30.0
@@ -52,8 +56,8 @@ DESCRIBE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class TextModel:
-    """What OpenAI's paths say of the text encoder; `created` is a Unix time in seconds."""
+class ServedModel:
+    """What OpenAI's paths say of the model; `created` is a Unix time in seconds."""
 
     model_id: str
     created: int
@@ -63,8 +67,11 @@ def _too_large(found: str, limit: int) -> RequestError:
     return RequestError("request_too_large", f"the body has {found} bytes, allowed are {limit}", 413)
 
 
-def _response(reply: Reply, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(reply.body, reply.status, dict(headers or {}), reply.content_type)
+def _response(request: Request, reply: Reply, headers: Mapping[str, str] | None = None) -> Response:
+    names = trace_headers(request.headers)
+    if names:
+        logger.info(trace_line(names, reply.status))
+    return Response(reply.body, reply.status, {**names, **(headers or {})}, reply.content_type)
 
 
 class TokenError(RequestError):
@@ -85,12 +92,13 @@ app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=
 @app.exception_handler(RequestError)
 async def _refuse(request: Request, error: RequestError) -> Response:
     if request.url.path.startswith(OPENAI_PATHS):
-        return _response(openai.encode_error(error))
+        return _response(request, openai.encode_error(error))
     if isinstance(error, TokenError):
         # As TorchServe says it, with its status: clients know by this that they should look for a new token.
         refusal = {"code": 400, "type": "InvalidKeyException", "message": error.message}
-        return _response(Reply.json(400, refusal))
-    return _response(native.encode_error(error))
+        return _response(request, Reply.json(400, refusal))
+    asked = ENDPOINTS.get(request.path_params.get("endpoint", ""))
+    return _response(request, native.encode_error(error) if asked is None else asked.refuse(error))
 
 
 @app.exception_handler(HTTPException)
@@ -115,7 +123,7 @@ class Ingress:
     Args:
         endpoints: the replicas of each endpoint, by its name.
         key_file: of the tokens that are asked for.
-        text_model: what OpenAI's paths serve.
+        served_model: what OpenAI's paths serve.
     """
 
     def __init__(
@@ -124,22 +132,30 @@ class Ingress:
         settings: Mapping[str, EndpointSettings],
         server: ServerSettings,
         key_file: str,
-        text_model: TextModel,
+        served_model: ServedModel,
     ):
         self._endpoints = endpoints
         self._settings = settings
         self._server = server
         self._tokens = TokenCheck(Path(key_file))
-        self._text_model = text_model
+        self._served_model = served_model
 
     @app.post("/predictions/{endpoint}")
-    async def predict(self, endpoint: str, request: Request) -> Response:
+    @app.post("/predictions/{endpoint}/{version}")
+    async def predict(self, endpoint: str, request: Request, version: str | None = None) -> Response:
         """An endpoint's answer to one request."""
         self._check_token(request, "inference")
         self._check_name(endpoint)
+        if version not in (None, ENDPOINTS[endpoint].version):
+            raise RequestError("not_found", f"{endpoint} has no version {version[:80]!r} here", 404)
         answer = await self._ask(endpoint, await self._row(request))
         timed = {"Server-Timing": answer.timing} if TIMING_HEADER in request.headers else {}
-        return _response(answer.reply, timed)
+        return _response(request, answer.reply, timed)
+
+    @app.get("/openapi.json")
+    async def describe_all(self, request: Request) -> Response:
+        """What can be asked, as docs/openapi.json says it; nothing of this server, so it needs no token."""
+        return _response(request, Reply.json(200, openapi.document()))
 
     @app.get("/ping")
     async def ping(self, request: Request) -> Response:
@@ -147,8 +163,8 @@ class Ingress:
         self._check_token(request, "inference")
         for endpoint in self._endpoints:
             if not await self._describe(endpoint):
-                return _response(Reply.json(503, {"status": "Unhealthy", "endpoint": endpoint}))
-        return _response(Reply.json(200, {"status": "Healthy"}))
+                return _response(request, Reply.json(503, {"status": "Unhealthy", "endpoint": endpoint}))
+        return _response(request, Reply.json(200, {"status": "Healthy"}))
 
     @app.get("/models/{endpoint}")
     async def describe(self, endpoint: str, request: Request) -> Response:
@@ -161,26 +177,28 @@ class Ingress:
             self._settings[endpoint].min_replicas,
             found[0]["encoders"] if found else (),
         )
-        return _response(Reply.json(200, status.to_json()))
+        return _response(request, Reply.json(200, status.to_json()))
 
     @app.post("/v1/embeddings")
     async def openai_embeddings(self, request: Request) -> Response:
-        """Embeddings of texts, as OpenAI's clients ask for them."""
-        self._check_token(request, "inference")
-        answer = await self._ask(OPENAI_ENDPOINT, await self._row(request, "openai"))
-        return _response(answer.reply)
+        """Embeddings of texts and pictures, as OpenAI's clients ask for them."""
+        return await self.predict(OPENAI_ENDPOINT, request)
 
     @app.get("/v1/models")
     async def openai_models(self, request: Request) -> Response:
         """The one model that is served."""
         self._check_token(request, "inference")
-        return _response(openai.models_reply(self._text_model.model_id, self._text_model.created))
+        return _response(
+            request, openai.models_reply(self._served_model.model_id, self._served_model.created)
+        )
 
     @app.get("/v1/models/{model:path}")
     async def openai_model(self, model: str, request: Request) -> Response:
         """The model of that id."""
         self._check_token(request, "inference")
-        return _response(openai.model_reply(model, self._text_model.model_id, self._text_model.created))
+        return _response(
+            request, openai.model_reply(model, self._served_model.model_id, self._served_model.created)
+        )
 
     def _check_token(self, request: Request, kind: Kind) -> None:
         if not self._tokens.holds(request.headers.get("authorization", ""), kind):
@@ -190,7 +208,7 @@ class Ingress:
         if endpoint not in self._endpoints:
             raise RequestError("not_found", f"no such endpoint; there are {', '.join(self._endpoints)}", 404)
 
-    async def _row(self, request: Request, dialect: DialectName = "native") -> Row:
+    async def _row(self, request: Request) -> Row:
         content_type = request.headers.get("content-type", "")
         # A list, which may be spread over several headers.
         encoding = ", ".join(request.headers.getlist("content-encoding"))
@@ -198,8 +216,8 @@ class Ingress:
         check_head(content_type, encoding)
         if media_type(content_type) == MULTIPART:
             parts = await asyncio.to_thread(multipart_parts, content_type, body)
-            return Row(b"", content_type, parts, dialect=dialect)
-        return Row(body, content_type, dialect=dialect)
+            return Row(b"", content_type, parts)
+        return Row(body, content_type)
 
     async def _body(self, request: Request) -> bytes:
         limit = self._server.max_bytes

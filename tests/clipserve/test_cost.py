@@ -102,12 +102,12 @@ def told(reply: Reply, kind: str) -> list[int]:
 def decoding(name: str, change: Callable[[Row, Callable[[], Request]], Request]) -> Endpoint:
     """An endpoint that decodes its own bodies by `change`, which is given the row and what decodes it."""
     endpoint = ENDPOINTS[name]
-    native = endpoint.dialects["native"]
+    original = endpoint.decode
 
     def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> Request:
-        return change(row, lambda: native.decode(row, limits, spec))
+        return change(row, lambda: original(row, limits, spec))
 
-    return replace(endpoint, dialects={"native": replace(native, decode=decode)})
+    return replace(endpoint, decode=decode)
 
 
 # ---- within a request
@@ -292,6 +292,24 @@ def test_neither_side_of_a_comparison_takes_all_the_time(
     assert len(told(many, "texts")) == 12
     few_texts = endpoint.handle([json_row({"images": PICTURES, "texts": TEXTS[30:32]})])[0]
     assert (told(few_texts, "images"), told(few_texts, "texts")) == (list(range(6, 20)), [])
+
+
+def test_a_costly_list_of_both_ends_in_time_and_its_neighbour_is_answered(
+    image_encoder: ExportedImageEncoder,
+    text_encoder: ExportedTextEncoder,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ATTACKS A6, through OpenAI's door: by the same functions, in the same time."""
+    endpoint = Pipeline(ENDPOINTS["v1"], [image_encoder, text_encoder], Settings(max_batch=2))
+    monkeypatch.setattr(embedders, "decode_image", clock.slow(embedders.decode_image, 1))
+    monkeypatch.setattr(PassCost, "seconds", lambda self, units: 0.0)
+    costly = json_row({"input": [*({"image": picture} for picture in PICTURES), *TEXTS[:2]]})
+    refused, answered = endpoint.handle([costly, json_row({"input": TEXTS[:1]})])
+    assert (refused.status, outcomes(refused)) == (503, ["overloaded"])
+    assert "time for 10 of 22 items" in json.loads(refused.body)["error"]["message"]
+    assert (answered.status, outcomes(answered)) == (200, ["ok"])
+    assert clock.now == Settings().max_request_seconds
 
 
 def test_labels_that_were_left_out_are_answered_when_asked_again(

@@ -36,7 +36,6 @@ def test_the_server_loads_every_endpoint() -> None:
 def test_what_a_row_says(name: str) -> None:
     endpoint = ENDPOINTS[name]
     assert endpoint.name == name
-    assert "native" in endpoint.dialects
     assert all(getattr(Settings().requests, of.limit) > 0 for of in endpoint.inputs)
     assert {of.limit for of in endpoint.inputs} <= set(RequestLimits.__dataclass_fields__)
     assert not endpoint.gives_embeddings or len(endpoint.inputs) == 1
@@ -50,7 +49,7 @@ def test_an_example_is_a_request(name: str, text_path: Path) -> None:
     def decoded(image: Any, text: Any) -> Request | RequestError:
         body = json.dumps(endpoint.example({"image": image, "text": text})).encode()
         try:
-            return endpoint.dialects["native"].decode(Row(body, JSON), limits, spec)
+            return endpoint.decode(Row(body, JSON), limits, spec)
         except RequestError as error:
             return error
 

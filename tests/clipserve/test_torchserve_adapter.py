@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -17,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from clipserve.archive_files import SUMS_FILE, file_sha256
+from clipserve.archive_files import SUMS_FILE, file_sha256, share_equal_files, verify_archive_files
 from clipserve.encoder_spec import FloatArray, read_spec
 from clipserve.errors import SettingsError, SpecError
 from clipserve.torchserve_adapter import Reporter, TorchServeHandler
@@ -104,6 +105,41 @@ def unpacked_archive(folder: Path, *encoders: Path) -> Path:
 @pytest.fixture(scope="module")
 def model_dir(image_path: Path, text_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked_archive(tmp_path_factory.mktemp("model_dir"), image_path, text_path)
+
+
+def test_endpoints_share_the_file_of_an_encoder(image_path: Path, text_path: Path, tmp_path: Path) -> None:
+    """Each archive is unpacked by itself; what workers map of one file is in memory once."""
+    folders = [
+        unpacked_archive(tmp_path / name, *paths)
+        for name, paths in (
+            ("c", [image_path]),
+            ("b", [text_path]),
+            ("a", [image_path, text_path]),
+        )
+    ]
+    # Of the same size, with another byte: a file that is being written.
+    other = tmp_path / "d" / text_path.name
+    other.parent.mkdir()
+    other.write_bytes(b"x" + text_path.read_bytes()[1:])
+    os.utime(other, ns=(0, 0))
+    for folder in [*folders, *folders]:
+        share_equal_files(folder)
+        verify_archive_files(folder)
+    assert (tmp_path / "a" / image_path.name).samefile(tmp_path / "c" / image_path.name)
+    assert (tmp_path / "a" / text_path.name).samefile(tmp_path / "b" / text_path.name)
+    assert not (tmp_path / "a" / text_path.name).samefile(other)
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {image_path.name, text_path.name, SUMS_FILE}
+
+
+def test_a_file_that_others_may_write_is_not_shared(text_path: Path, tmp_path: Path) -> None:
+    """Who may write it could change what an encoder looks up while it runs."""
+    first, second = (unpacked_archive(tmp_path / name, text_path) for name in ("a", "b"))
+    (first / text_path.name).chmod(0o666)
+    share_equal_files(second)
+    assert not (first / text_path.name).samefile(second / text_path.name)
+    (first / text_path.name).chmod(0o600)
+    share_equal_files(second)
+    assert (first / text_path.name).samefile(second / text_path.name)
 
 
 Start = Callable[..., TorchServeHandler]

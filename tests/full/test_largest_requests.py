@@ -56,8 +56,10 @@ def test_the_largest_request_is_answered_within_its_deadline(endpoint: str, full
         "text": lambda number: f"{number} {LONG}"[:490],
     }
     asked = ENDPOINTS[endpoint]
+    # The door's items count together.
+    share = len(asked.inputs) if len({of.limit for of in asked.inputs}) == 1 else 1
     items = {
-        of.modality: [one[of.modality](number) for number in range(getattr(limits, of.limit))]
+        of.modality: [one[of.modality](number) for number in range(getattr(limits, of.limit) // share)]
         for of in asked.inputs
     }
     body = asked.example(items)
@@ -65,14 +67,17 @@ def test_the_largest_request_is_answered_within_its_deadline(endpoint: str, full
     (reply,) = worker.handle([Row(json.dumps(body).encode(), JSON)])
     took = time.monotonic() - started
     answer = json.loads(reply.body)
+    # What a machine does beside it can only add to the time, so it is the server's limit that is asked for.
+    assert took < config["responseTimeout"]
+    if endpoint == "v1" and reply.status == 503:
+        # OpenAI's answer has no room for a part: it says how many there was time for.
+        assert answer["error"]["code"] == "overloaded"
+        assert not answer["error"]["message"].startswith("there was time for 0 ")
+        return
     assert reply.status == 200
-    if asked.gives_embeddings:
-        codes = [entry["error"]["code"] for entry in answer["data"] if "error" in entry]
-    else:
-        codes = [entry["error"]["code"] for entry in answer["errors"]]
+    entries = answer["errors"] if "errors" in answer else answer["data"]
+    codes = [entry["error"]["code"] for entry in entries if "error" in entry]
     done = sum(map(len, items.values())) - len(codes)
     print(f"{endpoint}: {done} items in {took:.1f} s, {len(codes)} told to come back")
     assert set(codes) <= {"overloaded"}
     assert done > 0
-    # What a machine does beside it can only add to the time, so it is the server's limit that is asked for.
-    assert took < config["responseTimeout"]

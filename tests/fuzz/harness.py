@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing: `python -m tests.fuzz.harness image|text|images|similarity CORPUS …`.
+"""Coverage-guided fuzzing: `python -m tests.fuzz.harness image|text|images|similarity|door CORPUS …`.
 
 Whatever the bytes, a parser gives a result or a `RequestError` with a 4xx; any other exception is a finding,
 which atheris (libFuzzer) writes to a file. What it finds becomes a case of test_regressions.py.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import atheris
 
@@ -16,12 +18,14 @@ with atheris.instrument_imports(include=["clipserve", "PIL"]):
     from clipserve.images import ImageLimits, decode_image, preprocess
     from clipserve.preprocessing import ImagePreprocessing
     from clipserve.wire.native import decode_images, decode_texts
+    from clipserve.wire.openai import decode as decode_openai
     from clipserve.wire.rows import JSON, MULTIPART, Part, RequestLimits, Row
     from clipserve.wire.similarity import decode as decode_similarity
 
 PREPROCESSING = ImagePreprocessing(32, 32, 32, "bicubic", (0.0,) * 3, (1.0,) * 3)
 IMAGES = ImageLimits(max_memory=8_000_000)  # fuzzing is quick only with small pictures
 REQUESTS = RequestLimits()
+SPEC: Any = SimpleNamespace(model_id="clip", embedding_dim=32)  # what a request may ask for by name
 
 
 def check_image(data: bytes) -> None:
@@ -55,6 +59,7 @@ CHECKS: dict[str, Callable[[bytes], None]] = {
     "text": lambda data: _check_request(decode_texts, data),
     "images": lambda data: _check_request(decode_images, data),
     "similarity": lambda data: _check_request(decode_similarity, data),
+    "door": lambda data: _check_request(lambda row, limits: decode_openai(row, limits, SPEC), data),
 }
 
 

@@ -21,7 +21,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("parser", ["image", "text", "images", "similarity"])
+@pytest.mark.parametrize("parser", ["image", "text", "images", "similarity", "door"])
 def test_a_parser_gives_a_result_or_a_4xx(parser: str, seeds: Path, tmp_path: Path, seconds: int) -> None:
     result = subprocess.run(
         [

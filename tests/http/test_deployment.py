@@ -36,7 +36,7 @@ from reliability.proxy import (
 )
 from serving.local import CONFIG, free_ports
 from serving.server import Server, private_server, server_in
-from tests.http.api import picture
+from tests.http.api import b64, picture
 from tests.http.checkouts import checkout, pasted
 from tests.http.conftest import READY_SECONDS
 
@@ -50,7 +50,7 @@ RENEW = "?type=inference"
 
 def test_no_snippet_is_left_untried() -> None:
     """A new one needs a test here, and its number."""
-    tried = {"nginx": 3, "bash": 2, "ini": 6, "sh": 2, "yaml": 1}
+    tried = {"nginx": 2, "bash": 2, "ini": 6, "sh": 2, "yaml": 1}
     blocks = re.findall(r"^```(\w*)\n.*?^```$", PAGE, re.MULTILINE | re.DOTALL)
     assert {language: blocks.count(language) for language in set(blocks) - {""}} == tried
     assert blocks.count("") == 1  # the picture
@@ -143,7 +143,8 @@ def test_bodies_beyond_the_limit_end_at_the_proxy(proxy: Proxy) -> None:
     [
         "/ping",
         "/v1/models/clip_text:predict",
-        "/v1/embeddings",
+        "/v1/completions",
+        "/predictions/v1",
         "/explanations/clip_text",
         "/predictions/clip_text/0.1.0",
         "/predictions/clip_other",
@@ -154,7 +155,7 @@ def test_bodies_beyond_the_limit_end_at_the_proxy(proxy: Proxy) -> None:
         "/predictions/%2e%2e/ping",
     ],
 )
-def test_the_proxy_has_three_endpoints(proxy: Proxy, path: str) -> None:
+def test_the_proxy_has_the_endpoints_only(proxy: Proxy, path: str) -> None:
     assert request(proxy, "POST", path)[0] == 404
 
 
@@ -250,27 +251,47 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_rays_location(proxy: Proxy) -> None:
-    """In the page's server, before a port where nobody listens: who may not is told so."""
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/predictions/v1/embeddings"])
+def test_openais_path_is_the_short_one(proxy: Proxy, path: str) -> None:
+    """What the proxy itself says, it says as OpenAI would."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    with proxy.client() as known, proxy.client(None) as unknown:
+        answer = known.post(path, json={"input": ["a", {"image": b64(picture(1))}]})
+        assert [entry["index"] for entry in answer.json()["data"]] == [0, 1]
+        for refused, status in (
+            (unknown.post(path, json={"input": "a"}), 401),
+            (known.get(path), 405),
+            (known.post(path, content=b"a&a", headers=form), 415),
+            (known.post(path, json={"input": []}), 400),
+        ):
+            assert refused.status_code == status
+            assert set(refused.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_origins_of_the_list_may_call_and_no_others(proxy: Proxy) -> None:
     path = proxy.etc / "conf.d" / "clipserve.conf"
     kept = path.read_text()
-    (nobody,) = free_ports(1)
-    location = at(snippet("nginx", "/v1/embeddings"), {"127.0.0.1:8000": f"127.0.0.1:{nobody}"})
-    end = "    location / { return 404"
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    line = '"https://app.example.org" $http_origin;'
+
+    def allowed(origin: str) -> list[tuple[int, str | None]]:
+        with proxy.client(None) as browser, proxy.client() as known:
+            headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            asked = browser.request("OPTIONS", "/v1/embeddings", headers=headers)
+            answer = known.post("/v1/embeddings", json={"input": "a"}, headers={"Origin": origin})
+        name = "Access-Control-Allow-Origin"
+        return [(found.status_code, found.headers.get(name)) for found in (asked, answer)]
+
+    assert allowed("https://app.example.org") == [(204, None), (200, None)]
     try:
-        path.write_text(at(kept, {end: location + end}))
+        path.write_text(at(kept, {f"# {line}": line}))
         subprocess.run([*proxy.command, "-s", "reload"], check=True)
-        with proxy.client() as known, proxy.client(None) as unknown:
-            # Until the processes of before the reload have gone, each new connection may be theirs.
-            until(lambda: known.post("/v1/embeddings", json={}).status_code == 502)
-            until(lambda: known.post("/v1/embeddings", content=b"a&a", headers=form).status_code == 415)
-            until(lambda: unknown.post("/v1/embeddings", json={}).status_code == 401)
+        origin = "https://app.example.org"
+        until(lambda: allowed(origin) == [(204, origin), (200, origin)])
+        assert allowed("https://app.example.org.evil.example") == [(204, None), (200, None)]
     finally:
         path.write_text(kept)
         subprocess.run([*proxy.command, "-s", "reload"], check=True)
-    with proxy.client() as http:
-        until(lambda: http.post("/v1/embeddings", json={}).status_code == 404)
+    until(lambda: allowed("https://app.example.org") == [(204, None), (200, None)])
 
 
 # ---- systemd

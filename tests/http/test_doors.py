@@ -106,6 +106,14 @@ def test_the_key_file_is_for_its_owner_only(server: AnyServer) -> None:
     assert (server.folder / "key_file.json").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("method", ["OPTIONS", "POST"])
+def test_no_other_origin_is_let_in(api: Api, method: str) -> None:
+    """CORS is closed: a browser keeps what a page of another origin has asked for to itself."""
+    headers = {"Origin": "https://app.example.org", "Access-Control-Request-Method": "POST"}
+    response = api.inference(method, "/predictions/clip_text", json={"input": "a"}, headers=headers)
+    assert not [name for name in response.headers if name.startswith("access-control-")]
+
+
 # ---- models
 
 
@@ -340,6 +348,17 @@ def test_what_it_writes_is_for_its_owner_only(server: Server) -> None:
     assert list(server.temporary.rglob("clipserve/worker.py"))
     for path in server.logs.iterdir():
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+@pytest.mark.torchserve_only("its archives, each of which it unpacks by itself")
+def test_an_encoder_is_one_file_for_all_endpoints(server: Server) -> None:
+    """What workers map of it is in memory once: README's door costs no second table of tokens."""
+    files: dict[str, list[int]] = {}
+    for path in server.temporary.rglob("*.pt"):
+        files.setdefault(path.name, []).append(path.stat().st_ino)
+    # The image endpoint's, the text endpoint's, and those of the two that have both.
+    assert sorted(map(len, files.values())) == [3, 3]
+    assert all(len(set(inodes)) == 1 for inodes in files.values())
 
 
 @pytest.mark.torchserve_only("its Java")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from clipserve.client import Client, Management
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import FloatArray, ScoreKind
+from clipserve.errors import RequestError
 from clipserve.images import ImageLimits, decode_image, preprocess
 from tests.http.api import Api, b64, picture, vector, vectors
 
@@ -252,3 +254,29 @@ def test_specs_over_http(client: Client, text_encoder: ExportedTextEncoder) -> N
     assert replace(spec, certificate=expected.certificate) == expected
     assert spec.certificate.golden == expected.certificate.golden
     assert [s.modality for s in Management(client).specs("clip_similarity")] == ["image", "text"]
+
+
+def test_the_client_embeds_texts_and_pictures_in_one_list(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(PICTURES[0])
+    images, texts = client.embed_images(PICTURES[:2]), client.embed_texts(TEXTS[:2])
+    found = client.embed([TEXTS[0], path, PICTURES[1], TEXTS[1]])
+    np.testing.assert_array_equal(found, np.stack([texts[0], images[0], images[1], texts[1]]))
+    assert_same(client.embed(TEXTS[0]), texts[:1])
+    assert_same(client.embed(path), images[:1])
+    assert client.embed([]).shape == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("items", "code", "index"),
+    [
+        (["a", PICTURES[0], "b", b"no picture", "c"], "unsupported_image_format", 3),
+        ([PICTURES[0], "a", PICTURES[1], "b" * 20_001], "text_too_long", 3),
+    ],
+)
+def test_the_client_says_which_of_a_mixed_list_is_wrong(
+    client: Client, items: list[Any], code: str, index: int
+) -> None:
+    with pytest.raises(RequestError) as refused:
+        client.embed(items)
+    assert (refused.value.code, refused.value.index) == (code, index)

@@ -234,17 +234,17 @@ def test_more_requests_than_the_queue_holds_are_told_to_come_back(
     expected = client.embed_texts(["a dog"])
     # Far more than replica, queue and what is just on its way between them hold.
     flood = 40
-    stopped = replica("clip_text")
+    stopped = replica("v1")
     stopped.suspend()
     try:
         with ThreadPoolExecutor(flood) as pool:
             asked: list[Future[httpx.Response]] = [
-                pool.submit(http.post, "/predictions/clip_text", json={"input": "a dog"})
+                pool.submit(http.post, "/predictions/v1/embeddings", json={"input": "a dog"})
                 for _ in range(flood)
             ]
             while sum(future.done() for future in asked) < flood // 2:
                 time.sleep(0.05)
-            # So is OpenAI's client, in its words.
+            # So is OpenAI's client, in its words, by the short path.
             with pytest.raises(openai.InternalServerError) as told:
                 ai.embeddings.create(model="demo", input="a")
             assert (told.value.status_code, told.value.code) == (503, "overloaded")
