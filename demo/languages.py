@@ -154,7 +154,7 @@ def _measure_language(
 def ranks(
     cosines: npt.NDArray[np.float64], own: npt.NDArray[np.int64]
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Where each row's own column stands, the most alike first; 0 is first, and of equal ones the first counts.
+    """Where each row's own column stands, the most alike first, from 0; of equal ones the first counts.
 
     Args:
         cosines: `[captions, pictures]`, or the other way round.
