@@ -18,7 +18,7 @@ MINUTES ?= 30
 # What a user may hand in; defaults stand above, for ?= takes what is unexported here for defined. Values reach the
 # recipes as variables of the environment, just as they were typed: make would expand a $, and the shell quotes and
 # backticks, if a recipe named them itself.
-ARGUMENTS := BENCH_STORE CAPTIONS COLUMN DEVICE ENCODER EXCLUDE FOR FORGET FORMAT IMAGE IMAGES JSON KIND LIMIT MIN_SCORE \
+ARGUMENTS := BENCH_STORE CAPTIONS COLUMN DEVICE ENCODER EXCLUDE FOR FORGET FORMAT IMAGE IMAGES JSON KIND LEAST LIMIT \
 	MINUTES MODEL OUTPUT PAGE PART PORT PRECISION RAY REQUESTS ROUNDS ROWS SECONDS SHEET SIMILAR STORE TABLE TEXT \
 	TEXT_MODEL TEXTS
 unexport $(ARGUMENTS)

@@ -10,10 +10,10 @@ index: $(SEARCH_VENV)/.run-stamp ## IMAGES=~/Pictures: put a folder's pictures i
 		$(if $(value FORGET),$(call GIVEN,FORGET,--forget)) $(if $(value IMAGES),-- $(call VALUE,IMAGES))
 
 .PHONY: search
-search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban", or IMAGE=photo.jpg, or CAPTIONS=file
-#: LIMIT=10 MIN_SCORE=0.25 PART='holiday/*.jpg' SHEET=found.png JSON=1 TABLE=folder
+search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban", or "beach + ./dog.jpg - people", IMAGE=photo.jpg, CAPTIONS=file
+#: LIMIT=10 LEAST=2 PART='holiday/*.jpg' SHEET=found.png JSON=1 TABLE=folder
 	@$(SEARCH) -m search search $(call GIVEN,TEXT,--text) $(call GIVEN,IMAGE,--image) \
-		$(call GIVEN,CAPTIONS,--captions) $(call GIVEN,LIMIT,--limit) $(call GIVEN,MIN_SCORE,--min-score) \
+		$(call GIVEN,CAPTIONS,--captions) $(call GIVEN,LIMIT,--limit) $(call GIVEN,LEAST,--least) \
 		$(call GIVEN,PART,--path) $(call GIVEN,SHEET,--sheet) $(if $(value JSON),--json) $(TABLE_GIVEN)
 
 .PHONY: ui

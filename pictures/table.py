@@ -37,14 +37,12 @@ class Hit:
         path: in text form, see `pictures.paths`.
         sha256: of the file's bytes.
         score: cosine similarity with the query, -1 to 1.
-        thumbnail: a small JPEG.
         copies: paths of equal files, sorted; of `nearest_contents` only.
     """
 
     path: str
     sha256: str
     score: float
-    thumbnail: bytes
     copies: tuple[str, ...] = ()
 
 
@@ -74,6 +72,11 @@ class PictureTable:
     def embedding_dim(self) -> int:
         """Length of the embeddings."""
         return int(self._table.schema.field("embedding").type.list_size)
+
+    @property
+    def version(self) -> int:
+        """Changes with every write."""
+        return int(self._table.version)
 
     def require_space(self, space_id: str, who: str, remedy: str) -> None:
         """Refuses embeddings that cannot be compared with those of the table.
@@ -123,6 +126,10 @@ class PictureTable:
         query = self._table.search().where(f"path = {sql_text(path)}").select([*FileState._fields])
         rows = query.limit(1).to_arrow().to_pylist()
         return FileState(**rows[0]) if rows else None
+
+    def paths(self, hashes: Iterable[str]) -> tuple[str, ...]:
+        """Paths of all files of some contents, sorted."""
+        return tuple(sorted(path for paths in self._files([*hashes], None).values() for path in paths))
 
     def by_hash(self, hashes: Iterable[str]) -> dict[str, tuple[FloatArray, bytes]]:
         """Embedding and thumbnail of contents that are in the table."""
@@ -252,10 +259,13 @@ class PictureTable:
         return found / (RECALL_AT * len(queries))
 
     def sample(self, count: int, seed: int = 0) -> FloatArray:
-        """Embeddings of `count` rows taken at random: float32 `[count, D]`."""
-        rows = np.random.default_rng(seed).choice(len(self), count)
+        """Embeddings of rows taken at random, of all rows where there are fewer: float32 `[count, D]`."""
+        rows = np.random.default_rng(seed).choice(len(self), min(count, len(self)), replace=False)
+        if not len(rows):
+            return np.zeros((0, self.embedding_dim), np.float32)
         taken = self._table.take_offsets(sorted(rows.tolist())).select(["embedding"]).to_arrow()
-        return np.array(taken["embedding"].to_pylist(), np.float32)
+        flat = taken["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return np.asarray(flat, np.float32).reshape(-1, self.embedding_dim)
 
     def nearest(
         self,
@@ -273,7 +283,9 @@ class PictureTable:
             condition: SQL that a row must fulfil.
             exact: compare with every row even where there is an index.
         """
-        return self._nearest(embedding, limit, condition, exact, ("thumbnail",))
+        rows = ann.nearest(self._table, embedding, limit, ["path", "sha256"], condition, exact)
+        hits = [Hit(row["path"], row["sha256"], 1.0 - row["_distance"]) for row in rows]
+        return sorted(hits, key=lambda hit: (-hit.score, hit.path))
 
     def nearest_contents(
         self, embedding: FloatArray, limit: int, *, condition: str | None = None
@@ -290,8 +302,8 @@ class PictureTable:
         while True:
             # What is known is left out, and twice as many are asked for: a thousand copies of one file cost
             # one search more, not a thousand rows.
-            known = f"sha256 NOT IN ({', '.join(map(sql_text, best))})" if best else "TRUE"
-            hits = self._nearest(embedding, asked, all_of(condition, known), False, ())
+            known = other_contents(best) if best else None
+            hits = self.nearest(embedding, asked, condition=all_of(condition, known) or None)
             for hit in hits:
                 best.setdefault(hit.sha256, hit)
             if len(hits) < asked or len(best) >= limit:
@@ -299,12 +311,11 @@ class PictureTable:
             asked *= 2
         found = sorted(best.values(), key=lambda hit: (-hit.score, hit.path))[:limit]
         files = self._files([hit.sha256 for hit in found], condition)
-        thumbnails = self.thumbnails(paths[0] for paths in files.values())
         # Rows may go between these reads, while an indexer writes.
         grouped = [
-            replace(hit, path=paths[0], thumbnail=thumbnails[paths[0]], copies=tuple(paths[1:]))
+            replace(hit, path=paths[0], copies=tuple(paths[1:]))
             for hit in found
-            if (paths := files.get(hit.sha256)) and paths[0] in thumbnails
+            if (paths := files.get(hit.sha256))
         ]
         return sorted(grouped, key=lambda hit: (-hit.score, hit.path))
 
@@ -325,23 +336,8 @@ class PictureTable:
                 found[row["path"]] = row["thumbnail"]
         return found
 
-    def _nearest(
-        self,
-        embedding: FloatArray,
-        limit: int,
-        condition: str | None,
-        exact: bool,
-        more_columns: Sequence[str],
-    ) -> list[Hit]:
-        columns = ["path", "sha256", *more_columns]
-        rows = ann.nearest(self._table, embedding, limit, columns, condition, exact)
-        hits = [
-            Hit(row["path"], row["sha256"], 1.0 - row["_distance"], row.get("thumbnail", b"")) for row in rows
-        ]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.path))
-
-    def newest(self, limit: int, *, condition: str | None = None) -> list[tuple[str, bytes]]:
-        """Path and thumbnail of the files that changed last, the newest first, equals by path.
+    def newest(self, limit: int, *, condition: str | None = None) -> list[str]:
+        """Paths of the files that changed last, the newest first, equals by path.
 
         Args:
             limit: at most this many.
@@ -351,10 +347,13 @@ class PictureTable:
         if condition is not None:
             query = query.where(condition)
         rows = query.to_arrow().sort_by([("mtime_ns", "descending"), ("path", "ascending")])
-        paths = rows["path"].slice(0, limit).to_pylist()
-        # Only theirs are read: those of all rows are a gigabyte for every 100,000.
-        thumbnails = self.thumbnails(paths)
-        return [(path, thumbnails[path]) for path in paths if path in thumbnails]
+        paths: list[str] = rows["path"].slice(0, limit).to_pylist()
+        return paths
+
+
+def other_contents(hashes: Iterable[str]) -> str:
+    """The SQL condition that a row has none of some contents, at least one."""
+    return f"sha256 NOT IN ({', '.join(map(sql_text, hashes))})"
 
 
 def open_table(folder: Path) -> PictureTable:

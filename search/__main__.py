@@ -47,15 +47,16 @@ def search(arguments: argparse.Namespace) -> None:
     """Finds pictures by a text, by another picture, or by every line of a file of texts."""
     table = open_table(arguments.table)
     with _client(arguments) as client:
-        finder = Finder(client, table, arguments.limit, arguments.min_score, arguments.path)
+        finder = Finder(client, table, arguments.limit, arguments.least, arguments.path)
         if arguments.text is not None:
-            results = finder.by_texts([arguments.text])
+            results = [finder.by_query(arguments.text)]
         elif arguments.image is not None:
             results = [finder.by_image(arguments.image)]
         else:
             results = finder.by_texts(_captions(arguments.captions))
     if arguments.sheet is not None:
-        write_contact_sheet(results, arguments.sheet)
+        thumbnails = table.thumbnails(hit.path for found in results for hit in found.hits)
+        write_contact_sheet(results, thumbnails, arguments.sheet)
         for number, found in enumerate(results, start=1):
             print(f"{number}. {printable(found.query)}: {len(found.hits)} pictures")
         print(arguments.sheet)
@@ -131,14 +132,17 @@ def _query(text: str) -> str:
     return text
 
 
-def _score(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not -1 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a cosine similarity is between -1 and 1")
-    return value
+def _number(least: float, most: float, what: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: {what} is between {least:g} and {most:g}")
+        return value
+
+    return read
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -177,13 +181,19 @@ def _parser() -> argparse.ArgumentParser:
 
     of_search = command(search)
     query = of_search.add_mutually_exclusive_group(required=True)
-    query.add_argument("--text", type=_query, help="what to look for, in any language")
+    query.add_argument(
+        "--text", type=_query, help="what to look for, in any language: 'beach + ./dog.jpg - 0.5*people'"
+    )
     query.add_argument("--image", type=path, help="a picture to look for others like it")
     query.add_argument("--captions", type=path, help="UTF-8 file with a text on each line")
     of_search.add_argument(
         "--limit", type=whole(1, 10_000), default=LIMIT, help=f"pictures of a query ({LIMIT})"
     )
-    of_search.add_argument("--min-score", type=_score, help="least cosine similarity")
+    of_search.add_argument(
+        "--least",
+        type=_number(0, 10, "a standard score"),
+        help="by how many standard deviations a picture is more similar than pictures at random, at least",
+    )
     of_search.add_argument("--path", help="part of the path, as results show it; * and ? are wildcards")
     output = of_search.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="JSON instead of lines")
@@ -191,7 +201,10 @@ def _parser() -> argparse.ArgumentParser:
 
     of_duplicates = command(duplicates)
     of_duplicates.add_argument(
-        "--threshold", type=_score, default=THRESHOLD, help=f"least cosine similarity ({THRESHOLD})"
+        "--threshold",
+        type=_number(-1, 1, "a cosine similarity"),
+        default=THRESHOLD,
+        help=f"least cosine similarity ({THRESHOLD})",
     )
     of_duplicates.add_argument(
         "--page", type=path, metavar="HTML", help="write a page with the pictures, too"

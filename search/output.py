@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -47,6 +47,7 @@ def print_json(results: Sequence[Found]) -> None:
                 {
                     "path": hit.path,
                     "cosine_similarity": round(hit.score, 6),
+                    "standard_score": round(found.standard_score(hit), 3),
                     **({"copies": hit.copies} if hit.copies else {}),
                 }
                 for hit in found.hits
@@ -58,13 +59,16 @@ def print_json(results: Sequence[Found]) -> None:
     print()
 
 
-def write_contact_sheet(results: Sequence[Found], path: Path, notes: Sequence[str] = ()) -> None:
+def write_contact_sheet(
+    results: Sequence[Found], thumbnails: Mapping[str, bytes], path: Path, notes: Sequence[str] = ()
+) -> None:
     """A PNG with a block for each query: its text, and thumbnails with rank, cosine similarity and file name.
 
     A text in a script that this system has no font for is left out; its number then tells which query it is.
 
     Args:
         results: the queries and what was found.
+        thumbnails: of the paths that were found.
         path: the file to write.
         notes: in English, one for each query; shown after it.
 
@@ -95,9 +99,11 @@ def write_contact_sheet(results: Sequence[Found], path: Path, notes: Sequence[st
         for rank, hit in enumerate(found.hits):
             row, column = divmod(rank, COLUMNS)
             left, upper = MARGIN + column * cell, top + MARGIN + LINE + row * (cell + 2 * LINE)
-            with Image.open(io.BytesIO(hit.thumbnail)) as thumbnail:
-                inset = (EDGE - thumbnail.width) // 2, (EDGE - thumbnail.height) // 2
-                sheet.paste(thumbnail, (left + inset[0], upper + inset[1]))
+            # A row may have gone since.
+            if small := thumbnails.get(hit.path):
+                with Image.open(io.BytesIO(small)) as thumbnail:
+                    inset = (EDGE - thumbnail.width) // 2, (EDGE - thumbnail.height) // 2
+                    sheet.paste(thumbnail, (left + inset[0], upper + inset[1]))
             copies = f"   and {len(hit.copies)} copies" if hit.copies else ""
             _draw_line(draw, (left, upper + EDGE + 3), [(f"{rank + 1}   {hit.score:.4f}{copies}", GREY)])
             _draw_line(draw, (left, upper + EDGE + 3 + LINE), [(_shortened(hit.path), BLACK)])

@@ -176,18 +176,19 @@ def test_copies_are_one_hit(table: PictureTable, monkeypatch: pytest.MonkeyPatch
     unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
     order = np.argsort(-(unit @ unit[0]))
     asked: list[int] = []
-    nearest = table._nearest
+    nearest = table.nearest
 
-    def counting(embedding: FloatArray, limit: int, *more: Any) -> list[Hit]:
+    def counting(embedding: FloatArray, limit: int, **more: Any) -> list[Hit]:
         asked.append(limit)
-        return nearest(embedding, limit, *more)
+        return nearest(embedding, limit, **more)
 
-    monkeypatch.setattr(table, "_nearest", counting)
+    monkeypatch.setattr(table, "nearest", counting)
     hits = table.nearest_contents(stored[0], 4)
     # The first answer is all copies; the second, without them, is the rest.
     assert asked == [4, 8]
     assert [hit.sha256 for hit in hits] == [f"{i:064x}" for i in order[:4]]
-    assert (hits[0].path, hits[0].thumbnail) == ("/copies/0000.jpg", b"\x00")
+    assert hits[0].path == "/copies/0000.jpg"
+    assert table.thumbnails([hits[0].path, "/nowhere"]) == {hits[0].path: b"\x00"}
     assert hits[0].copies == (*(f"/copies/{i:04d}.jpg" for i in range(1, 1000)), "/p/000000.jpg")
     assert [hit.copies for hit in hits[1:]] == [(), (), ()]
     np.testing.assert_allclose([hit.score for hit in hits], (unit @ unit[0])[order[:4]], atol=1e-5)
@@ -207,7 +208,15 @@ def test_state_and_newest(table: PictureTable) -> None:
     table.write(rows(embeddings(3)), [])
     assert table.state("/p/000002.jpg") == FileState(2, 2, f"{2:064x}", 2)
     assert table.state("/p/' OR TRUE --") is None
-    assert table.newest(2) == [("/p/000002.jpg", b"\x02"), ("/p/000001.jpg", b"\x01")]
+    assert table.newest(2) == ["/p/000002.jpg", "/p/000001.jpg"]
+    assert table.paths([f"{1:064x}", "0"]) == ("/p/000001.jpg",)
+
+
+def test_a_sample_is_of_different_rows(table: PictureTable) -> None:
+    assert table.sample(5).shape == (0, DIM)
+    table.write(rows(embeddings(20)), [])
+    assert len(np.unique(table.sample(12), axis=0)) == 12
+    np.testing.assert_array_equal(np.unique(table.sample(100), axis=0), np.unique(embeddings(20), axis=0))
 
 
 def test_forget_below(table: PictureTable) -> None:

@@ -8,7 +8,7 @@ const query = byId("query");
 const chips = byId("chips");
 const filters = byId("filters");
 const viewer = byId("viewer");
-const FILTERS = ["without", "part", "min", "limit"];
+const FILTERS = ["part", "least"];
 const hasKeyboard = matchMedia("(hover: hover)").matches; // a computer's, not one on the screen
 const READ_AHEAD = "1500px"; // the next pictures are asked for this far above the end of the page
 
@@ -175,7 +175,7 @@ async function loadMore() {
   ahead.unobserve(sentinel);
   sentinel.remove();
   results.querySelector(".tiles").append(...next.querySelectorAll(".tiles > li"));
-  const following = next.querySelector("#more");
+  const following = next.querySelector("#more, #end");
   if (following) results.append(following);
   lay(results);
 }
@@ -234,7 +234,9 @@ async function display(tile) {
   large.src = small.src;
   large.className = "preview";
   byId("name").textContent = small.alt;
-  byId("score").textContent = tile.dataset.score ?? "";
+  byId("score").textContent = `${tile.dataset.closeness}, cosine ${tile.dataset.score}`;
+  byId("standard").value = tile.dataset.standard ?? 0;
+  byId("standard").title = `${tile.dataset.standard} standard deviations more similar than pictures at random`;
   byId("similarity").hidden = tile.dataset.score === undefined;
   const copies = JSON.parse(tile.dataset.copies);
   byId("equal").hidden = !copies.length;
