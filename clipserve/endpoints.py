@@ -1,7 +1,7 @@
 """The endpoints: one table, which workers, archives, servers, the client and the tests read.
 
 It holds what is said of an endpoint without loading anything, and imports no PyTorch; `clipserve.pipeline`
-is what runs one. A new endpoint is a row here, its wire functions, and `handlers/NAME.py` and `.yaml`.
+is what runs one. A new endpoint is a row here, its wire functions, and its settings in `handlers/NAME.yaml`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from clipserve.encoder_spec import EncoderSpec, Modality
 from clipserve.errors import RequestError
-from clipserve.wire import native, openai
+from clipserve.wire import native, openai, similarity
 from clipserve.wire.messages import Request, Result
 from clipserve.wire.rows import DialectName, Reply, RequestLimits, Row
 
@@ -55,11 +55,11 @@ class Endpoint:
     """One endpoint.
 
     Attributes:
-        name: in its URL, of its archive, and of its two files in `handlers/`.
+        name: in its URL, of its archive, and of its settings in `handlers/`.
         inputs: what is embedded, in the order of `Request.inputs`.
         dialects: the bodies that it speaks.
         example: makes the JSON of a native body, of lists of pictures in base64 and of texts, by modality;
-            for who asks all endpoints alike.
+            for who asks all endpoints alike, and with damaged lists too: it takes whatever stands there.
         gives_embeddings: whether its replies hold the embeddings of its one input.
         remembers_texts: whether its workers keep the embeddings of texts, which come again and again.
     """
@@ -105,7 +105,7 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint(
             "clip_similarity",
             (Input("image", "max_items"), Input("text", "max_texts")),
-            {"native": _native(native.decode_similarity, native.encode_similarity)},
+            {"native": _native(similarity.decode, similarity.encode)},
             lambda items: {"images": items["image"], "texts": items["text"]},
             remembers_texts=True,
         ),

@@ -56,7 +56,8 @@ class ImageFormat:
         walk: reads the container before the decoder does.
         shown_as: the media type under which browsers show it; empty where they do not.
         decoder_bytes: of a pixel, that the decoder holds beside the picture that it makes, at most
-            (measured).
+            (measured); more than 0 where it takes them before it says how large the picture is, so that
+            pictures are decoded one at a time. What a file's header tells of it is the walker's to say.
         scales: by which the decoder can reduce a picture, in a fraction of the time and memory, the largest
             first.
         plugin: the decoder, where Pillow itself has none.

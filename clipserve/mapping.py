@@ -25,26 +25,26 @@ def map_large_weights(path: Path, module: torch.jit.ScriptModule) -> None:
     Args:
         path: what the module was loaded from; it must stay as it is while the module is used.
     """
-    for parameter in module.parameters():
-        size = parameter.numel() * parameter.element_size()
-        if size < LARGE_BYTES or not parameter.is_contiguous():
-            continue
-        for record in _records(path, size):
-            mapped = record.view(parameter.dtype).view(parameter.shape)
-            if torch.equal(mapped, parameter):
-                parameter.data = mapped
-                break
+    large = [p for p in module.parameters() if p.nbytes >= LARGE_BYTES and p.is_contiguous()]
+    records = list(_large_records(path)) if large else []
+    for parameter in large:
+        for record in records:
+            if record.nbytes == parameter.nbytes:
+                mapped = record.view(parameter.dtype).view(parameter.shape)
+                if torch.equal(mapped, parameter):
+                    parameter.data = mapped
+                    break
 
 
-def _records(path: Path, size: int) -> Iterator[Tensor]:
-    """The uncompressed records of a zip file that have so many bytes, uint8 `[size]`."""
+def _large_records(path: Path) -> Iterator[Tensor]:
+    """The large uncompressed records of a zip file, each uint8 `[bytes]`: memory goes for what is read."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
         for info in archive.infolist():
-            if (info.file_size, info.compress_type) != (size, zipfile.ZIP_STORED):
+            if info.file_size < LARGE_BYTES or info.compress_type != zipfile.ZIP_STORED:
                 continue
             # The local header's own lengths: PyTorch pads its extra field so that the data is aligned.
             stream.seek(info.header_offset + 26)
             name, extra = struct.unpack("<HH", stream.read(4))
             start = info.header_offset + 30 + name + extra
             # Copied on write, which nobody does: PyTorch wants memory that it may write.
-            yield torch.from_numpy(np.memmap(path, np.uint8, "c", start, (size,)))
+            yield torch.from_numpy(np.memmap(path, np.uint8, "c", start, (info.file_size,)))

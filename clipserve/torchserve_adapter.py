@@ -18,11 +18,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from clipserve.archive_files import verify_archive_files
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import SettingsError, SpecError
 from clipserve.meter import TIMING_HEADER, server_timing, stage_metric
 from clipserve.settings import Settings
@@ -40,19 +41,14 @@ RESPONSE_SECONDS = 120  # TorchServe's responseTimeout where an archive's YAML s
 
 
 class TorchServeHandler:
-    """Base of the classes in `handlers/`, which say what they serve.
-
-    Attributes:
-        endpoint: its name, one of `clipserve.endpoints.ENDPOINTS`.
-    """
-
-    endpoint: ClassVar[str]
+    """Base of the class in `handlers/`, which every archive carries."""
 
     def initialize(self, context: Any) -> None:
         """Loads the encoders and proves them on their golden inputs.
 
         Raises:
-            SettingsError: of the handler or deviceType, not allowed or not to be had here.
+            SettingsError: of the handler or deviceType, not allowed or not to be had here; the archive is of
+                no endpoint that there is.
             SpecError: nothing in the archive may run here, or TorchServe is not the one that we know; it then
                 reports the worker as failed.
         """
@@ -61,12 +57,13 @@ class TorchServeHandler:
         config = context.model_yaml_config or {}
         settings = Settings.from_mapping(config.get("handler") or {})
         device = _device(properties.get("gpu_id"), config.get("deviceType"))
+        endpoint = _endpoint(context.manifest)
         if device.type == "cpu":
-            _warn_of_too_many_threads(self.endpoint, int(config.get("maxWorkers", 1)), settings.threads)
+            _warn_of_too_many_threads(endpoint, int(config.get("maxWorkers", 1)), settings.threads)
         folder = Path(properties["model_dir"])
         verify_archive_files(folder)
         response_seconds = float(config.get("responseTimeout", RESPONSE_SECONDS))
-        self._worker = Worker(self.endpoint, folder, device, settings, response_seconds)
+        self._worker = Worker(endpoint, folder, device, settings, response_seconds)
         self._reporter = Reporter(context.metrics, context.model_name)
         self._reporter.start()
 
@@ -186,6 +183,16 @@ def _warn_of_too_many_threads(endpoint: str, workers: int, threads: int) -> None
             "maxWorkers or threads in handlers/%s.yaml, or run 'make tune'",
             *(endpoint, workers, threads, cores, endpoint),
         )
+
+
+def _endpoint(manifest: Mapping[str, Any]) -> str:
+    """Whose archive this is: registered under another name, it stays that endpoint's."""
+    name: str = manifest["model"]["modelName"]
+    if name not in ENDPOINTS:
+        raise SettingsError(
+            f"an archive of {name!r}, which is no endpoint ({', '.join(ENDPOINTS)} are); run 'make archive'"
+        )
+    return name
 
 
 def _device(gpu_id: int | None, device_type: str | None) -> torch.device:

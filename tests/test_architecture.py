@@ -123,13 +123,6 @@ def test_the_core_reads_no_environment() -> None:
         assert "getenv" not in source, path.name
 
 
-def test_handlers_do_not_import_each_other() -> None:
-    handlers = {path.stem for path in python_files("handlers")}
-    assert handlers
-    for path in python_files("handlers"):
-        assert not imported(path) & handlers, path.name
-
-
 def test_the_bulk_job_has_no_second_copy_of_anything() -> None:
     # Pixels and weights are the business of clipserve; rows, the writer's lock and thumbnails, of pictures.
     for path in python_files("scale"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from clipserve.encoder_spec import FloatArray, ScoreKind
+from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError
 
 ItemT = TypeVar("ItemT")
@@ -32,24 +32,6 @@ class EmbeddingRequest(Generic[ItemT]):
     def inputs(self) -> Sequence[Sequence[Any]]:
         """The items."""
         return [self.items]
-
-
-@dataclass(frozen=True)
-class SimilarityRequest:
-    """A parsed similarity request: encoded pictures, and texts with the template filled in.
-
-    Attributes:
-        score: how probabilities are to be made; None as the pair was trained.
-    """
-
-    images: list[bytes | RequestError]
-    texts: list[str | RequestError]
-    score: ScoreKind | None = None
-
-    @property
-    def inputs(self) -> Sequence[Sequence[Any]]:
-        """The pictures and the texts."""
-        return [self.images, self.texts]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The HTTP bodies: from a request's bytes to items, from embeddings to a response's bytes.
+"""Our own HTTP bodies: from a request's bytes to items, from embeddings to a response's bytes.
 
 Requests (`input`, `encoding_format` and the response's `data` are those of the OpenAI and Jina APIs):
 
@@ -6,10 +6,9 @@ Requests (`input`, `encoding_format` and the response's `data` are those of the 
 text        {"input": "text" | ["…", …], "encoding_format": "float" | "base64"}      or text/plain
 image       {"input": [{"image": "<base64 or data: URI>"} | "<base64 …>", …]}    or raw bytes
             or multipart: files, and a field `encoding_format`
-similarity  {"images": […], "texts": […]} or {"images": […], "labels": […], "template": "a photo of {}"}
-            and "score": "softmax" | "sigmoid", other than the pair's own
-            or multipart: files, and a field `texts` or `labels` (JSON list), `template`, `score`
 ```
+
+`clip_similarity`'s are in `similarity`.
 
 A wrong item becomes a `RequestError` in its place; a wrong request raises one. No URL is ever fetched. Before
 anything is parsed, its cost is bounded: every check here is a fixed number of passes over the body.
@@ -18,22 +17,16 @@ anything is parsed, its cost is bounded: every check here is a fixed number of p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from clipserve.encoder_spec import EncoderSpec, encode_vector
 from clipserve.errors import RequestError
-from clipserve.similarity import cosine_similarity, probabilities
 from clipserve.wire.json_input import (
     image_item,
     is_json,
     item_list,
     json_object,
     read_encoding_format,
-    read_json,
-    read_score,
     text_item,
     text_items,
     utf8,
@@ -43,7 +36,6 @@ from clipserve.wire.messages import (
     EmbeddingRequest,
     EncodingFormat,
     Result,
-    SimilarityRequest,
     total_usage,
 )
 from clipserve.wire.rows import (
@@ -109,53 +101,6 @@ def decode_images(row: Row, limits: RequestLimits) -> EmbeddingRequest[bytes]:
     return EmbeddingRequest([row.body], "float")
 
 
-def decode_similarity(row: Row, limits: RequestLimits) -> SimilarityRequest:
-    """Reads a `clip_similarity` request.
-
-    Raises:
-        RequestError: the request as a whole is wrong.
-    """
-    images: list[bytes | RequestError]
-    if has_json(row):
-        body = json_object(row.body, {"images", "texts", "labels", "template", "score", "model"})
-        images = [image_item(i) for i in item_list(body, "images", (str, dict), limits.max_items)]
-    elif row.parts:
-        fields, files = read_form(row, {"texts", "labels", "template", "score", "model"}, limits)
-        images = [*files]
-        body = {
-            name: read_json(part, f"field {name!r}") if name in ("texts", "labels") else utf8(part)
-            for name, part in fields.items()
-        }
-    else:
-        refuse_form(row)
-        raise RequestError(
-            "unsupported_media_type",
-            f"content type {shown(row.content_type or 'none')}; send application/json or multipart/form-data",
-            415,
-        )
-    template, score = body.get("template"), read_score(body.get("score"))
-    if "texts" in body and "labels" in body:
-        raise RequestError("invalid_request", "both 'texts' and 'labels' are given; send one")
-    if "labels" not in body:
-        if template is not None:
-            raise RequestError("invalid_request", "'template' goes with 'labels', not with 'texts'")
-        texts = text_items(item_list(body, "texts", str, limits.max_texts), limits)
-        return SimilarityRequest(images, texts, score)
-    template = "{}" if template is None else template
-    if isinstance(template, str) and len(template) > limits.max_characters:
-        raise RequestError(
-            "text_too_long",
-            f"'template' has {len(template)} characters, allowed are {limits.max_characters}",
-            413,
-        )
-    if not isinstance(template, str) or template.count("{}") != 1:
-        raise RequestError(
-            "invalid_request", f"'template' is {shown(template)}, should be a text with one {{}}"
-        )
-    labels = item_list(body, "labels", str, limits.max_texts)
-    return SimilarityRequest(images, text_items(labels, limits, template), score)
-
-
 def _mistyped(row: Row) -> RequestError:
     return RequestError(
         "unsupported_media_type",
@@ -187,7 +132,9 @@ def encode_embeddings(
         else embedding_entry(index, result, request.encoding_format)
         for index, result in enumerate(items)
     ]
-    return Reply.json(200, {"object": "list", **_space(spec), "data": data, "usage": _usage(items)})
+    return Reply.json(
+        200, {"object": "list", **space_fields(spec), "data": data, "usage": usage_fields(items)}
+    )
 
 
 def embedding_entry(index: int, embedded: Embedded, encoding_format: EncodingFormat) -> dict[str, Any]:
@@ -197,65 +144,8 @@ def embedding_entry(index: int, embedded: Embedded, encoding_format: EncodingFor
     return {"object": "embedding", "index": index, "embedding": written}
 
 
-def encode_similarity(
-    spec: EncoderSpec, request: SimilarityRequest, results: Sequence[Sequence[Result]]
-) -> Reply:
-    """The response to a similarity request.
-
-    `cosine_similarity` and `probabilities` have a row for each image and a column for each text; null stands
-    where the image or the text is in `errors`. A softmax is over the valid texts of its row.
-    """
-    images, texts = results
-    errors = [
-        (kind, result.at(index))
-        for kind, of_kind in (("images", images), ("texts", texts))
-        for index, result in enumerate(of_kind)
-        if isinstance(result, RequestError)
-    ]
-    valid_texts = [i for i, text in enumerate(texts) if isinstance(text, Embedded)]
-    valid_images = [image for image in images if isinstance(image, Embedded)]
-    if not valid_texts or not valid_images:
-        return encode_error(errors[0][1])
-    cosines = cosine_similarity(
-        np.stack([image.embedding for image in valid_images]),
-        np.stack([text.embedding for text in texts if isinstance(text, Embedded)]),
-    )
-    score = replace(spec.score, kind=request.score or spec.score.kind)
-    body = {
-        "object": "similarity",
-        **_space(spec),
-        "cosine_similarity": _matrix(cosines, images, valid_texts, len(texts)),
-        "probabilities": _matrix(probabilities(cosines, score), images, valid_texts, len(texts)),
-        "score": score.kind,
-        "logit_scale": score.scale,
-        "logit_bias": score.bias,
-        "errors": [{"input": kind, "error": error.to_json()} for kind, error in errors],
-        "usage": _usage(texts),
-    }
-    return Reply.json(200, body)
-
-
-def _matrix(
-    values: np.ndarray[Any, Any],
-    images: Sequence[Result],
-    columns: Sequence[int],
-    width: int,
-) -> list[list[float | None] | None]:
-    """Rows of `values` in the places of the valid images, its columns in those of the valid texts."""
-    rows = iter(values.tolist())
-    matrix: list[list[float | None] | None] = []
-    for image in images:
-        if isinstance(image, RequestError):
-            matrix.append(None)
-            continue
-        row: list[float | None] = [None] * width
-        for column, value in zip(columns, next(rows), strict=True):
-            row[column] = value
-        matrix.append(row)
-    return matrix
-
-
-def _space(spec: EncoderSpec) -> dict[str, Any]:
+def space_fields(spec: EncoderSpec) -> dict[str, Any]:
+    """Which model and which space, in every response."""
     return {
         "model": spec.model_id,
         "space_id": spec.space_id,
@@ -263,7 +153,8 @@ def _space(spec: EncoderSpec) -> dict[str, Any]:
     }
 
 
-def _usage(results: Sequence[Result]) -> dict[str, int]:
+def usage_fields(results: Sequence[Result]) -> dict[str, int]:
+    """What the texts of a request cost together."""
     total = total_usage(results)
     return {
         "prompt_tokens": total.prompt_tokens,

@@ -24,6 +24,7 @@ from export_scripts.checkpoints.reading import (
     first_names,
     in_our_words,
     model_type,
+    move_to_own_memory,
     read_json,
     read_state_dict,
 )
@@ -76,6 +77,7 @@ def load_bert(folder: Path, name: str) -> TextCheckpoint:
         transformer = transformers.AutoModel.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32
         )
+        move_to_own_memory(transformer)
         check_supported(transformer)
         check_complete(type(transformer), folder)
     if weight.shape[0] != transformer.config.hidden_size:

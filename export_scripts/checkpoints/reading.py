@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipserve.errors import ExportError
 from export_scripts.identity import UNUSED_WEIGHTS
@@ -40,6 +40,16 @@ def check_complete(kind: Any, folder: Path) -> None:
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED_WEIGHTS))
     if missing:
         raise ExportError(f"{folder}: weights are missing: {first_names(missing)}")
+
+
+def move_to_own_memory(model: nn.Module) -> None:
+    """Moves weights that lie in a file's pages to where PyTorch puts its own.
+
+    A product adds its numbers in an order that depends on where they lie, by half a float's last digit: a
+    checkpoint's file of another length would give its originals, and so its certificate, other figures.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def first_names(names: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ExportError
 from export_scripts.checkpoints.image import image_checkpoint, pillow_processor
 from export_scripts.checkpoints.pair import ImageCheckpoint, TextCheckpoint
-from export_scripts.checkpoints.reading import check_complete, in_our_words, model_type
+from export_scripts.checkpoints.reading import check_complete, in_our_words, model_type, move_to_own_memory
 from export_scripts.checkpoints.text import (
     check_sentencepiece,
     check_vocabulary,
@@ -131,6 +131,7 @@ def _sentence_transformer(folder: Path) -> SentenceTransformer:
         model = SentenceTransformer(
             str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
         )
+        move_to_own_memory(model)
         inner: Any = getattr(model[0], "model", None)
         if isinstance(inner, transformers.PreTrainedModel):
             check_supported(inner)

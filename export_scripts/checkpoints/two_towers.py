@@ -18,7 +18,7 @@ from torch import Tensor
 from clipserve.encoder_spec import FloatArray
 from export_scripts.checkpoints.image import image_checkpoint, pillow_processor
 from export_scripts.checkpoints.pair import ImageCheckpoint, TextCheckpoint
-from export_scripts.checkpoints.reading import check_complete, in_our_words
+from export_scripts.checkpoints.reading import check_complete, in_our_words, move_to_own_memory
 from export_scripts.checkpoints.text import text_checkpoint
 from export_scripts.encoders.towers import Family
 from export_scripts.identity import used_weights, weights_sha256
@@ -93,6 +93,7 @@ def _model(family: Family, folder: Path) -> Any:
     with in_our_words(folder, "transformers cannot load it"):
         check_complete(family.model, folder)
         model: Any = family.model.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    move_to_own_memory(model)
     for config in (model.config, model.config.vision_config, model.config.text_config):
         # Answers have names, whatever it says.
         config.return_dict = True

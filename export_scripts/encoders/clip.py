@@ -207,7 +207,7 @@ class ImageEncoder(nn.Module):
             ValueError: other pixels, which would give another vector without a word. A loaded trace raises
                 its language's exception with the same message.
         """
-        x = self.patches(check_pixels(pixel_values, *self.size, self.wanted_pixels))
+        x = self.patches(check_pixels(pixel_values, torch.uint8, *self.size, self.wanted_pixels))
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)  # [N, 1 + hw, W]
         x = self.norm_before(x)
         for layer in self.layers:

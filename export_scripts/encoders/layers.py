@@ -218,10 +218,10 @@ def last_stage(normalized: bool) -> nn.Module:
     return L2Normalized() if normalized else Unnormalized()
 
 
-def _check_pixels(pixel_values: Tensor, height: int, width: int, message: str) -> Tensor:
-    """`pixel_values`, if they are uint8 `[N, 3, height, width]`; else a ValueError with this message."""
+def _check_pixels(pixel_values: Tensor, dtype: torch.dtype, height: int, width: int, message: str) -> Tensor:
+    """`pixel_values`, if they are `[N, 3, height, width]` of that type; else a ValueError, this message."""
     if (
-        pixel_values.dtype != torch.uint8
+        pixel_values.dtype != dtype
         or pixel_values.dim() != 4
         or pixel_values.size(1) != 3
         or pixel_values.size(2) != height
@@ -239,7 +239,9 @@ def _check_length(input_ids: Tensor, length: int, message: str) -> Tensor:
 
 
 # Scripted, so that a trace keeps them as a branch. `torch.export` has types and fixed sizes of its own. Like
-# PyTorch's own functions they can be spelled in another way, see `export_scripts.encoders.spelling`.
+# PyTorch's own functions they can be spelled in another way, see `export_scripts.encoders.spelling`; but for
+# the first, which a spelling of the second leaves alone.
 _spelled = wrap_torch_function(lambda checked, *rest: (checked,))
-check_pixels: Callable[[Tensor, int, int, str], Tensor] = _spelled(torch.jit.script(_check_pixels))
+check_callers_pixels: Callable[[Tensor, torch.dtype, int, int, str], Tensor] = torch.jit.script(_check_pixels)
+check_pixels: Callable[[Tensor, torch.dtype, int, int, str], Tensor] = _spelled(check_callers_pixels)
 check_length: Callable[[Tensor, int, str], Tensor] = _spelled(torch.jit.script(_check_length))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SiglipModel
@@ -182,7 +183,7 @@ class SiglipImageEncoder(nn.Module):
         Raises:
             ValueError: other pixels, see `check_pixels`.
         """
-        x = self.patches(check_pixels(pixel_values, *self.size, self.wanted_pixels))
+        x = self.patches(check_pixels(pixel_values, torch.uint8, *self.size, self.wanted_pixels))
         for layer in self.layers:
             x = layer(x, None)
         embedding: Tensor = self.output(self.pool(self.norm_after(x)))

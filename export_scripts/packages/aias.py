@@ -7,7 +7,6 @@ with PyTorch 1.13.1, which has no `scaled_dot_product_attention`.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import tokenizers
@@ -18,7 +17,7 @@ from clipserve.encoder_spec import EncoderSpec
 from clipserve.preprocessing import ImagePreprocessing
 from export_scripts import zips
 from export_scripts.checkpoints.pair import CLIP_B_32, CheckpointPair, last_part
-from export_scripts.encoders.layers import PIXEL_MAX, check_pixels
+from export_scripts.encoders.layers import PIXEL_MAX, check_callers_pixels, check_pixels
 from export_scripts.encoders.spelling import BEFORE_2_0
 from export_scripts.packages.conventions import Convention, Exported
 from export_scripts.packages.folders import link_or_copy
@@ -33,23 +32,6 @@ MOST_TOKENS = 512
 # What the SDK calls its files, which are of this pair.
 SDK_TEXT_MODEL = "m-bert-base-vit-b"
 SDK_NAMES = {"image": "CLIP-ViT-B-32-IMAGE", "text": "M-BERT-Base-ViT-B"}
-
-
-def _check_normalized(pixel_values: Tensor, height: int, width: int, message: str) -> Tensor:
-    """`pixel_values`, if they are float32 `[N, 3, height, width]`; else a ValueError with this message."""
-    if (
-        pixel_values.dtype != torch.float32
-        or pixel_values.dim() != 4
-        or pixel_values.size(1) != 3
-        or pixel_values.size(2) != height
-        or pixel_values.size(3) != width
-    ):
-        raise ValueError(message)
-    return pixel_values
-
-
-# Scripted, so that a trace keeps it as a branch.
-check_normalized: Callable[[Tensor, int, int, str], Tensor] = torch.jit.script(_check_normalized)
 
 
 class NormalizedPixels(nn.Module):
@@ -72,7 +54,7 @@ class NormalizedPixels(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Float32 `[N, 3, H, W]`, normalised, to float32 `[N, D]`."""
-        pixel_values = check_normalized(pixel_values, *self.size, self.message)
+        pixel_values = check_callers_pixels(pixel_values, torch.float32, *self.size, self.message)
         embedding: Tensor = self.encoder(pixel_values * self.scale + self.offset)
         return embedding
 

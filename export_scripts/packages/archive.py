@@ -27,6 +27,7 @@ from export_scripts import zips
 from export_scripts.packages.folders import link_or_copy
 
 ROOT = Path(__file__).parents[2]
+HANDLER = ROOT / "handlers" / "endpoint.py"
 
 TUNED_FILE = "tuned.json"
 
@@ -140,8 +141,7 @@ def _build(name: str, encoders: Sequence[EncoderFile], tuned: Tuned | None, work
         link_or_copy(file.path, stage / file.path.name)
     config = work / f"{name}.yaml"
     config.write_text(_config(name, {file.spec.device for file in encoders}, tuned), encoding="utf-8")
-    handler = ROOT / "handlers" / f"{name}.py"
-    _write_sums(stage, [handler, config])
+    _write_sums(stage, [HANDLER, config])
     private = work / "tmp"
     private.mkdir(exist_ok=True)
     result = subprocess.run(
@@ -149,7 +149,7 @@ def _build(name: str, encoders: Sequence[EncoderFile], tuned: Tuned | None, work
             str(Path(sys.executable).with_name("torch-model-archiver")),
             *("--model-name", name),
             *("--version", __version__),
-            *("--handler", str(handler)),
+            *("--handler", str(HANDLER)),
             *("--extra-files", str(stage)),
             *("--config-file", str(config)),
             *("--archive-format", "zip-store"),

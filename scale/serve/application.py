@@ -10,10 +10,11 @@ HTTP ─▶ Ray Serve's proxy ─▶ Ingress ─▶ clip_image | clip_text | cli
 # parameter says, and takes a string for no type.
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
@@ -39,6 +40,7 @@ class AppArguments(BaseModel):
         device: where encoders run.
         model: id of the model; None where the store holds one only.
         gpus_per_replica: share of a GPU that a replica takes, for `cuda`; with a third, all share one.
+        max_replicas: of each endpoint, as requests wait, and `minWorkers` at least; None as its settings say.
         handlers: folder with an endpoint's settings, `NAME.yaml` for each.
         config: the server's settings.
     """
@@ -50,6 +52,7 @@ class AppArguments(BaseModel):
     device: str = "cpu"
     model: str | None = None
     gpus_per_replica: float = 0.33
+    max_replicas: PositiveInt | None = None
     handlers: Path = HANDLERS
     config: Path = CONFIG
 
@@ -63,6 +66,8 @@ def app(arguments: AppArguments) -> Application:
     """
     server = read_server(arguments.config)
     endpoints = read_endpoints(arguments.handlers)
+    if arguments.max_replicas is not None:
+        endpoints = [replace(e, max_replicas=max(e.min_replicas, arguments.max_replicas)) for e in endpoints]
     encoders = Store.read(arguments.store).model(arguments.model)
     text = encoders.pair(arguments.device)[1].spec
     gpus = arguments.gpus_per_replica if arguments.device == "cuda" else 0

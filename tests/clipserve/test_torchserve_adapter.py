@@ -22,9 +22,7 @@ from clipserve.encoder_spec import FloatArray, read_spec
 from clipserve.errors import SettingsError, SpecError
 from clipserve.torchserve_adapter import Reporter, TorchServeHandler
 from clipserve.wire.rows import JSON
-from handlers.clip_image import ClipImageHandler
-from handlers.clip_similarity import ClipSimilarityHandler
-from handlers.clip_text import ClipTextHandler
+from handlers.endpoint import EndpointHandler
 from tests.clipserve.answers import (
     PICTURES,
     TEXTS,
@@ -65,6 +63,10 @@ class Context:
     metrics: Metrics = field(default_factory=Metrics)
     response_headers: dict[tuple[int, str], str] = field(default_factory=dict)
     model_name: str = "clip_text"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return {"model": {"modelName": self.model_name}}
 
     def get_request_id(self, index: int) -> str:
         return f"request-{index}"
@@ -109,9 +111,9 @@ Start = Callable[..., TorchServeHandler]
 
 @pytest.fixture
 def start(model_dir: Path) -> Start:
-    def started(kind: type[TorchServeHandler], **options: Any) -> TorchServeHandler:
-        handler = kind()
-        handler.initialize(Context(model_dir, **options))
+    def started(endpoint: str, **options: Any) -> TorchServeHandler:
+        handler = EndpointHandler()
+        handler.initialize(Context(model_dir, model_name=endpoint, **options))
         return handler
 
     return started
@@ -137,7 +139,7 @@ def ask(
 
 def test_torchserve_raw_bodies(start: Start, text_vectors: FloatArray) -> None:
     bodies, context = ask(
-        start(ClipTextHandler),
+        start("clip_text"),
         [{"body": TEXTS[0].encode()}, {"body": b"{"}, {"body": json.dumps({"input": TEXTS[:3]}).encode()}],
         ["text/plain", "application/json", "application/json"],
     )
@@ -151,7 +153,7 @@ def test_torchserve_raw_bodies(start: Start, text_vectors: FloatArray) -> None:
 
 def test_torchserve_status_is_of_its_row_only(start: Start) -> None:
     bodies, context = ask(
-        start(ClipImageHandler),
+        start("clip_image"),
         [
             {"body": bytearray(PICTURES[0])},
             {"body": b"no"},
@@ -172,7 +174,7 @@ def test_torchserve_status_is_of_its_row_only(start: Start) -> None:
 def test_torchserve_413_has_a_phrase(start: Start) -> None:
     config = {"handler": {"max_items": 1}}
     _, context = ask(
-        start(ClipTextHandler, model_yaml_config=config),
+        start("clip_text", model_yaml_config=config),
         [{"body": b'{"input":["a","b"]}'}],
         ["application/json"],
     )
@@ -183,7 +185,7 @@ def test_torchserve_413_has_a_phrase(start: Start) -> None:
 def test_torchserve_bodies_that_it_has_parsed_already(start: Start, text_vectors: FloatArray) -> None:
     """So they come unless `decode_input_request=false` is configured."""
     bodies, context = ask(
-        start(ClipTextHandler),
+        start("clip_text"),
         [{"body": {"input": [TEXTS[3]]}}, {"body": TEXTS[3]}, {"body": ["a"]}, {"body": {"input": "\ud800"}}],
         ["application/json", "text/plain", "application/json", "application/json"],
     )
@@ -199,7 +201,7 @@ def test_torchserve_bodies_that_it_has_parsed_already(start: Start, text_vectors
 @pytest.mark.parametrize("value", ["two dogs", "\ud800"], ids=ascii)
 def test_torchserve_json_string_that_it_has_parsed_already(start: Start, value: str) -> None:
     """A lone surrogate must not fail the whole batch either."""
-    bodies, context = ask(start(ClipTextHandler), [{"body": value}], ["application/json"])
+    bodies, context = ask(start("clip_text"), [{"body": value}], ["application/json"])
     assert context.statuses == {0: (400, "Bad Request")}
     assert json.loads(bodies[0])["error"]["code"] == "invalid_request"
 
@@ -210,7 +212,7 @@ def test_torchserve_json_string_that_it_has_parsed_already(start: Start, value: 
 )
 def test_torchserve_content_type_in_any_case(start: Start, header: str, value: str) -> None:
     context = Context(headers=[{header: value}])
-    body = start(ClipTextHandler).handle([parameters(body=b'{"input": "a"}')], context)[0]
+    body = start("clip_text").handle([parameters(body=b'{"input": "a"}')], context)[0]
     assert json.loads(body)["usage"]["prompt_tokens"] == 3
     assert context.statuses == {}
 
@@ -218,7 +220,7 @@ def test_torchserve_content_type_in_any_case(start: Start, header: str, value: s
 def test_torchserve_forms(start: Start, picture_vectors: FloatArray) -> None:
     form = "multipart/form-data; boundary=0f3a"
     bodies, context = ask(
-        start(ClipImageHandler),
+        start("clip_image"),
         [{"a": bytearray(PICTURES[2]), "b": PICTURES[0]}, {"data": bytearray(b"no picture")}],
         [form, form],
     )
@@ -227,7 +229,7 @@ def test_torchserve_forms(start: Start, picture_vectors: FloatArray) -> None:
     # A part's own content type may have been decoded: JSON to a list, text to a string.
     parts = {"a": PICTURES[0], "labels": ["dog", "cat"], "template": "a photo of a {}"}
     bodies, context = ask(
-        start(ClipSimilarityHandler), [parts, {**parts, "labels": b'["dog", "cat"]'}], [form, form]
+        start("clip_similarity"), [parts, {**parts, "labels": b'["dog", "cat"]'}], [form, form]
     )
     assert context.statuses == {}
     assert json.loads(bodies[0])["cosine_similarity"] == json.loads(bodies[1])["cosine_similarity"]
@@ -261,7 +263,7 @@ def test_torchserve_hands_over_every_part(service: Any, start: Start, picture_ve
     )
     _, before, _ = service.retrieve_data_for_inference([request])
     assert len(before[0]) == 1
-    handler = start(ClipImageHandler)
+    handler = start("clip_image")
     processors, rows, ids = service.retrieve_data_for_inference([request, request])
     assert ids == {0: "0", 1: "0"}
     headers = [p._request_header for p in processors]
@@ -273,7 +275,7 @@ def test_torchserve_hands_over_every_part(service: Any, start: Start, picture_ve
 
 def test_torchserve_bodies_are_held_once(service: Any, start: Start) -> None:
     """ATTACKS A3: 32 MB each, as a bytearray off the wire and as bytes."""
-    start(ClipImageHandler)
+    start("clip_image")
     request = off_the_wire(("body", "image/jpeg", PICTURES[0]))
     _, ((parameter,),), _ = service.retrieve_data_for_inference([request])
     assert parameter["value"] == PICTURES[0]
@@ -284,7 +286,7 @@ def test_torchserve_bodies_are_held_once(service: Any, start: Start) -> None:
 
 def test_torchserve_fields_given_twice(service: Any, start: Start) -> None:
     """CASES 1: of two lists of texts it would drop one."""
-    handler = start(ClipSimilarityHandler)
+    handler = start("clip_similarity")
     request = off_the_wire(("a", "image/jpeg", PICTURES[0]), ("texts", "", b'["a"]'), ("texts", "", b'["b"]'))
     processors, rows, _ = service.retrieve_data_for_inference([request])
     context = Context(headers=[p._request_header for p in processors])
@@ -305,7 +307,7 @@ def test_torchserve_parts_named_as_headers(start: Start) -> None:
         {"name": name, "contentType": "image/jpeg", "value": PICTURES[0]}
         for name in ("content-encoding", "content-type", "describe")
     ]
-    (body,) = start(ClipImageHandler).handle([row], context)
+    (body,) = start("clip_image").handle([row], context)
     assert len(json.loads(body)["data"]) == 3
 
 
@@ -319,7 +321,7 @@ def test_torchserve_forms_that_it_has_not_read(
     )
     raw = [{"name": "body", "contentType": "multipart/form-data", "value": PICTURES[0]}]
     file = [{"name": "body", "contentType": "image/jpeg", "value": PICTURES[0]}]
-    refused, taken = start(ClipImageHandler).handle([raw, file], context)
+    refused, taken = start("clip_image").handle([raw, file], context)
     assert context.statuses == {0: (400, "Bad Request")}
     assert "multipart body cannot be read" in json.loads(refused)["error"]["message"]
     assert_close([e["embedding"] for e in json.loads(taken)["data"]], picture_vectors[[0]])
@@ -329,7 +331,7 @@ def test_torchserve_forms_under_another_type(start: Start) -> None:
     """Of two Content-Type headers the frontend reads the first and hands on the last; nobody else is hurt."""
     context = Context(headers=[{"Content-Type": "image/jpeg"}, {"Content-Type": "image/jpeg"}])
     two = [{"name": "a", "contentType": "image/jpeg", "value": PICTURES[i]} for i in (0, 1)]
-    bodies = start(ClipImageHandler).handle([two, parameters(body=PICTURES[0])], context)
+    bodies = start("clip_image").handle([two, parameters(body=PICTURES[0])], context)
     assert [len(json.loads(body)["data"]) for body in bodies] == [2, 1]
 
 
@@ -346,13 +348,13 @@ def test_another_torchserve_is_refused(monkeypatch: pytest.MonkeyPatch, start: S
 
     monkeypatch.setitem(sys.modules, "ts.service", SimpleNamespace(Service=Service))
     with pytest.raises(SpecError, match=r"torchserve==0\.12\.0"):
-        start(ClipImageHandler)
+        start("clip_image")
 
 
 def test_torchserve_content_encoding(start: Start) -> None:
     """CASES 25."""
     context = Context(headers=[{"Content-Type": "image/png", "content-ENCODING": "gzip"}])
-    (body,) = start(ClipImageHandler).handle([parameters(body=b"x")], context)
+    (body,) = start("clip_image").handle([parameters(body=b"x")], context)
     assert context.statuses == {0: (415, "Unsupported Media Type")}
     assert "Content-Encoding is 'gzip'" in json.loads(body)["error"]["message"]
 
@@ -373,7 +375,7 @@ def test_torchserve_metrics_are_those_that_are_declared(model_dir: Path) -> None
     ]
     dimensions = {metric["name"]: metric["dimensions"] for metric in declared}
     context = Context(model_dir, model_name="clip_similarity")
-    handler = ClipSimilarityHandler()
+    handler = EndpointHandler()
     handler.initialize(context)
     for _ in range(2):
         ask(
@@ -427,7 +429,7 @@ def test_torchserve_metrics_are_reported_once() -> None:
 
 def test_torchserve_times_for_the_caller_who_asks(start: Start) -> None:
     context = Context(headers=[{}, {"X-ClipServe-Timing": "1"}, {}])
-    start(ClipTextHandler).handle([parameters(body=b) for b in (b"a", b"b", b"\xff")], context)
+    start("clip_text").handle([parameters(body=b) for b in (b"a", b"b", b"\xff")], context)
     assert list(context.response_headers) == [(1, "Server-Timing")]
     timing = context.response_headers[1, "Server-Timing"]
     assert re.fullmatch(r"(\w+;dur=\d+\.\d\d)(, \w+;dur=\d+\.\d\d)*", timing)
@@ -435,37 +437,35 @@ def test_torchserve_times_for_the_caller_who_asks(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "modalities"),
-    [(ClipImageHandler, ["image"]), (ClipTextHandler, ["text"]), (ClipSimilarityHandler, ["image", "text"])],
+    ("endpoint", "modalities"),
+    [("clip_image", ["image"]), ("clip_text", ["text"]), ("clip_similarity", ["image", "text"])],
 )
-def test_torchserve_describe(
-    start: Start, kind: type[TorchServeHandler], modalities: list[str], store: Path
-) -> None:
-    body = start(kind).handle([[]], Context(headers=[{"describe": "True"}]))[0]
+def test_torchserve_describe(start: Start, endpoint: str, modalities: list[str], store: Path) -> None:
+    body = start(endpoint).handle([[]], Context(headers=[{"describe": "True"}]))[0]
     described = json.loads(body)["encoders"]
     assert described == [json.loads(read_spec(store / f"clip-{m}-cpu-fp32.pt").to_json()) for m in modalities]
 
 
 def test_torchserve_describe_header_of_a_caller_changes_nothing(start: Start) -> None:
     context = Context(headers=[{"describe": "True", "content-type": "text/plain"}, {}])
-    bodies = start(ClipTextHandler).handle([parameters(body=b"two dogs"), parameters(body=b"a cat")], context)
+    bodies = start("clip_text").handle([parameters(body=b"two dogs"), parameters(body=b"a cat")], context)
     assert [json.loads(body)["object"] for body in bodies] == ["list", "list"]
 
 
 def test_torchserve_settings_reach_the_worker(start: Start) -> None:
     config = {"minWorkers": 1, "deviceType": "cpu", "handler": {"threads": 2, "max_characters": 5}}
-    handler = start(ClipTextHandler, model_yaml_config=config)
+    handler = start("clip_text", model_yaml_config=config)
     assert torch.get_num_threads() == 2
     bodies, _ = ask(handler, [{"body": b"123456"}], ["text/plain"])
     assert json.loads(bodies[0])["error"]["code"] == "text_too_long"
     for empty in ({}, {"handler": None}, None):
-        start(ClipTextHandler, model_yaml_config=empty)
+        start("clip_text", model_yaml_config=empty)
         assert torch.get_num_threads() == 1
 
 
 def test_torchserve_wrong_settings(start: Start) -> None:
     with pytest.raises(SettingsError, match="'max_batches' is unknown"):
-        start(ClipTextHandler, model_yaml_config={"handler": {"max_batches": 8}})
+        start("clip_text", model_yaml_config={"handler": {"max_batches": 8}})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
@@ -473,40 +473,45 @@ def test_torchserve_gives_a_gpu_that_pytorch_does_not_see(start: Start) -> None:
     with pytest.raises(
         SettingsError, match=r"GPU 0, but this PyTorch sees no CUDA device; set deviceType: cpu"
     ):
-        start(ClipTextHandler, gpu_id=0)
+        start("clip_text", gpu_id=0)
 
 
 def test_torchserve_gives_no_gpu_where_the_archive_wants_one(start: Start) -> None:
     with pytest.raises(SettingsError, match=r"deviceType: gpu .* gave this worker no GPU"):
-        start(ClipTextHandler, model_yaml_config={"deviceType": "gpu"})
+        start("clip_text", model_yaml_config={"deviceType": "gpu"})
 
 
 def test_torchserve_archive_without_the_encoder(image_path: Path, tmp_path: Path) -> None:
     folder = unpacked_archive(tmp_path / "archive", image_path)
-    handler = ClipSimilarityHandler()
+    handler = EndpointHandler()
     with pytest.raises(
         SpecError, match=r"no text encoder for cpu here, only clip-image-cpu-fp32.pt; run 'make export"
     ):
-        handler.initialize(Context(folder))
+        handler.initialize(Context(folder, model_name="clip_similarity"))
+
+
+def test_torchserve_archive_of_no_endpoint(model_dir: Path) -> None:
+    with pytest.raises(SettingsError, match="an archive of 'clip_video', which is no endpoint"):
+        EndpointHandler().initialize(Context(model_dir, model_name="clip_video"))
 
 
 def test_torchserve_archive_that_was_changed(text_path: Path, tmp_path: Path) -> None:
     folder = unpacked_archive(tmp_path / "archive", text_path)
     (folder / text_path.name).write_bytes(text_path.read_bytes() + b"\0")
     with pytest.raises(SpecError, match=r"clip-text-cpu-fp32\.pt was changed after it was packaged"):
-        ClipTextHandler().initialize(Context(folder))
+        EndpointHandler().initialize(Context(folder))
     (folder / text_path.name).unlink()
     with pytest.raises(SpecError, match=r"clip-text-cpu-fp32\.pt is missing from the archive"):
-        ClipTextHandler().initialize(Context(folder))
+        EndpointHandler().initialize(Context(folder))
     (folder / SUMS_FILE).write_bytes(b"\xff\xfe damaged")  # ATTACKS B2
     with pytest.raises(SpecError, match=f"no {SUMS_FILE}"):
-        ClipTextHandler().initialize(Context(folder))
+        EndpointHandler().initialize(Context(folder))
     (folder / SUMS_FILE).unlink()
     with pytest.raises(SpecError, match=f"no {SUMS_FILE}"):
-        ClipTextHandler().initialize(Context(folder))
+        EndpointHandler().initialize(Context(folder))
 
 
 @pytest.mark.gpu
 def test_worker_on_a_gpu_refuses_an_archive_for_the_cpu(start: Start) -> None:
     with pytest.raises(SpecError, match=r"no text encoder for cuda here, only .*cpu"):
-        start(ClipTextHandler, gpu_id=0)
+        start("clip_text", gpu_id=0)

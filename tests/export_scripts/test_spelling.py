@@ -63,6 +63,6 @@ def test_within_it_only() -> None:
     """What encoders check of pixels is a function like PyTorch's own."""
     floats = torch.rand(1, 3, 48, 48)
     with Spelled({check_pixels: lambda pixels, *_: pixels}):
-        assert check_pixels(floats, 48, 48, "uint8 is wanted") is floats
+        assert check_pixels(floats, torch.uint8, 48, 48, "uint8 is wanted") is floats
     with pytest.raises(Exception, match="uint8 is wanted"):
-        check_pixels(floats, 48, 48, "uint8 is wanted")
+        check_pixels(floats, torch.uint8, 48, 48, "uint8 is wanted")

@@ -15,8 +15,9 @@ with atheris.instrument_imports(include=["clipserve", "PIL"]):
     from clipserve.errors import RequestError
     from clipserve.images import ImageLimits, decode_image, preprocess
     from clipserve.preprocessing import ImagePreprocessing
-    from clipserve.wire.native import decode_images, decode_similarity, decode_texts
+    from clipserve.wire.native import decode_images, decode_texts
     from clipserve.wire.rows import JSON, MULTIPART, Part, RequestLimits, Row
+    from clipserve.wire.similarity import decode as decode_similarity
 
 PREPROCESSING = ImagePreprocessing(32, 32, 32, "bicubic", (0.0,) * 3, (1.0,) * 3)
 IMAGES = ImageLimits(max_memory=8_000_000)  # fuzzing is quick only with small pictures

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from clipserve.errors import RequestError
-from clipserve.wire.messages import EmbeddingRequest, SimilarityRequest
+from clipserve.wire.messages import EmbeddingRequest
 from clipserve.wire.native import (
     decode_images,
-    decode_similarity,
     decode_texts,
 )
 from clipserve.wire.rows import JSON, Part, RequestLimits, Row
+from clipserve.wire.similarity import SimilarityRequest
+from clipserve.wire.similarity import decode as decode_similarity
 
 LIMITS = RequestLimits()
 

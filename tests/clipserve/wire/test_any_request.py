@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipserve.errors import RequestError
-from clipserve.wire.messages import EmbeddingRequest, SimilarityRequest
+from clipserve.wire.messages import EmbeddingRequest
 from clipserve.wire.native import (
     encode_error,
 )
 from clipserve.wire.rows import JSON, Part, Row
+from clipserve.wire.similarity import SimilarityRequest
 from tests.clipserve.wire.bodies import (
     AROUND,
     ENDPOINTS,

@@ -12,10 +12,10 @@ from clipserve.errors import RequestError
 from clipserve.wire.json_input import MAX_JSON_DEPTH, MAX_JSON_VALUES
 from clipserve.wire.native import (
     decode_images,
-    decode_similarity,
     decode_texts,
 )
 from clipserve.wire.rows import JSON, RequestLimits, Row
+from clipserve.wire.similarity import decode as decode_similarity
 from tests.clipserve.wire.bodies import (
     AROUND,
     ENDPOINTS,

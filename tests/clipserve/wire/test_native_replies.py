@@ -27,15 +27,15 @@ from clipserve.wire.messages import (
     EmbeddingRequest,
     EncodingFormat,
     Result,
-    SimilarityRequest,
     Usage,
 )
 from clipserve.wire.native import (
     encode_embeddings,
     encode_error,
-    encode_similarity,
 )
 from clipserve.wire.rows import JSON, Reply
+from clipserve.wire.similarity import SimilarityRequest
+from clipserve.wire.similarity import encode as encode_similarity
 from tests.clipserve.wire.bodies import (
     KNOWN_COSINES,
     KNOWN_PROBABILITIES,

@@ -7,13 +7,14 @@ import pytest
 
 from clipserve.encoder_spec import ScoreKind
 from clipserve.errors import RequestError
-from clipserve.wire.messages import EmbeddingRequest, SimilarityRequest
+from clipserve.wire.messages import EmbeddingRequest
 from clipserve.wire.native import (
     decode_images,
-    decode_similarity,
     decode_texts,
 )
 from clipserve.wire.rows import JSON, RequestLimits, Row
+from clipserve.wire.similarity import SimilarityRequest
+from clipserve.wire.similarity import decode as decode_similarity
 from tests.clipserve.wire.bodies import (
     LIMITS,
     PARSERS,

@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from clipserve.wire.messages import EmbeddingRequest, SimilarityRequest
+from clipserve.wire.messages import EmbeddingRequest
 from clipserve.wire.native import (
     decode_images,
-    decode_similarity,
     decode_texts,
 )
 from clipserve.wire.rows import JSON, MAX_PARTS, Part, Row
+from clipserve.wire.similarity import SimilarityRequest
+from clipserve.wire.similarity import decode as decode_similarity
 from tests.clipserve.wire.bodies import (
     ENDPOINTS,
     FORM,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from clipserve.errors import ExportError
 from export_scripts.checkpoints.loading import load_text_checkpoint
@@ -107,3 +108,18 @@ def test_hostile_tensor_files_are_not_run(
     with pytest.raises((ExportError, pickle.UnpicklingError)):
         load_text_checkpoint(folder, "x")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("fixture", ["multilingual_folder", "m_clip_bert_folder", "siglip_folder"])
+def test_where_weights_lie_in_their_file_changes_no_vector(
+    fixture: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Its header has any multiple of 8 bytes, and products of small batches saw the difference."""
+    found = set()
+    for padding in range(0, 64, 8):
+        folder = Path(shutil.copytree(request.getfixturevalue(fixture), tmp_path / f"{padding}" / "model"))
+        (path,) = folder.rglob("model.safetensors")
+        save_file(load_file(path), path, metadata={"format": "pt", "padding": "x" * padding})
+        checkpoint = load_text_checkpoint(folder, "x")
+        found |= {checkpoint.reference_encode([text]).tobytes() for text in ("a dog", "két kutya a hóban")}
+    assert len(found) == 2

@@ -17,6 +17,7 @@ import kubernetes_validate
 import ray
 import yaml
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve._private.build_app import build_app
 from ray.serve.schema import ServeDeploySchema
 
 from clipserve.endpoints import ENDPOINTS
@@ -63,7 +64,12 @@ def test_the_serve_config_builds_our_application(tmp_path: Path) -> None:
     # As Ray Serve itself calls it: with a dict, which becomes what the parameter's type says.
     built = call_user_app_builder_with_args_if_necessary(getattr(application, name), arguments)
     assert isinstance(built, ray.serve.Application)
-    assert {deployment.name for deployment in app.deployments} == {"ingress", *ENDPOINTS}
+    assert {deployment.name for deployment in app.deployments} <= {"ingress", *ENDPOINTS}
+    grown = {}
+    for deployment in build_app(built, name="clipserve").deployments:
+        scaling = deployment._deployment_config.autoscaling_config
+        grown[deployment.name] = scaling and (scaling.min_replicas, scaling.max_replicas)
+    assert grown == {"ingress": None, **dict.fromkeys(ENDPOINTS, (1, 8))}
 
 
 def test_the_serve_config_says_no_argument_that_is_not_there() -> None:
