@@ -14,6 +14,7 @@ from clipserve.client import INFERENCE_URL, KEY_FILE, MANAGEMENT_URL, Client, Ke
 from clipserve.command import run_command
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from pictures.exclusions import read_patterns
+from pictures.filters import Filter
 from pictures.paths import printable
 from pictures.table import open_table
 from search.bulk_lines import ENGINES, write_bulk_lines
@@ -47,7 +48,8 @@ def search(arguments: argparse.Namespace) -> None:
     """Finds pictures by a text, by another picture, or by every line of a file of texts."""
     table = open_table(arguments.table)
     with _client(arguments) as client:
-        finder = Finder(client, table, arguments.limit, arguments.least, arguments.path)
+        which = Filter(arguments.path, arguments.camera, arguments.place, arguments.since, arguments.until)
+        finder = Finder(client, table, arguments.limit, arguments.least, which)
         if arguments.text is not None:
             results = [finder.by_query(arguments.text)]
         elif arguments.image is not None:
@@ -61,7 +63,7 @@ def search(arguments: argparse.Namespace) -> None:
             print(f"{number}. {printable(found.query)}: {len(found.hits)} pictures")
         print(arguments.sheet)
     elif arguments.json:
-        print_json(results)
+        print_json(results, table.facts(hit.path for found in results for hit in found.hits))
     else:
         print_plain(results)
 
@@ -194,7 +196,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_number(0, 10, "a standard score"),
         help="by how many standard deviations a picture is more similar than pictures at random, at least",
     )
-    of_search.add_argument("--path", help="part of the path, as results show it; * and ? are wildcards")
+    of_search.add_argument(
+        "--path", default="", help="part of the path, as results show it; * and ? are wildcards"
+    )
+    of_search.add_argument("--camera", default="", help="part of its maker's and model's name")
+    of_search.add_argument("--place", default="", help="part of the town's or the country's name")
+    of_search.add_argument("--since", default="", help="taken then or later: 2024-05-31, 2024-05 or 2024")
+    of_search.add_argument("--until", default="", help="taken then or earlier, to the end of it")
     output = of_search.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="JSON instead of lines")
     output.add_argument("--sheet", type=path, metavar="PNG", help="write a contact sheet")

@@ -11,9 +11,11 @@ from typing import cast
 
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
-from pictures.paths import path_condition, printable
+from pictures.filters import EVERYTHING, Filter
+from pictures.paths import printable
+from pictures.reader import Hit, other_contents
 from pictures.storage import all_of
-from pictures.table import Hit, PictureTable, other_contents
+from pictures.table import PictureTable
 from search.background import SAMPLE, Background
 from search.errors import SearchError
 from search.expressions import combined, parse
@@ -50,11 +52,12 @@ class Finder:
         table: where to look.
         limit: pictures of a query, at most; equal files are one.
         least: standard score that a picture needs, see `search.background`; None for no bound.
-        path: part of the path, see `pictures.paths.path_condition`; None for every path.
+        which: what a picture must fulfil besides.
         sample: embeddings of pictures of the table at random, where they are at hand.
 
     Raises:
-        SearchError: a part of the path is given, and the table is one that cannot be asked for it yet.
+        SearchError: something must be fulfilled that a table of an older version cannot be asked for.
+        PicturesError: what should be a date is none.
     """
 
     def __init__(
@@ -63,21 +66,21 @@ class Finder:
         table: PictureTable,
         limit: int,
         least: float | None = None,
-        path: str | None = None,
+        which: Filter = EVERYTHING,
         sample: FloatArray | None = None,
     ):
-        if path and not table.can_filter_paths:
+        self._condition = which.condition()
+        if self._condition and table.is_of_older_version:
             folder = printable(str(table.folder))
             raise SearchError(
-                f"{folder}: written by an older version, which kept nothing to find a part of the path by; "
-                f"any run of the indexer adds it: make index IMAGES=folder TABLE={folder}"
+                f"{folder}: written by an older version, which kept nothing to find paths, dates, cameras "
+                f"and places by; any run of the indexer adds it: make index IMAGES=folder TABLE={folder}"
             )
         client.require_space(table.space_id)
         self._client = client
         self._table = table
         self._limit = limit
         self._least = least
-        self._condition = path_condition(path) if path else None
         self._sample = table.sample(SAMPLE) if sample is None else sample
 
     def by_query(self, query: str) -> Found:

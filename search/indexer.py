@@ -23,6 +23,7 @@ from tqdm import tqdm
 from clipserve.client import Client, Management
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ClipServeError, RequestError, ServerError
+from pictures.facts import Facts, read_facts
 from pictures.files import Contents, FoundFile, Listing, list_pictures, read_contents
 from pictures.paths import path_to_text, printable
 from pictures.rows import FileState, Row
@@ -66,6 +67,7 @@ class _Read:
     state: FileState
     embedding: FloatArray | None
     thumbnail: bytes | None
+    facts: Facts
     is_new: bool
 
 
@@ -163,6 +165,8 @@ class _Run:
         self._table = table
         self._journal = journal
         self._states = table.states()
+        # As of a table that an older version wrote: read once more, not embedded again.
+        self._without_facts = table.without_facts()
         self._in_table = {state.sha256 for state in self._states.values()}
         self._lock = threading.Lock()
         self._turns: dict[str, threading.Lock] = {}
@@ -204,7 +208,8 @@ class _Run:
 
     def _is_unchanged(self, found: FoundFile) -> bool:
         state = self._states.get(found.path)
-        return state is not None and state.is_of(found.size, found.mtime_ns)
+        known = found.path not in self._without_facts
+        return state is not None and known and state.is_of(found.size, found.mtime_ns)
 
     def _read_all(self, todo: Sequence[FoundFile], bar: tqdm[NoReturn]) -> Generator[_Read, None, None]:
         """Reads and embeds files side by side; few at once, since their bytes are in memory."""
@@ -307,7 +312,7 @@ class _Run:
                 self._journal.put(sha256, embedding)
         thumbnail = None if embedding is None else _thumbnail(contents.data)
         state = FileState(len(contents.data), contents.mtime_ns, sha256, indexed_ns)
-        return _Read(found, state, embedding, thumbnail, is_new)
+        return _Read(found, state, embedding, thumbnail, read_facts(contents.data), is_new)
 
     def _embed(self, contents: Contents) -> FloatArray:
         known = self._journal.failure(contents.sha256)
@@ -373,7 +378,7 @@ class _Run:
                 read, contents = again, (again.embedding, again.thumbnail)
             embedding, thumbnail = contents
             if embedding is not None and thumbnail is not None:
-                rows.append(Row(read.found.path, read.state, embedding, thumbnail))
+                rows.append(Row(read.found.path, read.state, embedding, thumbnail, read.facts))
                 self.report.embedded += read.is_new
         return rows
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from pictures.facts import UNKNOWN, Facts
 from pictures.paths import printable
 from pictures.thumbnails import EDGE
 from search.errors import SearchError
@@ -38,8 +39,13 @@ def print_plain(results: Sequence[Found]) -> None:
             print()
 
 
-def print_json(results: Sequence[Found]) -> None:
-    """A list with an object for each query; paths are in the text form of `pictures.paths`."""
+def print_json(results: Sequence[Found], facts: Mapping[str, Facts]) -> None:
+    """A list with an object for each query; paths are in the text form of `pictures.paths`.
+
+    Args:
+        results: the queries and what was found.
+        facts: of the paths that were found; what is not known is left out.
+    """
     answer = [
         {
             "query": found.query,
@@ -49,6 +55,7 @@ def print_json(results: Sequence[Found]) -> None:
                     "cosine_similarity": round(hit.score, 6),
                     "standard_score": round(found.standard_score(hit), 3),
                     **({"copies": hit.copies} if hit.copies else {}),
+                    **_known(facts.get(hit.path, UNKNOWN)),
                 }
                 for hit in found.hits
             ],
@@ -57,6 +64,13 @@ def print_json(results: Sequence[Found]) -> None:
     ]
     json.dump(answer, sys.stdout, ensure_ascii=False, indent=2)
     print()
+
+
+def _known(facts: Facts) -> dict[str, object]:
+    known = {name: value for name, value in vars(facts).items() if value}
+    if facts.taken is not None:
+        known["taken"] = facts.taken.isoformat()
+    return known
 
 
 def write_contact_sheet(

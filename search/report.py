@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pictures.files import Listing
 from pictures.paths import printable
-from pictures.table import RECALL_AT
+from pictures.reader import RECALL_AT
 from search.errors import SearchError
 
 # Sizes, and addresses in what a decoder says.

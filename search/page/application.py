@@ -31,6 +31,7 @@ from clipserve.client import Client
 from clipserve.encoder_spec import ScoreKind
 from clipserve.errors import ClipServeError, RequestError, ServerError
 from clipserve.images import ImageLimits
+from pictures.facts import UNKNOWN
 from pictures.paths import printable
 from search.errors import SearchError
 from search.examples import LABELS, QUERIES
@@ -78,7 +79,13 @@ class Page:
         """The page with the answer to what its address asks."""
         status, answer = self._answer(request)
         return self._html(
-            "search.html", status, queries=QUERIES, max_bytes=LIMITS.max_bytes, closeness=CLOSENESS, **answer
+            "search.html",
+            status,
+            queries=QUERIES,
+            max_bytes=LIMITS.max_bytes,
+            closeness=CLOSENESS,
+            cameras=self._searcher.cameras(),
+            **answer,
         )
 
     def results(self, request: Request) -> Response:
@@ -106,7 +113,9 @@ class Page:
 
     def details(self, request: Request) -> Response:
         """What is known of a row's file."""
-        found, sha256 = find_original(self._searcher.table, request.query_params.get("path", ""))
+        table = self._searcher.table
+        found, sha256 = find_original(table, request.query_params.get("path", ""))
+        facts = table.facts([found.path]).get(found.path, UNKNOWN)
         folder, _, name = found.path.rpartition("/")
         changed = datetime.datetime.fromtimestamp(found.mtime_ns / 1e9, datetime.UTC)
         return JSONResponse(
@@ -117,6 +126,12 @@ class Page:
                 "bytes": found.size,
                 "changed": changed.isoformat(timespec="seconds"),
                 "picture": sha256,
+                "taken": facts.taken and facts.taken.isoformat(),
+                "camera": facts.camera,
+                "place": facts.place,
+                "position": None
+                if facts.latitude is None
+                else f"{facts.latitude:.5f}, {facts.longitude:.5f}",
             }
         )
 

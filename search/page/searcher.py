@@ -14,6 +14,8 @@ from starlette.datastructures import QueryParams
 from clipserve.client import Client
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import RequestError
+from pictures.errors import PicturesError
+from pictures.filters import EVERYTHING, Filter
 from pictures.paths import printable
 from pictures.table import PictureTable, open_table
 from pictures.thumbnails import make_thumbnail, thumbnail_size
@@ -35,6 +37,9 @@ HELD_ANSWERS = 16
 # (1971): the whole of it would take away with it what all pictures have in common.
 UNLIKE = -0.5
 
+# An address' names of what `pictures.filters.Filter` has, in its order.
+FILTERS = ("part", "camera", "place", "since", "until")
+
 # Standard scores of `search.background` in words.
 CLOSENESS = {3.0: "very close", 2.0: "close", 1.0: "fair"}
 
@@ -47,14 +52,14 @@ class Query:
         text: texts and pictures of the table with + and −, see `search.expressions`; may be empty.
         like: SHA-256 of pictures that they are like.
         unlike: SHA-256 of pictures that they are not like.
-        part: part of the path, see `pictures.paths.path_condition`; empty for every path.
+        which: what the pictures must fulfil besides.
         least: least standard score, see `search.background`; None for no bound.
     """
 
     text: str = ""
     like: tuple[str, ...] = ()
     unlike: tuple[str, ...] = ()
-    part: str = ""
+    which: Filter = EVERYTHING
     least: float | None = None
 
     @classmethod
@@ -69,7 +74,7 @@ class Query:
             parameters.get("q", "").strip(),
             tuple(parameters.getlist("like")),
             tuple(parameters.getlist("unlike")),
-            parameters.get("part", "").strip(),
+            Filter(*(parameters.get(name, "").strip() for name in FILTERS)),
             _number("how close", least, 0, 10) if least else None,
         )
 
@@ -219,7 +224,7 @@ class Searcher:
 
     def _look_for(self, query: Query, table: PictureTable, limit: int, before: _Held | None) -> _Held:
         """The answer of at most `limit` pictures, those that were shown before at its start."""
-        finder = Finder(self._client, table, limit, query.least, query.part, self._sample(table))
+        finder = Finder(self._client, table, limit, query.least, query.which, self._sample(table))
         own: tuple[str, ...] = ()
         if query.asks:
             embedding, hashes = self._embed(query, finder, table)
@@ -235,6 +240,13 @@ class Searcher:
         shown = before.pictures if before else []
         known = {path for path, _, _ in shown}
         return _Held([*shown, *(one for one in pictures if one[0] not in known)], is_complete, own)
+
+    def cameras(self) -> list[str]:
+        """What may be chosen as a camera; nothing where there is no table."""
+        try:
+            return self.table.cameras()
+        except PicturesError:
+            return []
 
     def _sample(self, table: PictureTable) -> FloatArray:
         key = table.space_id, table.version

@@ -14,9 +14,10 @@ from clipserve.encoder_spec import FloatArray
 from pictures import ann
 from pictures.errors import PicturesError
 from pictures.paths import path_condition
-from pictures.rows import FOLDED_PATH, FileState, Row
+from pictures.reader import Hit
+from pictures.rows import ADDED, FOLDED_PATH, FileState, Row
 from pictures.storage import sole_writer
-from pictures.table import Hit, PictureTable, open_or_create_table, open_table
+from pictures.table import PictureTable, open_or_create_table, open_table
 from search.journal import NAME as JOURNAL
 from search.journal import Journal
 from serving.local import ROOT
@@ -261,11 +262,14 @@ def test_a_table_of_an_older_version_is_upgraded_by_its_next_writer(tmp_path: Pa
     """CASES 42: the column that a part of the path is looked for in is added, and nothing else changes."""
     stored = old_table(tmp_path)
     before = open_table(tmp_path)
-    assert not before.can_filter_paths
+    assert before.is_of_older_version
+    assert (before.facts([row.path for row in stored]), before.cameras()) == ({}, [])
     states = before.states()
     assert [hit.path for hit in before.nearest_contents(stored[3].embedding, 1)] == ["/É3.jpg"]
     table = open_or_create_table(tmp_path, "space", "model", DIM)
-    assert table.can_filter_paths
+    assert not table.is_of_older_version
+    # Their files are to be looked at once more.
+    assert table.without_facts() == {row.path for row in stored}
     assert (table.space_id, table.model, table.states()) == ("space", "model", states)
     known = table.by_hash(row.state.sha256 for row in stored)
     for row in stored:
@@ -282,7 +286,7 @@ def test_an_upgrade_keeps_what_searches_go_through(tmp_path: Path, monkeypatch: 
     table = open_or_create_table(tmp_path, "space", "model", DIM)
     table.write(rows(embeddings(4000)), [])
     table.maintain()
-    lancedb.connect(tmp_path).open_table("pictures").drop_columns(["folded_path"])
+    lancedb.connect(tmp_path).open_table("pictures").drop_columns([field.name for field in ADDED])
     table = open_or_create_table(tmp_path, "space", "model", DIM)
     inner = lancedb.connect(tmp_path).open_table("pictures")
     for index in inner.list_indices():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFont
 
-from pictures.table import Hit
+from pictures.facts import Facts
+from pictures.reader import Hit
 from pictures.thumbnails import EDGE
 from search import fonts
 from search.background import Background
@@ -47,9 +49,22 @@ def test_copies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         "      =  /c\\n.jpg",
         " 0.5000  /d.jpg",
     ]
-    print_json(results)
+    taken = datetime.datetime(2024, 5, 31, 12)
+    print_json(results, {"/d.jpg": Facts(40, 30, taken, "Canon EOS", 51.5, -0.1, "London, United Kingdom")})
     [answer] = json.loads(capsys.readouterr().out)
     assert [result.get("copies") for result in answer["results"]] == [["/b.jpg", "/c\n.jpg"], None]
+    assert answer["results"][1] == {
+        "path": "/d.jpg",
+        "cosine_similarity": 0.5,
+        "standard_score": 2.0,
+        "width": 40,
+        "height": 30,
+        "taken": "2024-05-31T12:00:00",
+        "camera": "Canon EOS",
+        "latitude": 51.5,
+        "longitude": -0.1,
+        "place": "London, United Kingdom",
+    }
     assert [result["standard_score"] for result in answer["results"]] == [2.0, 2.0]
 
 

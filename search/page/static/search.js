@@ -8,7 +8,7 @@ const query = byId("query");
 const chips = byId("chips");
 const filters = byId("filters");
 const viewer = byId("viewer");
-const FILTERS = ["part", "least"];
+const FILTERS = ["part", "since", "until", "place", "camera", "least"];
 const hasKeyboard = matchMedia("(hover: hover)").matches; // a computer's, not one on the screen
 const READ_AHEAD = "1500px"; // the next pictures are asked for this far above the end of the page
 
@@ -242,6 +242,7 @@ async function display(tile) {
   byId("equal").hidden = !copies.length;
   byId("copies").replaceChildren(...copies.map((path) => Object.assign(document.createElement("li"), { textContent: path, dir: "auto" })));
   for (const id of ["folder", "changed", "size"]) byId(id).textContent = "…";
+  for (const id of ["taken", "camera", "place"]) byId(`has-${id}`).hidden = true;
   for (const action of viewer.querySelectorAll(".actions button")) action.disabled = true;
   byId("copy").querySelector("span").textContent = "Copy path";
   byId("previous").disabled = tiles()[0] === tile;
@@ -258,6 +259,15 @@ async function display(tile) {
     viewer.dataset.path = details.path;
     byId("folder").textContent = details.folder;
     byId("changed").textContent = new Date(details.changed).toLocaleString();
+    const told = {
+      taken: details.taken && new Date(details.taken).toLocaleString(), // the camera's clock: no zone
+      camera: details.camera,
+      place: [details.place, details.position].filter(Boolean).join(" · "),
+    };
+    for (const [id, text] of Object.entries(told)) {
+      byId(id).textContent = text ?? "";
+      byId(`has-${id}`).hidden = !text;
+    }
     const size = details.bytes < 1e6 ? `${Math.ceil(details.bytes / 1000)} kB` : `${(details.bytes / 1e6).toFixed(1)} MB`;
     byId("size").textContent = size;
     for (const action of viewer.querySelectorAll(".actions button")) action.disabled = false;

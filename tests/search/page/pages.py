@@ -47,6 +47,7 @@ SCREENSHOTS = os.environ.get("SCREENSHOTS")
 
 COUNT = 10  # pictures of the folder that is indexed
 NAME = "{} <b>&.png"
+TAKEN = NAME.format(4)
 LOGO = "logo <img src=x onerror=alert(1)> \u202eلوغو.png"
 
 
@@ -66,6 +67,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size = ((96, 64), (48, 96), (400, 60))[number % 3]
         picture(folder / NAME.format(number), number, size)
     write_logo(folder / LOGO)
+    # One of them says when, where and with what it was taken.
+    exif = Image.Exif()
+    exif[271], exif[272] = "Canon", "Canon EOS"
+    exif.get_ifd(0x8769)[36867] = "2024:05:31 12:30:05"
+    exif.get_ifd(0x8825).update({1: "N", 2: (51.0, 30.0, 0.0), 3: "W", 4: (0.0, 7.0, 30.0)})
+    with Image.open(folder / TAKEN) as image:
+        image.save(folder / TAKEN, exif=exif)
     return folder
 
 

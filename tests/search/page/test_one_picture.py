@@ -10,7 +10,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from tests.search.page.pages import (
+    COUNT,
     LOGO,
+    NAME,
+    TAKEN,
     Served,
     ask,
     keep,
@@ -63,6 +66,38 @@ def test_the_picture_opens(browser: Browser, page: Served, pictures: Path) -> No
         tiles(tab).first.click()
         tab.get_by_role("button", name="Show in folder").click()
         expect(status(tab)).to_have_text(f"10 of 10 pictures in paths with {pictures}/, the newest first.")
+
+
+@pytest.mark.server
+def test_when_where_and_with_what(tab: Page) -> None:
+    """It is told of the picture that says it, and may be asked for."""
+    tab.get_by_role("button", name="Filters", exact=True).click()
+    tab.get_by_label("Camera").select_option("Canon EOS")
+    tab.get_by_label("Taken since").fill("2024-05")
+    tab.get_by_label("Taken until").fill("2024-05-31")
+    tab.get_by_label("Taken until").press("Enter")
+    expect(status(tab)).to_have_text(
+        "1 of 10 pictures by Canon EOS since 2024-05 until 2024-05-31, the newest first."
+    )
+    tiles(tab).first.click()
+    expect(tab.locator("#name")).to_have_text(TAKEN)
+    expect(tab.locator("#taken")).to_have_text(re.compile("31.*2024.*12:30"))
+    expect(tab.locator("#camera")).to_have_text("Canon EOS")
+    expect(tab.locator("#place")).to_contain_text("51.50000, -0.12500")
+    tab.keyboard.press("Escape")
+    tab.get_by_role("button", name="Clear filters").click()
+    expect(tiles(tab)).to_have_count(COUNT)
+    tab.get_by_alt_text(NAME.format(0)).click()
+    expect(tab.locator("#size")).to_contain_text("pixels")
+    for fact in ("#taken", "#camera", "#place"):
+        expect(tab.locator(fact)).to_be_hidden()
+
+
+@pytest.mark.server
+def test_a_date_that_is_none(page: Served) -> None:
+    answer = page.get("/results", params={"since": "yesterday"})
+    assert answer.status_code == 400
+    assert "is no date; write 2024-05-31" in answer.text
 
 
 @pytest.mark.server
