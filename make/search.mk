@@ -4,9 +4,11 @@ TABLE_GIVEN = $(call GIVEN,TABLE,--table)
 
 .PHONY: index
 index: $(SEARCH_VENV)/.run-stamp ## IMAGES=~/Pictures: put a folder's pictures into the table, through the server
+#: WATCH=1 goes on and follows its changes, WATCH=poll on network disks
 #: TABLE=folder EXCLUDE='Screenshots/|*.gif' AGAIN=1; FORGET=folder takes one out of the table
 	@$(if $(value FORGET),:,$(call NEEDED,IMAGES,~/Pictures))
 	@$(SEARCH) -m search index $(TABLE_GIVEN) $(call GIVEN,EXCLUDE,--exclude) $(if $(value AGAIN),--again) \
+		$(call GIVEN,WATCH,--watch) \
 		$(if $(value FORGET),$(call GIVEN,FORGET,--forget)) $(if $(value IMAGES),-- $(call VALUE,IMAGES))
 
 .PHONY: search

@@ -12,6 +12,7 @@ from pathlib import Path
 from clipserve.arguments import Parser, path, port, whole
 from clipserve.client import INFERENCE_URL, KEY_FILE, MANAGEMENT_URL, Client, KeyFile
 from clipserve.command import run_command
+from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from pictures.exclusions import read_patterns
 from pictures.filters import Filter
@@ -21,7 +22,8 @@ from search.bulk_lines import ENGINES, write_bulk_lines
 from search.duplicates import THRESHOLD, find_duplicates, summary, to_html, to_json
 from search.errors import SearchError
 from search.finder import Finder
-from search.indexer import forget_folder, index_folder
+from search.forget import forget_folder
+from search.indexer import index_folder
 from search.output import print_json, print_plain, write_contact_sheet
 from search.report import print_report
 
@@ -37,11 +39,18 @@ def index(arguments: argparse.Namespace) -> None:
         return
     say_what_ends_it(sys.stderr)
     with _client(arguments) as client:
-        print_report(
-            index_folder(
-                client, arguments.images, arguments.table, exclude=arguments.exclude, again=arguments.again
-            )
-        )
+        words = client, arguments.images, arguments.table
+        print_report(index_folder(*words, exclude=arguments.exclude, again=arguments.again))
+        if arguments.watch is None:
+            return
+        from search.watching import follow
+
+        print(f"watching {printable(str(arguments.images))} (Ctrl-C ends it)", flush=True)
+        for told in follow(*words, exclude=arguments.exclude, poll=arguments.watch == "poll"):
+            if isinstance(told, ClipServeError):
+                print(f"{printable(str(told))}; tried again", file=sys.stderr, flush=True)
+            elif told.written or told.removed or told.missing:
+                print_report(told)
 
 
 def search(arguments: argparse.Namespace) -> None:
@@ -179,6 +188,12 @@ def _parser() -> argparse.ArgumentParser:
         "--again",
         action="store_true",
         help="embed anew what is of another embedding space, and ask again for what the server failed on",
+    )
+
+    of_index.add_argument(
+        "--watch",
+        choices=("1", "poll"),
+        help="go on, and follow its changes; on network disks: poll, which looks at all files",
     )
 
     of_search = command(search)

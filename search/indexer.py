@@ -28,7 +28,7 @@ from pictures.files import Contents, FoundFile, Listing, list_pictures, read_con
 from pictures.paths import path_to_text, printable
 from pictures.rows import FileState, Row
 from pictures.storage import sole_writer
-from pictures.table import PictureTable, open_or_create_table, open_table, replace_table
+from pictures.table import PictureTable, open_or_create_table, replace_table
 from pictures.thumbnails import make_thumbnail
 from search.errors import SearchError
 from search.journal import Journal
@@ -85,7 +85,13 @@ class _FailedBeforeError(Exception):
 
 
 def index_folder(
-    client: Client, root: Path, folder: Path, *, exclude: Sequence[str] = (), again: bool = False
+    client: Client,
+    root: Path,
+    folder: Path,
+    *,
+    exclude: Sequence[str] = (),
+    again: bool = False,
+    doubts: bool = False,
 ) -> Report:
     """Brings the table in `folder` to what lies in `root`.
 
@@ -96,6 +102,8 @@ def index_folder(
         exclude: patterns of what is left out, see `pictures.exclusions`.
         again: embeds again what does not count: all rows, where they are of another embedding space, and what
             the server failed on before.
+        doubts: keeps the rows of files that are gone where these are more than half of all: nobody looks on,
+            and it may be a disk below `root` that is not mounted.
 
     Raises:
         SearchError: `root` holds no pictures.
@@ -127,33 +135,10 @@ def index_folder(
             if again:
                 journal.forget_failures()
             run = _Run(client, table, journal, listing)
-            run.bring_up_to_date(path_to_text(os.fsencode(root.resolve())).rstrip("/") + "/")
+            run.bring_up_to_date(path_to_text(os.fsencode(root.resolve())).rstrip("/") + "/", doubts)
         run.report.failed_list = write_failed(folder, run.report.failed)
     run.report.seconds = time.monotonic() - start
     return run.report
-
-
-def forget_folder(root: Path, folder: Path) -> int:
-    """Removes the rows of what lies, or lay, below `root` from the table in `folder`.
-
-    Returns:
-        How many there were.
-
-    Raises:
-        SearchError: there are none.
-        PicturesError: the table cannot be read or written.
-    """
-    table = open_table(folder)
-    # By its name and by what it leads to: the second is what rows have, and the first if the link is gone.
-    places = {path_to_text(os.fsencode(place)) for place in (root.resolve(), root.absolute())}
-    with sole_writer(folder, lambda: print("an indexer is writing to this table: waiting", flush=True)):
-        count = sum(map(table.forget_below, places))
-    if not count:
-        raise SearchError(
-            f"{printable(str(root))}: none of the {len(table)} rows of {printable(str(folder))} is of a "
-            "picture below it"
-        )
-    return count
 
 
 class _Run:
@@ -179,7 +164,7 @@ class _Run:
         # Rows whose file was read and is no picture any more.
         self._outdated: list[str] = []
 
-    def bring_up_to_date(self, below: str) -> None:
+    def bring_up_to_date(self, below: str, doubts: bool) -> None:
         """Adds, replaces and removes rows; `below` is the text form of the folder, with its last slash."""
         todo = [found for found in self.report.listing.pictures if not self._is_unchanged(found)]
         # New paths first: a moved file finds its embedding in a row that a changed one may replace.
@@ -200,7 +185,7 @@ class _Run:
                 self._commit()
         for found in self._suspects:
             self._fail(found, "the server failed; the same command asks again")
-        self._remove_gone(below)
+        self._remove_gone(below, doubts)
         if self.report.written or self.report.removed:
             self._table.maintain()
         if self._table.has_index:
@@ -382,7 +367,7 @@ class _Run:
                 self.report.embedded += read.is_new
         return rows
 
-    def _remove_gone(self, below: str) -> None:
+    def _remove_gone(self, below: str, doubts: bool) -> None:
         """Removes rows of files that are gone from the folder, or hold no picture any more."""
         there = {found.path for found in self.report.listing.pictures}
         unknown = tuple(f"{folder}/" for folder in self.report.listing.unreadable_folders)
@@ -391,6 +376,9 @@ class _Run:
             for path in self._states
             if path.startswith(below) and path not in there and not path.startswith(unknown)
         ]
+        if doubts and len(gone) > len(there):
+            self.report.missing = len(gone)
+            gone = []
         gone += self._outdated
         self._table.remove(gone)
         self.report.removed = len(gone)
