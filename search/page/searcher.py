@@ -17,7 +17,7 @@ from clipserve.errors import RequestError
 from pictures.errors import PicturesError
 from pictures.filters import EVERYTHING, Filter
 from pictures.paths import printable
-from pictures.table import PictureTable, open_table
+from pictures.table import NAME, PictureTable, open_table
 from pictures.thumbnails import make_thumbnail, thumbnail_size
 from search.background import SAMPLE
 from search.errors import SearchError
@@ -176,17 +176,26 @@ class Searcher:
         self._lock = threading.Lock()
         # By embedding space and SHA-256. In memory only: nothing of it is left when the page ends.
         self._pictures: LRUCache[tuple[str, str], _Picture] = LRUCache(HELD_PICTURES)
+        self._opened: tuple[int | None, PictureTable] | None = None
         self._answers: LRUCache[Query, _Held] = LRUCache(HELD_ANSWERS)
         self._samples: LRUCache[tuple[str, int], FloatArray] = LRUCache(1)
 
     @property
     def table(self) -> PictureTable:
-        """The table as it is now.
+        """The table as it is now; opened once, for what LanceDB holds of it in memory.
 
         Raises:
             PicturesError: there is none.
         """
-        return open_table(self._folder)
+        try:
+            # Another one where the folder was removed and made anew.
+            place = (self._folder / f"{NAME}.lance").stat().st_ino
+        except OSError:
+            place = None
+        with self._lock:
+            if self._opened is None or self._opened[0] != place:
+                self._opened = place, open_table(self._folder)
+            return self._opened[1]
 
     def answer(self, query: Query, offset: int) -> Answer:
         """A page of the answer to a query; from the second page on of the one that the first page was of.

@@ -135,6 +135,11 @@ def test_accessible(browser: Browser, page: Served, size: tuple[int, int], schem
         expect(status(tab)).to_contain_text("två hundar")
         check_accessible(tab)
         keep(tab, f"filters-{name}")
+        # As a browser's own translation turns it, for whoever reads from the right.
+        tab.evaluate("() => (document.documentElement.dir = 'rtl')")
+        assert tab.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        keep(tab, f"rtl-{name}")
+        tab.evaluate("() => (document.documentElement.dir = 'ltr')")
         tiles(tab).nth(1).click()
         expect(tab.locator("#size")).to_contain_text("pixels")
         check_accessible(tab)
