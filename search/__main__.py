@@ -250,7 +250,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see `run_command`."""
     arguments = _parser().parse_args(argv)
     return run_command(
-        "search", lambda: arguments.run(arguments), "interrupted; the same command goes on from here"
+        "search",
+        lambda: arguments.run(arguments),
+        "interrupted; what was done is kept, and the same command goes on from there",
     )
 
 

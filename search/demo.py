@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=path, default=Path(".search/demo"), help="folder for what is made")
     arguments = parser.parse_args(argv)
     say_what_ends_it(sys.stderr)
-    interrupted = "interrupted; the same command goes on from here"
+    interrupted = "interrupted; what was done is kept, and the same command goes on from there"
     return run_command("search demo", lambda: run(arguments.store, arguments.work), interrupted)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -170,8 +171,11 @@ class _Run:
         # New paths first: a moved file finds its embedding in a row that a changed one may replace.
         todo.sort(key=lambda found: found.path in self._states)
         self.report.unchanged = len(self.report.listing.pictures) - len(todo)
+        if todo:
+            found = f"{self.report.files} files found: {self.report.unchanged} pictures unchanged"
+            print(f"{found}, {len(todo)} to read", file=sys.stderr)  # beside the bar
         with (
-            tqdm(total=len(todo), unit=" images", disable=None, smoothing=0.05) as bar,
+            tqdm(total=len(todo), unit=" pictures", disable=None, smoothing=0.05) as bar,
             contextlib.closing(self._read_all(todo, bar)) as reads,
         ):
             try:
@@ -210,6 +214,8 @@ class _Run:
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         bar.update()
+                        if failed := len(self.report.failed) - len(self.report.listing.skipped):
+                            bar.set_postfix_str(f"{failed} not indexed", refresh=False)
                         if read := self._outcome(running.pop(future), future.result):
                             yield read
             finally:
