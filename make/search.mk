@@ -12,8 +12,8 @@ index: $(SEARCH_VENV)/.run-stamp ## IMAGES=~/Pictures: put a folder's pictures i
 		$(if $(value FORGET),$(call GIVEN,FORGET,--forget)) $(if $(value IMAGES),-- $(call VALUE,IMAGES))
 
 .PHONY: search
-search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban", or "beach + ./dog.jpg - people", IMAGE=photo.jpg, CAPTIONS=file
-#: LIMIT=10 LEAST=2 PART='holiday/*.jpg' SINCE=2024-05 UNTIL=2024 PLACE=London CAMERA=Canon
+search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban", TEXT="beach + ./dog.jpg - people", IMAGE=photo.jpg
+#: CAPTIONS=file LIMIT=10 LEAST=2 PART='holiday/*.jpg' SINCE=2024-05 UNTIL=2024 PLACE=London CAMERA=Canon
 #: SHEET=found.png JSON=1 TABLE=folder
 	@$(SEARCH) -m search search $(call GIVEN,TEXT,--text) $(call GIVEN,IMAGE,--image) \
 		$(call GIVEN,CAPTIONS,--captions) $(call GIVEN,LIMIT,--limit) $(call GIVEN,LEAST,--least) \
