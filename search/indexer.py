@@ -172,8 +172,8 @@ class _Run:
         todo.sort(key=lambda found: found.path in self._states)
         self.report.unchanged = len(self.report.listing.pictures) - len(todo)
         if todo:
-            found = f"{self.report.files} files found: {self.report.unchanged} pictures unchanged"
-            print(f"{found}, {len(todo)} to read", file=sys.stderr)  # beside the bar
+            told = f"{self.report.files} files found: {self.report.unchanged} pictures unchanged"
+            print(f"{told}, {len(todo)} to read", file=sys.stderr)  # beside the bar
         with (
             tqdm(total=len(todo), unit=" pictures", disable=None, smoothing=0.05) as bar,
             contextlib.closing(self._read_all(todo, bar)) as reads,

@@ -3,16 +3,21 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from clipserve.client import Client
+from pictures.files import Listing
 from pictures.table import open_or_create_table, open_table
 from search.__main__ import main
+from search.errors import SearchError
 from search.indexer import index_folder
+from search.report import Report
 from tests.search.conftest import picture
 from tests.search.stand_in import StandIn
 
@@ -185,6 +190,36 @@ def test_usage(words: list[str], sentence: str, capsys: pytest.CaptureFixture[st
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_watched_folder_says_what_happens(
+    arguments: list[str],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command goes on after its first run; here what it follows comes to an end."""
+    asked = []
+
+    def following(*words: Any, **options: Any) -> Iterator[Report | SearchError]:
+        asked.append((words[1:], options))
+        yield SearchError("it is not there")
+        yield Report(Listing(), unchanged=12)
+        yield Report(Listing(), removed=1)
+
+    monkeypatch.setattr("search.watching.follow", following)
+    table = tmp_path / "table"
+    words = ["index", *arguments, "--table", str(table), "--watch", "poll", "--exclude", "*.gif", str(folder)]
+    assert main(words) == 0
+    assert asked == [((folder, table), {"exclude": ["*.gif"], "poll": True})]
+    told = capsys.readouterr()
+    assert "12 files found: 0 pictures unchanged, 12 to read" in told.err
+    assert "it is not there; tried again" in told.err
+    assert f"watching {folder}" in told.out
+    assert "0 changed, 1 removed" in told.out
+    # What changed nothing is not told.
+    assert told.out.count("files in") == 2
 
 
 def test_forget(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
