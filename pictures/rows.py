@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipserve.encoder_spec import FloatArray
+from pictures.facts import COLUMNS, UNKNOWN, Facts
 from pictures.paths import folded
 
 # A file changed this recently before it was read may have changed again without its time telling so.
@@ -17,6 +18,9 @@ RACY_NS = 2_000_000_000
 
 # What `pictures.paths.path_condition` looks at. Nullable, as a column must be that is added to rows.
 FOLDED_PATH = pa.field("folded_path", pa.string())
+
+# Columns that tables of older versions lack.
+ADDED = (FOLDED_PATH, *COLUMNS)
 
 
 class FileState(NamedTuple):
@@ -41,12 +45,14 @@ class Row:
         state: of the file.
         embedding: float32 `[D]`.
         thumbnail: a small JPEG.
+        facts: what the file says of itself.
     """
 
     path: str
     state: FileState
     embedding: FloatArray
     thumbnail: bytes
+    facts: Facts = UNKNOWN
 
 
 def picture_schema(space_id: str, model: str, embedding_dim: int) -> pa.Schema:
@@ -61,7 +67,7 @@ def picture_schema(space_id: str, model: str, embedding_dim: int) -> pa.Schema:
             pa.field("embedding", pa.list_(pa.float32(), embedding_dim), nullable=False),
             pa.field("thumbnail", pa.binary(), nullable=False),
             pa.field("indexed_ns", pa.int64(), nullable=False),
-            FOLDED_PATH,
+            *ADDED,
         ],
         metadata={"space_id": space_id, "model": model},
     )
@@ -73,9 +79,11 @@ def picture_batch(
     states: Sequence[FileState],
     embeddings: FloatArray,
     thumbnails: Sequence[bytes],
+    facts: Sequence[Facts],
 ) -> pa.Table:
     """Rows for a table of `schema`; `embeddings` are float32 `[N, D]`, everything else has length N."""
     columns: dict[str, Any] = {name: [getattr(state, name) for state in states] for name in FileState._fields}
+    columns |= {field.name: [getattr(of, field.name) for of in facts] for field in COLUMNS}
     columns["path"] = paths
     columns["folded_path"] = [folded(path) for path in paths]
     columns["thumbnail"] = thumbnails
@@ -93,4 +101,5 @@ def row_batch(schema: pa.Schema, rows: Sequence[Row]) -> pa.Table:
         [row.state for row in rows],
         np.stack([row.embedding for row in rows]),
         [row.thumbnail for row in rows],
+        [row.facts for row in rows],
     )

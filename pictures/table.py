@@ -1,146 +1,31 @@
 """The table of indexed pictures: a LanceDB table in a folder, with one writer at a time.
 
-Every search is by cosine (`pictures.ann`); LanceDB's own default is L2, in searches and every kind of index.
+What is read of it is in `pictures.reader`.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import lancedb
-import numpy as np
 import pyarrow as pa
 
-from clipserve.encoder_spec import FloatArray
 from pictures import ann
 from pictures.errors import PicturesError
-from pictures.paths import below_condition, folded, printable, sql_text
-from pictures.rows import FOLDED_PATH, FileState, Row, picture_schema, row_batch
-from pictures.storage import all_of, connect, naming, put, remove, storage_errors
+from pictures.paths import below_condition, folded, printable
+from pictures.reader import PictureReader
+from pictures.rows import ADDED, Row, picture_schema, row_batch
+from pictures.storage import connect, put, remove, storage_errors
 
 NAME = "pictures"
 
 # Versions older than this are removed: a reader that holds one has had the time to finish.
 KEPT_VERSIONS = datetime.timedelta(hours=1)
 
-RECALL_AT = 10
 
-
-@dataclass(frozen=True)
-class Hit:
-    """A picture that was found.
-
-    Attributes:
-        path: in text form, see `pictures.paths`.
-        sha256: of the file's bytes.
-        score: cosine similarity with the query, -1 to 1.
-        thumbnail: a small JPEG.
-        copies: paths of equal files, sorted; of `nearest_contents` only.
-    """
-
-    path: str
-    sha256: str
-    score: float
-    thumbnail: bytes
-    copies: tuple[str, ...] = ()
-
-
-class PictureTable:
+class PictureTable(PictureReader):
     """Pictures of one embedding space, as `open_table` and `open_or_create_table` give them."""
-
-    def __init__(self, folder: Path, table: lancedb.table.Table):
-        self.folder = folder
-        self._table = table
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Columns, with `space_id` and `model` in the metadata."""
-        return self._table.schema
-
-    @property
-    def space_id(self) -> str:
-        """The embedding space that every row is in."""
-        return self._metadata("space_id")
-
-    @property
-    def model(self) -> str:
-        """Name of the encoder pair that the table was made with."""
-        return self._metadata("model")
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length of the embeddings."""
-        return int(self._table.schema.field("embedding").type.list_size)
-
-    def require_space(self, space_id: str, who: str, remedy: str) -> None:
-        """Refuses embeddings that cannot be compared with those of the table.
-
-        Args:
-            space_id: of the other embeddings.
-            who: makes them.
-            remedy: what to do about it.
-
-        Raises:
-            PicturesError: they are of another embedding space.
-        """
-        if space_id != self.space_id:
-            raise PicturesError(
-                f"{printable(str(self.folder))}: its pictures were embedded by {self.model!r} in space "
-                f"{self.space_id[:12]}, {who} embeds in space {space_id[:12]} (of another encoder pair, or "
-                "exported by a version that tells spaces apart by more), and the two cannot be compared; "
-                f"{remedy}"
-            )
-
-    def _metadata(self, name: str) -> str:
-        return str((self._table.schema.metadata or {})[name.encode()].decode())
-
-    def __len__(self) -> int:
-        return self._table.count_rows()
-
-    def batches(self, columns: Sequence[str], rows: int | None = None) -> Iterator[pa.RecordBatch]:
-        """Columns of every row, at most so many `rows` at a time; all of one version of the table.
-
-        Raises:
-            PicturesError: the table cannot be read.
-        """
-        with storage_errors(self.folder, "read"):
-            yield from self._table.search().select([*columns]).to_batches(rows)
-
-    def states(self) -> dict[str, FileState]:
-        """The state of every file, by path."""
-        columns = ["path", *FileState._fields]
-        states: dict[str, FileState] = {}
-        for batch in self.batches(columns):
-            values = [batch.column(name).to_pylist() for name in columns]
-            states |= {path: FileState(*state) for path, *state in zip(*values, strict=True)}
-        return states
-
-    def state(self, path: str) -> FileState | None:
-        """The state of one file, None where it has no row."""
-        query = self._table.search().where(f"path = {sql_text(path)}").select([*FileState._fields])
-        rows = query.limit(1).to_arrow().to_pylist()
-        return FileState(**rows[0]) if rows else None
-
-    def by_hash(self, hashes: Iterable[str]) -> dict[str, tuple[FloatArray, bytes]]:
-        """Embedding and thumbnail of contents that are in the table."""
-        found = {}
-        for condition in naming("sha256", hashes):
-            query = self._table.search().where(condition).select(["sha256", "embedding", "thumbnail"])
-            for row in query.to_arrow().to_pylist():
-                found[row["sha256"]] = (np.array(row["embedding"], np.float32), row["thumbnail"])
-        return found
-
-    def embeddings(self) -> tuple[list[str], FloatArray]:
-        """SHA-256 and embedding, float32 `[N, D]`, of every contents once."""
-        rows: dict[str, FloatArray] = {}
-        for batch in self.batches(["sha256", "embedding"]):
-            vectors = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
-            hashes = batch.column("sha256").to_pylist()
-            rows |= zip(hashes, vectors.reshape(len(hashes), -1), strict=True)
-        return list(rows), np.array([*rows.values()], np.float32).reshape(len(rows), self.embedding_dim)
 
     def write(self, new: Sequence[Row], changed: Sequence[Row]) -> None:
         """Adds rows of new paths and replaces those of changed ones; each in one step, or not at all.
@@ -208,8 +93,9 @@ class PictureTable:
             PicturesError: the folder cannot be written.
         """
         with storage_errors(self.folder):
-            if not self.can_filter_paths:
-                self._table.add_columns(FOLDED_PATH)
+            if self.is_of_older_version:
+                known = set(self.schema.names)
+                self._table.add_columns([field for field in ADDED if field.name not in known])
             # Also what was interrupted here.
             missing = self._table.search().where("folded_path IS NULL").select(["path"]).to_arrow()["path"]
             if len(missing):
@@ -218,11 +104,6 @@ class PictureTable:
                 self._table.merge_insert("path").when_matched_update_all().execute(filled)
                 # An ANN index knows none of these rows any more.
                 self.maintain()
-
-    @property
-    def can_filter_paths(self) -> bool:
-        """Whether there is the column that `pictures.paths.path_condition` looks at."""
-        return FOLDED_PATH.name in self.schema.names
 
     def maintain(self) -> None:
         """Joins small fragments and brings the ANN index up to date; builds one if there are rows enough.
@@ -235,126 +116,6 @@ class PictureTable:
             self._table.optimize(cleanup_older_than=KEPT_VERSIONS)
             if len(self) >= ann.ANN_ROWS:
                 ann.build_indices(self._table)
-
-    @property
-    def has_index(self) -> bool:
-        """Whether searches go through an ANN index."""
-        return ann.has_index(self._table)
-
-    def recall(self, queries: FloatArray) -> float:
-        """Of the exact nearest `RECALL_AT` rows, the part that a search through the index finds."""
-        found = 0
-        for query in queries:
-            exact, near = (
-                {hit.path for hit in self.nearest(query, RECALL_AT, exact=exact)} for exact in (True, False)
-            )
-            found += len(exact & near)
-        return found / (RECALL_AT * len(queries))
-
-    def sample(self, count: int, seed: int = 0) -> FloatArray:
-        """Embeddings of `count` rows taken at random: float32 `[count, D]`."""
-        rows = np.random.default_rng(seed).choice(len(self), count)
-        taken = self._table.take_offsets(sorted(rows.tolist())).select(["embedding"]).to_arrow()
-        return np.array(taken["embedding"].to_pylist(), np.float32)
-
-    def nearest(
-        self,
-        embedding: FloatArray,
-        limit: int,
-        *,
-        condition: str | None = None,
-        exact: bool = False,
-    ) -> list[Hit]:
-        """The rows of the highest cosine similarity, highest first, equals by path.
-
-        Args:
-            embedding: float32 `[D]`.
-            limit: at most this many.
-            condition: SQL that a row must fulfil.
-            exact: compare with every row even where there is an index.
-        """
-        return self._nearest(embedding, limit, condition, exact, ("thumbnail",))
-
-    def nearest_contents(
-        self, embedding: FloatArray, limit: int, *, condition: str | None = None
-    ) -> list[Hit]:
-        """As `nearest`, but equal files are one hit: the first of their paths, with the others as its copies.
-
-        Args:
-            embedding: float32 `[D]`.
-            limit: at most this many different contents.
-            condition: SQL that a row must fulfil, a copy too.
-        """
-        best: dict[str, Hit] = {}
-        asked = limit
-        while True:
-            # What is known is left out, and twice as many are asked for: a thousand copies of one file cost
-            # one search more, not a thousand rows.
-            known = f"sha256 NOT IN ({', '.join(map(sql_text, best))})" if best else "TRUE"
-            hits = self._nearest(embedding, asked, all_of(condition, known), False, ())
-            for hit in hits:
-                best.setdefault(hit.sha256, hit)
-            if len(hits) < asked or len(best) >= limit:
-                break
-            asked *= 2
-        found = sorted(best.values(), key=lambda hit: (-hit.score, hit.path))[:limit]
-        files = self._files([hit.sha256 for hit in found], condition)
-        thumbnails = self.thumbnails(paths[0] for paths in files.values())
-        # Rows may go between these reads, while an indexer writes.
-        grouped = [
-            replace(hit, path=paths[0], thumbnail=thumbnails[paths[0]], copies=tuple(paths[1:]))
-            for hit in found
-            if (paths := files.get(hit.sha256)) and paths[0] in thumbnails
-        ]
-        return sorted(grouped, key=lambda hit: (-hit.score, hit.path))
-
-    def _files(self, hashes: Sequence[str], condition: str | None) -> dict[str, list[str]]:
-        """Sorted paths of the files of each contents that has any."""
-        files: dict[str, list[str]] = {}
-        for named in naming("sha256", hashes):
-            query = self._table.search().where(all_of(named, condition)).select(["path", "sha256"])
-            for row in query.to_arrow().to_pylist():
-                files.setdefault(row["sha256"], []).append(row["path"])
-        return {sha256: sorted(paths) for sha256, paths in files.items()}
-
-    def thumbnails(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """The thumbnails of those of some paths that have a row."""
-        found = {}
-        for named in naming("path", paths):
-            for row in self._table.search().where(named).select(["path", "thumbnail"]).to_arrow().to_pylist():
-                found[row["path"]] = row["thumbnail"]
-        return found
-
-    def _nearest(
-        self,
-        embedding: FloatArray,
-        limit: int,
-        condition: str | None,
-        exact: bool,
-        more_columns: Sequence[str],
-    ) -> list[Hit]:
-        columns = ["path", "sha256", *more_columns]
-        rows = ann.nearest(self._table, embedding, limit, columns, condition, exact)
-        hits = [
-            Hit(row["path"], row["sha256"], 1.0 - row["_distance"], row.get("thumbnail", b"")) for row in rows
-        ]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.path))
-
-    def newest(self, limit: int, *, condition: str | None = None) -> list[tuple[str, bytes]]:
-        """Path and thumbnail of the files that changed last, the newest first, equals by path.
-
-        Args:
-            limit: at most this many.
-            condition: SQL that a row must fulfil.
-        """
-        query = self._table.search().select(["path", "mtime_ns"])
-        if condition is not None:
-            query = query.where(condition)
-        rows = query.to_arrow().sort_by([("mtime_ns", "descending"), ("path", "ascending")])
-        paths = rows["path"].slice(0, limit).to_pylist()
-        # Only theirs are read: those of all rows are a gigabyte for every 100,000.
-        thumbnails = self.thumbnails(paths)
-        return [(path, thumbnails[path]) for path in paths if path in thumbnails]
 
 
 def open_table(folder: Path) -> PictureTable:

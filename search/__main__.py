@@ -12,15 +12,18 @@ from pathlib import Path
 from clipserve.arguments import Parser, path, port, whole
 from clipserve.client import INFERENCE_URL, KEY_FILE, MANAGEMENT_URL, Client, KeyFile
 from clipserve.command import run_command
+from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from pictures.exclusions import read_patterns
+from pictures.filters import Filter
 from pictures.paths import printable
 from pictures.table import open_table
 from search.bulk_lines import ENGINES, write_bulk_lines
 from search.duplicates import THRESHOLD, find_duplicates, summary, to_html, to_json
 from search.errors import SearchError
 from search.finder import Finder
-from search.indexer import forget_folder, index_folder
+from search.forget import forget_folder
+from search.indexer import index_folder
 from search.output import print_json, print_plain, write_contact_sheet
 from search.report import print_report
 
@@ -36,31 +39,40 @@ def index(arguments: argparse.Namespace) -> None:
         return
     say_what_ends_it(sys.stderr)
     with _client(arguments) as client:
-        print_report(
-            index_folder(
-                client, arguments.images, arguments.table, exclude=arguments.exclude, again=arguments.again
-            )
-        )
+        words = client, arguments.images, arguments.table
+        print_report(index_folder(*words, exclude=arguments.exclude, again=arguments.again))
+        if arguments.watch is None:
+            return
+        from search.watching import follow
+
+        print(f"watching {printable(str(arguments.images))} (Ctrl-C ends it)", flush=True)
+        for told in follow(*words, exclude=arguments.exclude, poll=arguments.watch == "poll"):
+            if isinstance(told, ClipServeError):
+                print(f"{printable(str(told))}; tried again", file=sys.stderr, flush=True)
+            elif told.written or told.removed or told.missing:
+                print_report(told)
 
 
 def search(arguments: argparse.Namespace) -> None:
     """Finds pictures by a text, by another picture, or by every line of a file of texts."""
     table = open_table(arguments.table)
     with _client(arguments) as client:
-        finder = Finder(client, table, arguments.limit, arguments.min_score, arguments.path)
+        which = Filter(arguments.path, arguments.camera, arguments.place, arguments.since, arguments.until)
+        finder = Finder(client, table, arguments.limit, arguments.least, which)
         if arguments.text is not None:
-            results = finder.by_texts([arguments.text])
+            results = [finder.by_query(arguments.text)]
         elif arguments.image is not None:
             results = [finder.by_image(arguments.image)]
         else:
             results = finder.by_texts(_captions(arguments.captions))
     if arguments.sheet is not None:
-        write_contact_sheet(results, arguments.sheet)
+        thumbnails = table.thumbnails(hit.path for found in results for hit in found.hits)
+        write_contact_sheet(results, thumbnails, arguments.sheet)
         for number, found in enumerate(results, start=1):
             print(f"{number}. {printable(found.query)}: {len(found.hits)} pictures")
         print(arguments.sheet)
     elif arguments.json:
-        print_json(results)
+        print_json(results, table.facts(hit.path for found in results for hit in found.hits))
     else:
         print_plain(results)
 
@@ -131,14 +143,17 @@ def _query(text: str) -> str:
     return text
 
 
-def _score(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not -1 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a cosine similarity is between -1 and 1")
-    return value
+def _number(least: float, most: float, what: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: {what} is between {least:g} and {most:g}")
+        return value
+
+    return read
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -175,23 +190,44 @@ def _parser() -> argparse.ArgumentParser:
         help="embed anew what is of another embedding space, and ask again for what the server failed on",
     )
 
+    of_index.add_argument(
+        "--watch",
+        choices=("1", "poll"),
+        help="go on, and follow its changes; on network disks: poll, which looks at all files",
+    )
+
     of_search = command(search)
     query = of_search.add_mutually_exclusive_group(required=True)
-    query.add_argument("--text", type=_query, help="what to look for, in any language")
+    query.add_argument(
+        "--text", type=_query, help="what to look for, in any language: 'beach + ./dog.jpg - 0.5*people'"
+    )
     query.add_argument("--image", type=path, help="a picture to look for others like it")
     query.add_argument("--captions", type=path, help="UTF-8 file with a text on each line")
     of_search.add_argument(
         "--limit", type=whole(1, 10_000), default=LIMIT, help=f"pictures of a query ({LIMIT})"
     )
-    of_search.add_argument("--min-score", type=_score, help="least cosine similarity")
-    of_search.add_argument("--path", help="part of the path, as results show it; * and ? are wildcards")
+    of_search.add_argument(
+        "--least",
+        type=_number(0, 10, "a standard score"),
+        help="by how many standard deviations a picture is more similar than pictures at random, at least",
+    )
+    of_search.add_argument(
+        "--path", default="", help="part of the path, as results show it; * and ? are wildcards"
+    )
+    of_search.add_argument("--camera", default="", help="part of its maker's and model's name")
+    of_search.add_argument("--place", default="", help="part of the town's or the country's name")
+    of_search.add_argument("--since", default="", help="taken then or later: 2024-05-31, 2024-05 or 2024")
+    of_search.add_argument("--until", default="", help="taken then or earlier, to the end of it")
     output = of_search.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="JSON instead of lines")
     output.add_argument("--sheet", type=path, metavar="PNG", help="write a contact sheet")
 
     of_duplicates = command(duplicates)
     of_duplicates.add_argument(
-        "--threshold", type=_score, default=THRESHOLD, help=f"least cosine similarity ({THRESHOLD})"
+        "--threshold",
+        type=_number(-1, 1, "a cosine similarity"),
+        default=THRESHOLD,
+        help=f"least cosine similarity ({THRESHOLD})",
     )
     of_duplicates.add_argument(
         "--page", type=path, metavar="HTML", help="write a page with the pictures, too"
@@ -214,7 +250,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see `run_command`."""
     arguments = _parser().parse_args(argv)
     return run_command(
-        "search", lambda: arguments.run(arguments), "interrupted; the same command goes on from here"
+        "search",
+        lambda: arguments.run(arguments),
+        "interrupted; what was done is kept, and the same command goes on from there",
     )
 
 

@@ -21,8 +21,9 @@ from clipserve.command import run_command
 from clipserve.encoder_spec import FloatArray
 from clipserve.similarity import unit_vectors
 from pictures.ann import ANN_ROWS
+from pictures.reader import RECALL_AT
 from pictures.rows import FileState, Row
-from pictures.table import RECALL_AT, PictureTable, open_or_create_table
+from pictures.table import PictureTable, open_or_create_table
 
 # A list; `make figures` writes it into docs/search.md.
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "search.json"

@@ -61,8 +61,8 @@ def run(store: Path, work: Path) -> None:
     print("starting TorchServe on free ports", flush=True)
     with running_torchserve(store) as server, server.client() as client:
         print_report(index_folder(client, work / "pictures", work / "table"))
-        finder = Finder(client, open_table(work / "table"), SHOWN, None, None)
-        results = finder.by_texts(captions)
+        table = open_table(work / "table")
+        results = Finder(client, table, SHOWN).by_texts(captions)
     first = right = 0
     for (_, scene), note, found in zip(QUERIES, notes, results, strict=True):
         names = [Path(hit.path).stem.rpartition("-")[0] for hit in found.hits]
@@ -72,7 +72,8 @@ def run(store: Path, work: Path) -> None:
         for name, hit in zip(names, found.hits, strict=True):
             print(f"  {hit.score:.4f}  {Path(hit.path).name}{'   <-' if name == scene.name else ''}")
     sheet = work / "found.png"
-    write_contact_sheet(results, sheet, notes)
+    thumbnails = table.thumbnails(hit.path for found in results for hit in found.hits)
+    write_contact_sheet(results, thumbnails, sheet, notes)
     print(
         f"\nfirst hit right for {first} of {len(QUERIES)} queries, "
         f"{right} of all {len(QUERIES) * SHOWN} hits are right"
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=path, default=Path(".search/demo"), help="folder for what is made")
     arguments = parser.parse_args(argv)
     say_what_ends_it(sys.stderr)
-    interrupted = "interrupted; the same command goes on from here"
+    interrupted = "interrupted; what was done is kept, and the same command goes on from there"
     return run_command("search demo", lambda: run(arguments.store, arguments.work), interrupted)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,11 +24,12 @@ from tqdm import tqdm
 from clipserve.client import Client, Management
 from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ClipServeError, RequestError, ServerError
+from pictures.facts import Facts, read_facts
 from pictures.files import Contents, FoundFile, Listing, list_pictures, read_contents
 from pictures.paths import path_to_text, printable
 from pictures.rows import FileState, Row
 from pictures.storage import sole_writer
-from pictures.table import PictureTable, open_or_create_table, open_table, replace_table
+from pictures.table import PictureTable, open_or_create_table, replace_table
 from pictures.thumbnails import make_thumbnail
 from search.errors import SearchError
 from search.journal import Journal
@@ -66,6 +68,7 @@ class _Read:
     state: FileState
     embedding: FloatArray | None
     thumbnail: bytes | None
+    facts: Facts
     is_new: bool
 
 
@@ -83,7 +86,13 @@ class _FailedBeforeError(Exception):
 
 
 def index_folder(
-    client: Client, root: Path, folder: Path, *, exclude: Sequence[str] = (), again: bool = False
+    client: Client,
+    root: Path,
+    folder: Path,
+    *,
+    exclude: Sequence[str] = (),
+    again: bool = False,
+    doubts: bool = False,
 ) -> Report:
     """Brings the table in `folder` to what lies in `root`.
 
@@ -94,6 +103,8 @@ def index_folder(
         exclude: patterns of what is left out, see `pictures.exclusions`.
         again: embeds again what does not count: all rows, where they are of another embedding space, and what
             the server failed on before.
+        doubts: keeps the rows of files that are gone where these are more than half of all: nobody looks on,
+            and it may be a disk below `root` that is not mounted.
 
     Raises:
         SearchError: `root` holds no pictures.
@@ -125,33 +136,10 @@ def index_folder(
             if again:
                 journal.forget_failures()
             run = _Run(client, table, journal, listing)
-            run.bring_up_to_date(path_to_text(os.fsencode(root.resolve())).rstrip("/") + "/")
+            run.bring_up_to_date(path_to_text(os.fsencode(root.resolve())).rstrip("/") + "/", doubts)
         run.report.failed_list = write_failed(folder, run.report.failed)
     run.report.seconds = time.monotonic() - start
     return run.report
-
-
-def forget_folder(root: Path, folder: Path) -> int:
-    """Removes the rows of what lies, or lay, below `root` from the table in `folder`.
-
-    Returns:
-        How many there were.
-
-    Raises:
-        SearchError: there are none.
-        PicturesError: the table cannot be read or written.
-    """
-    table = open_table(folder)
-    # By its name and by what it leads to: the second is what rows have, and the first if the link is gone.
-    places = {path_to_text(os.fsencode(place)) for place in (root.resolve(), root.absolute())}
-    with sole_writer(folder, lambda: print("an indexer is writing to this table: waiting", flush=True)):
-        count = sum(map(table.forget_below, places))
-    if not count:
-        raise SearchError(
-            f"{printable(str(root))}: none of the {len(table)} rows of {printable(str(folder))} is of a "
-            "picture below it"
-        )
-    return count
 
 
 class _Run:
@@ -163,6 +151,8 @@ class _Run:
         self._table = table
         self._journal = journal
         self._states = table.states()
+        # As of a table that an older version wrote: read once more, not embedded again.
+        self._without_facts = table.without_facts()
         self._in_table = {state.sha256 for state in self._states.values()}
         self._lock = threading.Lock()
         self._turns: dict[str, threading.Lock] = {}
@@ -175,14 +165,17 @@ class _Run:
         # Rows whose file was read and is no picture any more.
         self._outdated: list[str] = []
 
-    def bring_up_to_date(self, below: str) -> None:
+    def bring_up_to_date(self, below: str, doubts: bool) -> None:
         """Adds, replaces and removes rows; `below` is the text form of the folder, with its last slash."""
         todo = [found for found in self.report.listing.pictures if not self._is_unchanged(found)]
         # New paths first: a moved file finds its embedding in a row that a changed one may replace.
         todo.sort(key=lambda found: found.path in self._states)
         self.report.unchanged = len(self.report.listing.pictures) - len(todo)
+        if todo:
+            told = f"{self.report.files} files found: {self.report.unchanged} pictures unchanged"
+            print(f"{told}, {len(todo)} to read", file=sys.stderr)  # beside the bar
         with (
-            tqdm(total=len(todo), unit=" images", disable=None, smoothing=0.05) as bar,
+            tqdm(total=len(todo), unit=" pictures", disable=None, smoothing=0.05) as bar,
             contextlib.closing(self._read_all(todo, bar)) as reads,
         ):
             try:
@@ -196,7 +189,7 @@ class _Run:
                 self._commit()
         for found in self._suspects:
             self._fail(found, "the server failed; the same command asks again")
-        self._remove_gone(below)
+        self._remove_gone(below, doubts)
         if self.report.written or self.report.removed:
             self._table.maintain()
         if self._table.has_index:
@@ -204,7 +197,8 @@ class _Run:
 
     def _is_unchanged(self, found: FoundFile) -> bool:
         state = self._states.get(found.path)
-        return state is not None and state.is_of(found.size, found.mtime_ns)
+        known = found.path not in self._without_facts
+        return state is not None and known and state.is_of(found.size, found.mtime_ns)
 
     def _read_all(self, todo: Sequence[FoundFile], bar: tqdm[NoReturn]) -> Generator[_Read, None, None]:
         """Reads and embeds files side by side; few at once, since their bytes are in memory."""
@@ -220,6 +214,8 @@ class _Run:
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         bar.update()
+                        if failed := len(self.report.failed) - len(self.report.listing.skipped):
+                            bar.set_postfix_str(f"{failed} not indexed", refresh=False)
                         if read := self._outcome(running.pop(future), future.result):
                             yield read
             finally:
@@ -307,7 +303,7 @@ class _Run:
                 self._journal.put(sha256, embedding)
         thumbnail = None if embedding is None else _thumbnail(contents.data)
         state = FileState(len(contents.data), contents.mtime_ns, sha256, indexed_ns)
-        return _Read(found, state, embedding, thumbnail, is_new)
+        return _Read(found, state, embedding, thumbnail, read_facts(contents.data), is_new)
 
     def _embed(self, contents: Contents) -> FloatArray:
         known = self._journal.failure(contents.sha256)
@@ -373,11 +369,11 @@ class _Run:
                 read, contents = again, (again.embedding, again.thumbnail)
             embedding, thumbnail = contents
             if embedding is not None and thumbnail is not None:
-                rows.append(Row(read.found.path, read.state, embedding, thumbnail))
+                rows.append(Row(read.found.path, read.state, embedding, thumbnail, read.facts))
                 self.report.embedded += read.is_new
         return rows
 
-    def _remove_gone(self, below: str) -> None:
+    def _remove_gone(self, below: str, doubts: bool) -> None:
         """Removes rows of files that are gone from the folder, or hold no picture any more."""
         there = {found.path for found in self.report.listing.pictures}
         unknown = tuple(f"{folder}/" for folder in self.report.listing.unreadable_folders)
@@ -386,6 +382,9 @@ class _Run:
             for path in self._states
             if path.startswith(below) and path not in there and not path.startswith(unknown)
         ]
+        if doubts and len(gone) > len(there):
+            self.report.missing = len(gone)
+            gone = []
         gone += self._outdated
         self._table.remove(gone)
         self.report.removed = len(gone)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from pictures.facts import UNKNOWN, Facts
 from pictures.paths import printable
 from pictures.thumbnails import EDGE
 from search.errors import SearchError
@@ -38,8 +39,13 @@ def print_plain(results: Sequence[Found]) -> None:
             print()
 
 
-def print_json(results: Sequence[Found]) -> None:
-    """A list with an object for each query; paths are in the text form of `pictures.paths`."""
+def print_json(results: Sequence[Found], facts: Mapping[str, Facts]) -> None:
+    """A list with an object for each query; paths are in the text form of `pictures.paths`.
+
+    Args:
+        results: the queries and what was found.
+        facts: of the paths that were found; what is not known is left out.
+    """
     answer = [
         {
             "query": found.query,
@@ -47,7 +53,9 @@ def print_json(results: Sequence[Found]) -> None:
                 {
                     "path": hit.path,
                     "cosine_similarity": round(hit.score, 6),
+                    "standard_score": round(found.standard_score(hit), 3),
                     **({"copies": hit.copies} if hit.copies else {}),
+                    **_known(facts.get(hit.path, UNKNOWN)),
                 }
                 for hit in found.hits
             ],
@@ -58,13 +66,23 @@ def print_json(results: Sequence[Found]) -> None:
     print()
 
 
-def write_contact_sheet(results: Sequence[Found], path: Path, notes: Sequence[str] = ()) -> None:
+def _known(facts: Facts) -> dict[str, object]:
+    known = {name: value for name, value in vars(facts).items() if value}
+    if facts.taken is not None:
+        known["taken"] = facts.taken.isoformat()
+    return known
+
+
+def write_contact_sheet(
+    results: Sequence[Found], thumbnails: Mapping[str, bytes], path: Path, notes: Sequence[str] = ()
+) -> None:
     """A PNG with a block for each query: its text, and thumbnails with rank, cosine similarity and file name.
 
     A text in a script that this system has no font for is left out; its number then tells which query it is.
 
     Args:
         results: the queries and what was found.
+        thumbnails: of the paths that were found.
         path: the file to write.
         notes: in English, one for each query; shown after it.
 
@@ -95,9 +113,11 @@ def write_contact_sheet(results: Sequence[Found], path: Path, notes: Sequence[st
         for rank, hit in enumerate(found.hits):
             row, column = divmod(rank, COLUMNS)
             left, upper = MARGIN + column * cell, top + MARGIN + LINE + row * (cell + 2 * LINE)
-            with Image.open(io.BytesIO(hit.thumbnail)) as thumbnail:
-                inset = (EDGE - thumbnail.width) // 2, (EDGE - thumbnail.height) // 2
-                sheet.paste(thumbnail, (left + inset[0], upper + inset[1]))
+            # A row may have gone since.
+            if small := thumbnails.get(hit.path):
+                with Image.open(io.BytesIO(small)) as thumbnail:
+                    inset = (EDGE - thumbnail.width) // 2, (EDGE - thumbnail.height) // 2
+                    sheet.paste(thumbnail, (left + inset[0], upper + inset[1]))
             copies = f"   and {len(hit.copies)} copies" if hit.copies else ""
             _draw_line(draw, (left, upper + EDGE + 3), [(f"{rank + 1}   {hit.score:.4f}{copies}", GREY)])
             _draw_line(draw, (left, upper + EDGE + 3 + LINE), [(_shortened(hit.path), BLACK)])

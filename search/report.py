@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pictures.files import Listing
 from pictures.paths import printable
-from pictures.table import RECALL_AT
+from pictures.reader import RECALL_AT
 from search.errors import SearchError
 
 # Sizes, and addresses in what a decoder says.
@@ -32,6 +32,7 @@ class Report:
             of moved files.
         changed: of these, rows of a path whose contents were others before.
         removed: rows of files that are gone, or are no pictures any more.
+        missing: rows of files that are gone, and were kept in doubt.
         unchanged: files whose rows were left alone.
         failed: path and reason of each file that is not in the table, and of each folder that is unreadable.
         failed_list: the file that lists them all, None where there are none.
@@ -44,6 +45,7 @@ class Report:
     written: int = 0
     changed: int = 0
     removed: int = 0
+    missing: int = 0
     unchanged: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     failed_list: Path | None = None
@@ -114,6 +116,11 @@ def print_report(report: Report) -> None:
         f"{listing.other_endings.total()} passed over, {listing.excluded_files.total()} left out"
     )
     print(f"in the table: {report.changed} changed, {report.removed} removed")
+    if report.missing:
+        print(
+            f"{report.missing} files are gone, more than are there: their rows are kept, since a disk may "
+            "not be mounted; the same command without WATCH removes them"
+        )
     if report.recall is not None:
         print(f"ANN index: recall@{RECALL_AT} {report.recall:.3f} against exact search")
     if listing.other_endings:

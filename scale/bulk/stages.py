@@ -22,6 +22,7 @@ from clipserve.images import PixelArray, decode_image, preprocess
 from clipserve.memory import trim_memory
 from clipserve.preprocessing import ImagePreprocessing
 from clipserve.settings import Settings
+from pictures.facts import Facts, read_facts
 from pictures.files import Contents
 from pictures.rows import FileState, picture_batch
 from pictures.thumbnails import shrink
@@ -45,12 +46,14 @@ class Decoded:
         paths: in text form, of the pictures that could be decoded.
         states: of their files.
         thumbnails: small JPEGs.
+        facts: what the files say of themselves.
         failures: the other pictures of the shard.
     """
 
     paths: list[str] = field(default_factory=list)
     states: list[FileState] = field(default_factory=list)
     thumbnails: list[bytes] = field(default_factory=list)
+    facts: list[Facts] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
 
@@ -85,6 +88,7 @@ def decode_shard(batch: Batch, plan: Plan, preprocessing: ImagePreprocessing) ->
             decoded.paths.append(picture.path)
             decoded.states.append(FileState(len(contents.data), contents.mtime_ns, contents.sha256, began_ns))
             decoded.thumbnails.append(thumbnail)
+            decoded.facts.append(read_facts(contents.data))
     except Exception as error:
         problem = sentence(error)
     # What Pillow freed stays with this process otherwise, see `trim_memory`.
@@ -152,6 +156,7 @@ def _write(plan: Plan, number: int, decoded: Decoded, embeddings: FloatArray) ->
         [decoded.states[row] for row in kept],
         embeddings[kept],
         [decoded.thumbnails[row] for row in kept],
+        [decoded.facts[row] for row in kept],
     )
     ledger = json.dumps([asdict(failure) for failure in decoded.failures])
     output = plan.output(number)

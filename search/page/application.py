@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import secrets
 import socket
 from base64 import b64encode
 from collections.abc import Callable
@@ -19,40 +20,29 @@ import jinja2
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipserve.client import Client
 from clipserve.encoder_spec import ScoreKind
 from clipserve.errors import ClipServeError, RequestError, ServerError
 from clipserve.images import ImageLimits
+from pictures.facts import UNKNOWN
 from pictures.paths import printable
 from search.errors import SearchError
 from search.examples import LABELS, QUERIES
 from search.page.originals import NotServedError, find_original, read_original
-from search.page.searcher import LIMIT, MAX_LIMIT, PAGE, Query, Searcher
+from search.page.searcher import CLOSENESS, LIMIT, Query, Searcher
+from search.page.strangers import PARAMETER, SameOrigin, TokenHolders
 from search.queries import normalized
 from serving.local import check_port_free
 
 HOST = "127.0.0.1"
 FOLDER = Path(__file__).parent
-
-HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
 
 LIMITS = ImageLimits()
 
@@ -61,40 +51,6 @@ MAX_ADDRESS_BYTES = 256 * 1024
 
 # Requests under way when the page is ended have so long.
 SHUTDOWN_SECONDS = 3
-
-
-class SameOrigin:
-    """ASGI middleware that turns away what other web pages ask for, and sends `HEADERS` with every response.
-
-    A foreign page may link here; it may not post, and not read or embed anything. Refused before the body is
-    read.
-    """
-
-    def __init__(self, app: ASGIApp):
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on if it is this page's own."""
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-            await send(message)
-
-        app = self._app
-        if scope["type"] == "http" and _is_foreign(scope["method"], Headers(scope=scope)):
-            app = PlainTextResponse("asked for by another web page", HTTPStatus.FORBIDDEN)
-        await app(scope, receive, send_with_headers)
-
-
-def _is_foreign(method: str, headers: Headers) -> bool:
-    if method not in ("GET", "HEAD"):
-        # Every browser says where a POST comes from. The host is one of ours: it was looked at before.
-        return headers.get("origin") != f"http://{headers.get('host')}"
-    opened = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
-    return headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not opened
 
 
 class Page:
@@ -122,30 +78,28 @@ class Page:
     def search(self, request: Request) -> Response:
         """The page with the answer to what its address asks."""
         status, answer = self._answer(request)
-        context = {"queries": QUERIES, "limit": LIMIT, "max_limit": MAX_LIMIT, "max_bytes": LIMITS.max_bytes}
-        return self._html("search.html", status, **context, **answer)
+        return self._html(
+            "search.html",
+            status,
+            queries=QUERIES,
+            max_bytes=LIMITS.max_bytes,
+            closeness=CLOSENESS,
+            cameras=self._searcher.cameras(),
+            **answer,
+        )
 
     def results(self, request: Request) -> Response:
         """The answer alone, or its tiles from `offset` on."""
         status, answer = self._answer(request)
-        return self._html("results.html", status, **answer)
+        return self._html("results.html", status, closeness=CLOSENESS, **answer)
 
     def _answer(self, request: Request) -> tuple[int, dict[str, Any]]:
         try:
             query = Query.read(request.query_params)
-            offset = _offset(request)
-            answer = self._searcher.answer(query, offset)
+            answer = self._searcher.answer(query, _offset(request))
         except (ClipServeError, OSError) as error:
             return _status(error), {"problem": printable(str(error))}
-        end = offset + PAGE
-        return HTTPStatus.OK, {
-            "problem": None,
-            "query": query,
-            "tiles": answer.tiles[offset:end],
-            "found": len(answer.tiles),
-            "indexed": answer.indexed,
-            "next": end if end < len(answer.tiles) else None,
-        }
+        return HTTPStatus.OK, {"problem": None, "query": query, "limit": LIMIT, **vars(answer)}
 
     async def add_picture(self, request: Request) -> Response:
         """Takes a dropped picture: the body is its file, byte for byte."""
@@ -159,7 +113,9 @@ class Page:
 
     def details(self, request: Request) -> Response:
         """What is known of a row's file."""
-        found, sha256 = find_original(self._searcher.table, request.query_params.get("path", ""))
+        table = self._searcher.table
+        found, sha256 = find_original(table, request.query_params.get("path", ""))
+        facts = table.facts([found.path]).get(found.path, UNKNOWN)
         folder, _, name = found.path.rpartition("/")
         changed = datetime.datetime.fromtimestamp(found.mtime_ns / 1e9, datetime.UTC)
         return JSONResponse(
@@ -170,6 +126,12 @@ class Page:
                 "bytes": found.size,
                 "changed": changed.isoformat(timespec="seconds"),
                 "picture": sha256,
+                "taken": facts.taken and facts.taken.isoformat(),
+                "camera": facts.camera,
+                "place": facts.place,
+                "position": None
+                if facts.latitude is None
+                else f"{facts.latitude:.5f}, {facts.longitude:.5f}",
             }
         )
 
@@ -214,8 +176,8 @@ class Page:
 
 def _offset(request: Request) -> int:
     text = request.query_params.get("offset", "0")
-    if not text.isdecimal() or int(text) > MAX_LIMIT:
-        raise SearchError(f"offset: {text!r} is no number from 0 to {MAX_LIMIT}")
+    if not text.isdecimal() or int(text) > LIMIT:
+        raise SearchError(f"offset: {text!r} is no number from 0 to {LIMIT}")
     return int(text)
 
 
@@ -265,8 +227,8 @@ def _left(request: Request, error: Exception) -> Response:
     return Response(status_code=HTTPStatus.BAD_REQUEST)
 
 
-def application(page: Page) -> Starlette:
-    """The page's routes, behind what turns strangers away."""
+def application(page: Page, token: str, port: int) -> Starlette:
+    """The page's routes, behind what turns strangers away: see `search.page.strangers`."""
     return Starlette(
         routes=[
             Route("/", page.search),
@@ -283,6 +245,7 @@ def application(page: Page) -> Starlette:
             # A name elsewhere that is made to point here is turned away.
             Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False),
             Middleware(SameOrigin),
+            Middleware(TokenHolders, token=token, port=port),
         ],
         exception_handlers={ClientDisconnect: _left, ClipServeError: _problem, OSError: _problem},
     )
@@ -299,9 +262,11 @@ def serve_page(connect: Callable[[], Client], folder: Path, port: int) -> None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((HOST, port))
         listening.listen()
+        # Of this run alone, and written nowhere but on the terminal.
+        token, port = secrets.token_urlsafe(), listening.getsockname()[1]
         server = uvicorn.Server(
             uvicorn.Config(
-                application(Page(connect, folder)),
+                application(Page(connect, folder), token, port),
                 # What is searched for is nobody else's business: no log of requests.
                 access_log=False,
                 log_level="error",
@@ -316,7 +281,7 @@ def serve_page(connect: Callable[[], Client], folder: Path, port: int) -> None:
         # In a thread: in the main one uvicorn takes the signals, ignored ones too.
         with ThreadPoolExecutor(1) as pool:
             serving = pool.submit(server.run, sockets=[listening])
-            print(f"the page is at http://{HOST}:{listening.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+            print(f"the page is at http://{HOST}:{port}/?{PARAMETER}={token}  (Ctrl-C ends it)", flush=True)
             try:
                 with contextlib.suppress(KeyboardInterrupt):
                     serving.result()

@@ -17,8 +17,9 @@ from pictures.paths import printable, text_to_path
 from pictures.table import PictureTable
 from search.errors import SearchError
 
-# Of what a picture is sent as whose format browsers do not show.
+# Of what a picture is sent as whose format browsers do not show: quality, and pixels of the longer side.
 JPEG_QUALITY = 92
+SHOWN_EDGE = 2560
 
 
 class NotServedError(SearchError):
@@ -61,7 +62,7 @@ def find_original(table: PictureTable, path: str) -> tuple[FoundFile, str]:
 
 
 def read_original(table: PictureTable, path: str, limits: ImageLimits) -> Original:
-    """The picture of a row, unchanged if browsers show its format.
+    """The picture of a row: unchanged if browsers show its format, else a JPEG of `SHOWN_EDGE` at most.
 
     Raises:
         NotServedError: see `find_original`; or the file holds no picture any more.
@@ -76,7 +77,9 @@ def read_original(table: PictureTable, path: str, limits: ImageLimits) -> Origin
         if media_type is not None:
             return Original(contents.data, media_type, contents.sha256)
         stream = io.BytesIO()
-        decode_image(contents.data, limits).save(stream, "JPEG", quality=JPEG_QUALITY)
+        image = decode_image(contents.data, limits)
+        image.thumbnail((SHOWN_EDGE, SHOWN_EDGE))
+        image.save(stream, "JPEG", quality=JPEG_QUALITY)
     except RequestError as error:
         raise NotServedError(f"{printable(path)}: no picture any more: {error.message}") from error
     return Original(stream.getvalue(), "image/jpeg", contents.sha256)

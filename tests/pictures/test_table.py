@@ -14,9 +14,10 @@ from clipserve.encoder_spec import FloatArray
 from pictures import ann
 from pictures.errors import PicturesError
 from pictures.paths import path_condition
-from pictures.rows import FOLDED_PATH, FileState, Row
+from pictures.reader import Hit
+from pictures.rows import ADDED, FOLDED_PATH, FileState, Row
 from pictures.storage import sole_writer
-from pictures.table import Hit, PictureTable, open_or_create_table, open_table
+from pictures.table import PictureTable, open_or_create_table, open_table
 from search.journal import NAME as JOURNAL
 from search.journal import Journal
 from serving.local import ROOT
@@ -176,18 +177,19 @@ def test_copies_are_one_hit(table: PictureTable, monkeypatch: pytest.MonkeyPatch
     unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
     order = np.argsort(-(unit @ unit[0]))
     asked: list[int] = []
-    nearest = table._nearest
+    nearest = table.nearest
 
-    def counting(embedding: FloatArray, limit: int, *more: Any) -> list[Hit]:
+    def counting(embedding: FloatArray, limit: int, **more: Any) -> list[Hit]:
         asked.append(limit)
-        return nearest(embedding, limit, *more)
+        return nearest(embedding, limit, **more)
 
-    monkeypatch.setattr(table, "_nearest", counting)
+    monkeypatch.setattr(table, "nearest", counting)
     hits = table.nearest_contents(stored[0], 4)
     # The first answer is all copies; the second, without them, is the rest.
     assert asked == [4, 8]
     assert [hit.sha256 for hit in hits] == [f"{i:064x}" for i in order[:4]]
-    assert (hits[0].path, hits[0].thumbnail) == ("/copies/0000.jpg", b"\x00")
+    assert hits[0].path == "/copies/0000.jpg"
+    assert table.thumbnails([hits[0].path, "/nowhere"]) == {hits[0].path: b"\x00"}
     assert hits[0].copies == (*(f"/copies/{i:04d}.jpg" for i in range(1, 1000)), "/p/000000.jpg")
     assert [hit.copies for hit in hits[1:]] == [(), (), ()]
     np.testing.assert_allclose([hit.score for hit in hits], (unit @ unit[0])[order[:4]], atol=1e-5)
@@ -207,7 +209,15 @@ def test_state_and_newest(table: PictureTable) -> None:
     table.write(rows(embeddings(3)), [])
     assert table.state("/p/000002.jpg") == FileState(2, 2, f"{2:064x}", 2)
     assert table.state("/p/' OR TRUE --") is None
-    assert table.newest(2) == [("/p/000002.jpg", b"\x02"), ("/p/000001.jpg", b"\x01")]
+    assert table.newest(2) == ["/p/000002.jpg", "/p/000001.jpg"]
+    assert table.paths([f"{1:064x}", "0"]) == ("/p/000001.jpg",)
+
+
+def test_a_sample_is_of_different_rows(table: PictureTable) -> None:
+    assert table.sample(5).shape == (0, DIM)
+    table.write(rows(embeddings(20)), [])
+    assert len(np.unique(table.sample(12), axis=0)) == 12
+    np.testing.assert_array_equal(np.unique(table.sample(100), axis=0), np.unique(embeddings(20), axis=0))
 
 
 def test_forget_below(table: PictureTable) -> None:
@@ -252,11 +262,14 @@ def test_a_table_of_an_older_version_is_upgraded_by_its_next_writer(tmp_path: Pa
     """CASES 42: the column that a part of the path is looked for in is added, and nothing else changes."""
     stored = old_table(tmp_path)
     before = open_table(tmp_path)
-    assert not before.can_filter_paths
+    assert before.is_of_older_version
+    assert (before.facts([row.path for row in stored]), before.cameras()) == ({}, [])
     states = before.states()
     assert [hit.path for hit in before.nearest_contents(stored[3].embedding, 1)] == ["/É3.jpg"]
     table = open_or_create_table(tmp_path, "space", "model", DIM)
-    assert table.can_filter_paths
+    assert not table.is_of_older_version
+    # Their files are to be looked at once more.
+    assert table.without_facts() == {row.path for row in stored}
     assert (table.space_id, table.model, table.states()) == ("space", "model", states)
     known = table.by_hash(row.state.sha256 for row in stored)
     for row in stored:
@@ -273,7 +286,7 @@ def test_an_upgrade_keeps_what_searches_go_through(tmp_path: Path, monkeypatch: 
     table = open_or_create_table(tmp_path, "space", "model", DIM)
     table.write(rows(embeddings(4000)), [])
     table.maintain()
-    lancedb.connect(tmp_path).open_table("pictures").drop_columns(["folded_path"])
+    lancedb.connect(tmp_path).open_table("pictures").drop_columns([field.name for field in ADDED])
     table = open_or_create_table(tmp_path, "space", "model", DIM)
     inner = lancedb.connect(tmp_path).open_table("pictures")
     for index in inner.list_indices():

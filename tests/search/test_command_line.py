@@ -3,16 +3,21 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from clipserve.client import Client
+from pictures.files import Listing
 from pictures.table import open_or_create_table, open_table
 from search.__main__ import main
+from search.errors import SearchError
 from search.indexer import index_folder
+from search.report import Report
 from tests.search.conftest import picture
 from tests.search.stand_in import StandIn
 
@@ -44,17 +49,64 @@ def test_text_ranks_as_numpy_does(
     np.testing.assert_allclose([score for _, score in hits], np.sort(cosines)[::-1], atol=1e-5)
 
 
-def test_image_finds_itself_first(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hits = found([*words, "--image", str(folder / "1" / "7.png"), "--limit", "3"], capsys)
-    assert len(hits) == 3
-    assert hits[0] == (str(folder / "1" / "7.png"), pytest.approx(1, abs=1e-5))
+def test_a_querys_own_picture_is_left_out(
+    words: list[str], folder: Path, tmp_path: Path, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its contents, wherever it lies; another file that shows the same is found first."""
+    own = folder / "1" / "7.png"
+    copy = tmp_path / "elsewhere.png"
+    copy.write_bytes(own.read_bytes())
+    others = sorted(set(folder.rglob("*.png")) - {own})
+    cosines = client.embed_images(others) @ client.embed_images([own])[0]
+    for image in (own, copy):
+        hits = found([*words, "--image", str(image), "--limit", "12"], capsys)
+        assert [path for path, _ in hits] == [str(others[i]) for i in np.argsort(-cosines)]
+    same = tmp_path / "same.png"
+    same.write_bytes(own.read_bytes() + b"\0")
+    [first, *_] = found([*words, "--image", str(same), "--limit", "12"], capsys)
+    assert first == (str(own), pytest.approx(1, abs=1e-5))
 
 
-def test_limits_scores_and_paths(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_and_pictures_are_added_and_taken_away(
+    words: list[str], folder: Path, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same sum in numpy, of the server's own vectors."""
+    dog = folder / "0" / "4.png"
+    others = sorted(set(folder.rglob("*.png")) - {dog})
+    beach, people = client.embed_texts(["a beach", "people - many"])
+    wanted = 2 * beach + client.embed_images([dog])[0] - 0.5 * people
+    cosines = client.embed_images(others) @ (wanted / np.linalg.norm(wanted))
+    query = f'2*a beach + {dog} − 0.5*"people - many"'
+    hits = found([*words, "--text", query, "--limit", "12"], capsys)
+    assert [path for path, _ in hits] == [str(others[i]) for i in np.argsort(-cosines)]
+    np.testing.assert_allclose([score for _, score in hits], np.sort(cosines)[::-1], atol=1e-5)
+
+
+def test_a_bound_means_the_same_for_texts_and_pictures(
+    words: list[str], folder: Path, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Standard deviations above the mean of all twelve, in numpy."""
+    stored = client.embed_images(sorted(folder.rglob("*.png")))
+    image = folder / "1" / "7.png"
+    for query, vector in [
+        (["--text", "kutya"], client.embed_texts(["kutya"])[0]),
+        (["--image", str(image)], client.embed_images([image])[0]),
+    ]:
+        cosines = stored @ vector
+        standard = (cosines - cosines.mean()) / cosines.std()
+        assert main([*words, *query, "--limit", "12", "--json"]) == 0
+        [answer] = json.loads(capsys.readouterr().out)
+        shown = [hit["standard_score"] for hit in answer["results"]]
+        kept = sorted(standard[cosines < 0.99999], reverse=True)
+        np.testing.assert_allclose(shown, kept, atol=2e-3)
+        hits = found([*words, *query, "--limit", "12", "--least", "0.5"], capsys)
+        assert len(hits) == sum(score >= 0.5 for score in kept) < len(kept)
+
+
+def test_limits_and_paths(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     words = [*words, "--text", "kutya"]
     hits = found([*words, "--limit", "12"], capsys)
-    bound = hits[5][1]
-    assert len(found([*words, "--limit", "12", "--min-score", f"{bound - 1e-4:.6f}"], capsys)) >= 6
+    assert found([*words, "--limit", "5"], capsys) == hits[:5]
     assert [path for path, _ in found([*words, "--path", "/1/*.png"], capsys)] == [
         path for path, _ in hits if "/1/" in path
     ]
@@ -82,10 +134,12 @@ def test_contact_sheet(words: list[str], tmp_path: Path, capsys: pytest.CaptureF
     ("more", "sentence"),
     [
         (["--image", "/nowhere.jpg"], "No such file"),
+        (["--text", "beach + /nowhere.jpg"], "/nowhere.jpg: No such file"),
+        (["--text", "beach +"], "nothing follows the +"),
         (["--image", __file__], "the bytes are no picture in an allowed format"),
         (["--captions", "/dev/null"], "/dev/null: no captions; write one on each line"),
         (["--text", "x", "--sheet", "/nowhere/found.png"], "No such file"),
-        (["--text", "x", "--min-score", "1", "--sheet", "found.png"], "not written, since nothing was found"),
+        (["--text", "x", "--least", "10", "--sheet", "found.png"], "not written, since nothing was found"),
     ],
 )
 def test_mistakes(
@@ -109,8 +163,9 @@ NO_FILE = "no file or folder is named"
         (["search", "--text", "x", "--image", "y"], "not allowed with argument --text"),
         (["search", "--text", "x", "--limit", "0"], "'0': allowed are whole numbers from 1 to 10000"),
         (["search", "--text", "x", "--limit", "ten"], "'ten': allowed are whole numbers from 1 to 10000"),
-        (["search", "--text", "x", "--min-score", "2"], "'2': a cosine similarity is between -1 and 1"),
-        (["search", "--text", "x", "--min-score", "nan"], "'nan': a cosine similarity is between -1 and 1"),
+        (["search", "--text", "x", "--least", "-1"], "'-1': a standard score is between 0 and 10"),
+        (["search", "--text", "x", "--least", "nan"], "'nan': a standard score is between 0 and 10"),
+        (["duplicates", "--threshold", "2"], "'2': a cosine similarity is between -1 and 1"),
         (["search", "--text", " "], "nothing to look for; say what: make search TEXT="),
         (["search", "--image", ""], NO_FILE),
         (["search", "--captions", ""], NO_FILE),
@@ -135,6 +190,36 @@ def test_usage(words: list[str], sentence: str, capsys: pytest.CaptureFixture[st
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_watched_folder_says_what_happens(
+    arguments: list[str],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command goes on after its first run; here what it follows comes to an end."""
+    asked = []
+
+    def following(*words: Any, **options: Any) -> Iterator[Report | SearchError]:
+        asked.append((words[1:], options))
+        yield SearchError("it is not there")
+        yield Report(Listing(), unchanged=12)
+        yield Report(Listing(), removed=1)
+
+    monkeypatch.setattr("search.watching.follow", following)
+    table = tmp_path / "table"
+    words = ["index", *arguments, "--table", str(table), "--watch", "poll", "--exclude", "*.gif", str(folder)]
+    assert main(words) == 0
+    assert asked == [((folder, table), {"exclude": ["*.gif"], "poll": True})]
+    told = capsys.readouterr()
+    assert "12 files found: 0 pictures unchanged, 12 to read" in told.err
+    assert "it is not there; tried again" in told.err
+    assert f"watching {folder}" in told.out
+    assert "0 changed, 1 removed" in told.out
+    # What changed nothing is not told.
+    assert told.out.count("files in") == 2
 
 
 def test_forget(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,7 +205,7 @@ def test_a_table_of_another_identity_is_embedded_anew_only_on_demand(
     )
     assert (report.embedded, report.written, len(new.sent)) == (12, 12, 12)
     table = open_table(tmp_path / "table")
-    assert (table.space_id, len(table), table.can_filter_paths) == ("new" * 5, 12, True)
+    assert (table.space_id, len(table), table.is_of_older_version) == ("new" * 5, 12, False)
     # What is of this space already stays, also where it is asked for.
     assert run(new, folder, again=True).embedded == 0
 

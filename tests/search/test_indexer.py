@@ -14,13 +14,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import lancedb
 import numpy as np
 import pytest
+from PIL import Image
 
 from clipserve.client import Client
 from pictures import rows, thumbnails
 from pictures.errors import PicturesError
 from pictures.paths import path_to_text
+from pictures.rows import ADDED
 from pictures.table import open_or_create_table, open_table
 from search import indexer
 from search.errors import SearchError
@@ -111,6 +114,27 @@ def test_new_unchanged_changed_moved_copied_removed(
     assert (report.embedded, report.written, report.changed, report.removed) == (2, 6, 3, 2)
     assert embedded() == 14
     assert_equals_a_fresh_index(client, folder, table, tmp_path / "fresh")
+
+
+def test_what_an_older_version_did_not_look_at_is_read_once_and_not_embedded(
+    client: Client, folder: Path, tmp_path: Path, embedded: Callable[[], int]
+) -> None:
+    made = Image.Exif()
+    made[271], made[272] = "Canon", "Canon EOS"
+    with Image.open(folder / "0" / "0.png") as image:
+        image.save(folder / "0" / "0.png", exif=made)
+    age(folder)
+    index_folder(client, folder, tmp_path / "table")
+    inner = lancedb.connect(tmp_path / "table").open_table("pictures")
+    inner.drop_columns([field.name for field in ADDED])
+    report = index_folder(client, folder, tmp_path / "table")
+    assert (report.embedded, report.written, report.changed, report.unchanged) == (0, 12, 0, 0)
+    assert embedded() == 12
+    assert_equals_a_fresh_index(client, folder, tmp_path / "table", tmp_path / "fresh")
+    table = open_table(tmp_path / "table")
+    assert table.cameras() == ["Canon EOS"]
+    assert {(facts.width, facts.height) for facts in table.facts(table.states()).values()} == {(96, 64)}
+    assert index_folder(client, folder, tmp_path / "table").unchanged == 12
 
 
 def test_copies_are_embedded_once(client: Client, tmp_path: Path, embedded: Callable[[], int]) -> None:

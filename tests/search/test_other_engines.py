@@ -52,7 +52,7 @@ def test_the_demo_is_ranked_alike(tmp_path: Path) -> None:
     with running_torchserve(STORE) as server, server.client() as client:
         index_folder(client, tmp_path / "pictures", tmp_path / "table")
         table = open_table(tmp_path / "table")
-        ours = Finder(client, table, LIMIT, None, None).by_texts(captions)
+        ours = Finder(client, table, LIMIT).by_texts(captions)
     assert write_bulk_lines(table, "opensearch", tmp_path / "lines") == (PICTURES, 1)
     found = [document for _, document in documents(tmp_path / "lines")]
     pictures = unit_vectors(np.array([document["embedding"] for document in found], np.float32))

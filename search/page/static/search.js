@@ -8,7 +8,7 @@ const query = byId("query");
 const chips = byId("chips");
 const filters = byId("filters");
 const viewer = byId("viewer");
-const FILTERS = ["without", "part", "min", "limit"];
+const FILTERS = ["part", "since", "until", "place", "camera", "least"];
 const hasKeyboard = matchMedia("(hover: hover)").matches; // a computer's, not one on the screen
 const READ_AHEAD = "1500px"; // the next pictures are asked for this far above the end of the page
 
@@ -175,7 +175,7 @@ async function loadMore() {
   ahead.unobserve(sentinel);
   sentinel.remove();
   results.querySelector(".tiles").append(...next.querySelectorAll(".tiles > li"));
-  const following = next.querySelector("#more");
+  const following = next.querySelector("#more, #end");
   if (following) results.append(following);
   lay(results);
 }
@@ -234,12 +234,15 @@ async function display(tile) {
   large.src = small.src;
   large.className = "preview";
   byId("name").textContent = small.alt;
-  byId("score").textContent = tile.dataset.score ?? "";
+  byId("score").textContent = `${tile.dataset.closeness}, cosine ${tile.dataset.score}`;
+  byId("standard").value = tile.dataset.standard ?? 0;
+  byId("standard").title = `${tile.dataset.standard} standard deviations more similar than pictures at random`;
   byId("similarity").hidden = tile.dataset.score === undefined;
   const copies = JSON.parse(tile.dataset.copies);
   byId("equal").hidden = !copies.length;
   byId("copies").replaceChildren(...copies.map((path) => Object.assign(document.createElement("li"), { textContent: path, dir: "auto" })));
   for (const id of ["folder", "changed", "size"]) byId(id).textContent = "…";
+  for (const id of ["taken", "camera", "place"]) byId(`has-${id}`).hidden = true;
   for (const action of viewer.querySelectorAll(".actions button")) action.disabled = true;
   byId("copy").querySelector("span").textContent = "Copy path";
   byId("previous").disabled = tiles()[0] === tile;
@@ -256,6 +259,15 @@ async function display(tile) {
     viewer.dataset.path = details.path;
     byId("folder").textContent = details.folder;
     byId("changed").textContent = new Date(details.changed).toLocaleString();
+    const told = {
+      taken: details.taken && new Date(details.taken).toLocaleString(), // the camera's clock: no zone
+      camera: details.camera,
+      place: [details.place, details.position].filter(Boolean).join(" · "),
+    };
+    for (const [id, text] of Object.entries(told)) {
+      byId(id).textContent = text ?? "";
+      byId(`has-${id}`).hidden = !text;
+    }
     const size = details.bytes < 1e6 ? `${Math.ceil(details.bytes / 1000)} kB` : `${(details.bytes / 1e6).toFixed(1)} MB`;
     byId("size").textContent = size;
     for (const action of viewer.querySelectorAll(".actions button")) action.disabled = false;

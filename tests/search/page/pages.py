@@ -47,6 +47,7 @@ SCREENSHOTS = os.environ.get("SCREENSHOTS")
 
 COUNT = 10  # pictures of the folder that is indexed
 NAME = "{} <b>&.png"
+TAKEN = NAME.format(4)
 LOGO = "logo <img src=x onerror=alert(1)> \u202eلوغو.png"
 
 
@@ -66,6 +67,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size = ((96, 64), (48, 96), (400, 60))[number % 3]
         picture(folder / NAME.format(number), number, size)
     write_logo(folder / LOGO)
+    # One of them says when, where and with what it was taken.
+    exif = Image.Exif()
+    exif[271], exif[272] = "Canon", "Canon EOS"
+    exif.get_ifd(0x8769)[36867] = "2024:05:31 12:30:05"
+    exif.get_ifd(0x8825).update({1: "N", 2: (51.0, 30.0, 0.0), 3: "W", 4: (0.0, 7.0, 30.0)})
+    with Image.open(folder / TAKEN) as image:
+        image.save(folder / TAKEN, exif=exif)
     return folder
 
 
@@ -74,9 +82,32 @@ class Served:
     """The page in a process of its own."""
 
     url: str
+    token: str
     process: subprocess.Popen[str]
     temporary: Path
     errors: Path
+
+    def link(self, path: str = "/") -> str:
+        """An address of the page as a stranger to it, with no cookie yet, has to open it."""
+        return f"{self.url}{path}{'&' if '?' in path else '?'}token={self.token}"
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        return {f"clipserve_token_{urlsplit(self.url).port}": self.token}
+
+    @property
+    def cookie_lines(self) -> str:
+        """For a request that is written by hand."""
+        return "".join(f"Cookie: {name}={value}\r\n" for name, value in self.cookies.items())
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, cookies=httpx.Cookies(self.cookies), timeout=120, **options)
+
+    def post(self, path: str, content: bytes, origin: str | None = "the page's") -> httpx.Response:
+        origin = self.url if origin == "the page's" else origin
+        headers = {} if origin is None else {"Origin": origin}
+        cookies = httpx.Cookies(self.cookies)
+        return httpx.post(self.url + path, content=content, headers=headers, cookies=cookies, timeout=120)
 
     @property
     def complaints(self) -> list[str]:
@@ -108,9 +139,9 @@ def served(server_url: str, key_file: str, table: Path, folder: Path) -> Iterato
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        match = re.search(r"http://127\.0\.0\.1:\d+", line)
+        match = re.search(r"(http://127\.0\.0\.1:\d+)/\?token=(\S+)", line)
         assert match, line + errors.read_text()
-        yield Served(match[0], process, temporary, errors)
+        yield Served(match[1], match[2], process, temporary, errors)
     finally:
         process.terminate()
         process.communicate()
@@ -171,7 +202,7 @@ def opened(
 
 @pytest.fixture
 def tab(browser: Browser, page: Served) -> Iterator[Page]:
-    with opened(browser, page.url) as tab:
+    with opened(browser, page.link()) as tab:
         yield tab
 
 
@@ -195,10 +226,6 @@ def ask(tab: Page, text: str) -> None:
 
 def address(tab: Page) -> dict[str, list[str]]:
     return parse_qs(urlsplit(tab.url).query)
-
-
-def post(page: Served, path: str, content: bytes) -> httpx.Response:
-    return httpx.post(f"{page.url}{path}", content=content, headers={"Origin": page.url}, timeout=120)
 
 
 def check_accessible(tab: Page) -> None:

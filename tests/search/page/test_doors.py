@@ -6,7 +6,6 @@ import os
 import re
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
@@ -17,7 +16,6 @@ from tests.search.page.pages import (
     Served,
     keep,
     opened,
-    post,
     status,
     tiles,
     write_logo,
@@ -26,17 +24,22 @@ from tests.search.page.pages import (
 
 @pytest.mark.server
 @pytest.mark.parametrize("door", ["chosen", "dropped", "pasted"])
-def test_a_transparent_logo_finds_itself(browser: Browser, page: Served, pictures: Path, door: str) -> None:
+def test_a_transparent_logo_finds_itself(
+    browser: Browser, page: Served, pictures: Path, tmp_path: Path, door: str
+) -> None:
     """CASES 8: 1.0000 and first; the file's own bytes are what is sent."""
-    data = (pictures / LOGO).read_bytes()
+    # Not the very file, which would be left out of its own results.
+    logo = tmp_path / "logo.png"
+    logo.write_bytes((pictures / LOGO).read_bytes() + b"\0")
+    data = logo.read_bytes()
     sent: list[bytes | None] = []
-    with opened(browser, page.url) as tab:
+    with opened(browser, page.link()) as tab:
         tab.on(
             "request",
             lambda request: sent.append(request.post_data_buffer) if request.method == "POST" else 0,
         )
         if door == "chosen":
-            tab.locator("#file").set_input_files(pictures / LOGO)
+            tab.locator("#file").set_input_files(logo)
         else:
             tab.evaluate(
                 """([door, bytes]) => {
@@ -65,8 +68,8 @@ def test_the_server_gets_the_bytes_that_were_dropped(page: Served, pictures: Pat
     write_logo(logo)
     # A text chunk more: no row has these contents.
     logo.write_bytes(logo.read_bytes()[:-12] + b"\0\0\0\3tEXta\0bW\xc4\x9d\x7e" + logo.read_bytes()[-12:])
-    sha256 = post(page, "/pictures", logo.read_bytes()).json()["picture"]
-    answer = httpx.get(f"{page.url}/results", params={"like": sha256})
+    sha256 = page.post("/pictures", logo.read_bytes()).json()["picture"]
+    answer = page.get("/results", params={"like": sha256})
     scores = [float(score) for score in re.findall(r'data-score="([-.\d]+)"', answer.text)]
     vectors = client.embed_images(list(pictures.iterdir()))
     expected = sorted((vectors @ client.embed_images([logo])[0]).tolist(), reverse=True)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,7 +19,7 @@ from pictures.paths import path_to_text
 from pictures.rows import FileState, Row
 from pictures.table import PictureTable, open_or_create_table
 from pictures.thumbnails import make_thumbnail
-from search.page.originals import NotServedError, read_original
+from search.page.originals import SHOWN_EDGE, NotServedError, read_original
 from tests.search.conftest import picture
 from tests.search.page.pages import (
     NAME,
@@ -31,12 +30,12 @@ from tests.search.page.pages import (
 @pytest.mark.server
 def test_the_file_is_served_as_it_is(page: Served, pictures: Path) -> None:
     path = pictures / NAME.format(2)
-    answer = httpx.get(f"{page.url}/picture", params={"path": str(path)})
+    answer = page.get("/picture", params={"path": str(path)})
     assert answer.content == path.read_bytes()
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["x-content-type-options"] == "nosniff"
-    again = httpx.get(
-        f"{page.url}/picture", params={"path": str(path)}, headers={"If-None-Match": answer.headers["etag"]}
+    again = page.get(
+        "/picture", params={"path": str(path)}, headers={"If-None-Match": answer.headers["etag"]}
     )
     assert (again.status_code, again.content) == (304, b"")
 
@@ -57,7 +56,7 @@ def test_the_file_is_served_as_it_is(page: Served, pictures: Path) -> None:
 )
 @pytest.mark.parametrize("route", ["picture", "details"])
 def test_only_rows_are_served(page: Served, pictures: Path, path: str, route: str) -> None:
-    answer = httpx.get(f"{page.url}/{route}", params={"path": path.format(folder=pictures)})
+    answer = page.get(f"/{route}", params={"path": path.format(folder=pictures)})
     assert answer.status_code == 404
     assert "not in the table" in answer.json()["message"]
 
@@ -69,7 +68,10 @@ def test_only_rows_are_served(page: Served, pictures: Path, path: str, route: st
 def test_static_files_are_those_of_their_folder(page: Served, path: str) -> None:
     with socket.create_connection(("127.0.0.1", urlsplit(page.url).port or 0)) as connection:
         connection.sendall(
-            f"GET /static/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
+            (
+                f"GET /static/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+                f"{page.cookie_lines}\r\n"
+            ).encode()
         )
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 404")
@@ -149,3 +151,8 @@ def test_a_format_that_browsers_do_not_show_is_converted(tmp_path: Path) -> None
     assert original.media_type == "image/jpeg"
     with Image.open(io.BytesIO(original.data)) as image:
         assert (image.format, image.size) == ("JPEG", (96, 64))
+    # A scan is as large as what it was made from; what is sent is not.
+    picture(path, 4, (2880, 2160))
+    original = read_original(table_of(tmp_path / "table", [path]), str(path), ImageLimits())
+    with Image.open(io.BytesIO(original.data)) as image:
+        assert image.size == (SHOWN_EDGE, SHOWN_EDGE * 3 // 4)

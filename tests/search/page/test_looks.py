@@ -12,7 +12,7 @@ from clipserve.client import Management
 from pictures.rows import FileState, Row
 from pictures.table import open_or_create_table
 from pictures.thumbnails import make_thumbnail
-from search.page.searcher import PAGE
+from search.page.searcher import LIMIT, PAGE
 from serving.running import RunningServer
 from tests.search.conftest import picture
 from tests.search.page.pages import (
@@ -29,6 +29,9 @@ from tests.search.page.pages import (
     tiles,
 )
 
+MANY = LIMIT + 7  # more than an answer has
+PAGES = -(-LIMIT // PAGE) - 1  # after the first
+
 
 @pytest.fixture(scope="session")
 def many(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
@@ -43,11 +46,11 @@ def many(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
     small = [
         make_thumbnail(picture(folder / f"{i}.png", i, size).read_bytes()) for i, size in enumerate(sizes)
     ]
-    vectors = random.normal(size=(3 * PAGE + 7, dimension)).astype(np.float32)
+    vectors = random.normal(size=(MANY, dimension)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     table.write(
         [
-            Row(f"/none/{i:03}.png", FileState(1, i, f"{i:064x}", 1), vector, small[i % len(small)])
+            Row(f"/none/{i:04}.png", FileState(1, i, f"{i:064x}", 1), vector, small[i % len(small)])
             for i, vector in enumerate(vectors)
         ],
         [],
@@ -57,22 +60,30 @@ def many(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("size", [DESKTOP, (1024, 768), PHONE], ids=str)
-def test_more_as_one_scrolls(browser: Browser, many: Served, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("size", "pages"), [(DESKTOP, PAGES), ((1024, 768), 3), (PHONE, 3)], ids=str)
+def test_more_as_one_scrolls(browser: Browser, many: Served, size: tuple[int, int], pages: int) -> None:
     """Every picture once, in the order of their scores, and rows that fill the width."""
-    with opened(browser, f"{many.url}/?q=kutya", size) as tab:
-        expect(status(tab)).to_contain_text(f"{3 * PAGE + 7} of {3 * PAGE + 7} pictures for kutya")
+    with opened(browser, many.link("/?q=kutya"), size) as tab:
+        expect(status(tab)).to_have_text(f"The most similar of {MANY:,} pictures for kutya.")
         first = tiles(tab).first.bounding_box()
         assert first is not None
         # Results are in sight without scrolling: two rows at least.
         assert first["y"] + 2 * first["height"] < size[1]
-        for page in range(1, 4):
-            tiles(tab).last.scroll_into_view_if_needed()
-            expect(tiles(tab).nth(page * PAGE)).to_be_attached()
-        expect(tab.locator("#more")).to_have_count(0)
-        paths = [str(one.get_attribute("data-path")) for one in tiles(tab).all()]
+        where = tiles(tab).nth(7)
+        before = where.bounding_box()
+        for page in range(1, pages + 1):
+            tab.evaluate("() => scrollTo(0, document.documentElement.scrollHeight)")
+            expect(tiles(tab).nth(min(page * PAGE, LIMIT - 1))).to_be_attached()
+        if pages == PAGES:
+            expect(tab.locator("#more")).to_have_count(0)
+            expect(tab.locator("#end")).to_contain_text("These are the 2,000 most similar")
+        # What was there before what followed has not moved.
+        tab.evaluate("() => scrollTo(0, 0)")
+        assert where.bounding_box() == before
+        paths = tiles(tab).evaluate_all("all => all.map(one => one.dataset.path)")
         assert len(set(paths)) == len(paths)
-        scores = [float(str(one.get_attribute("data-score"))) for one in tiles(tab).all()]
+        assert len(paths) == LIMIT if pages == PAGES else len(paths) > pages * PAGE
+        scores = tiles(tab).evaluate_all("all => all.map(one => Number(one.dataset.score))")
         assert scores == sorted(scores, reverse=True)
         boxes = tab.locator(".tiles li").evaluate_all(
             "all => all.map(one => one.getBoundingClientRect().toJSON())"
@@ -96,7 +107,7 @@ def test_more_as_one_scrolls(browser: Browser, many: Served, size: tuple[int, in
 
 @pytest.mark.server
 def test_the_next_picture_may_be_on_the_next_page(browser: Browser, many: Served) -> None:
-    with opened(browser, f"{many.url}/?q=kutya", problems=True) as tab:
+    with opened(browser, many.link("/?q=kutya"), problems=True) as tab:
         tab.route("**/results?*offset=*", lambda route: route.abort())  # as if one had not scrolled yet
         tiles(tab).nth(PAGE - 1).click()
         tab.unroute("**/results?*offset=*")
@@ -115,7 +126,7 @@ def test_the_next_picture_may_be_on_the_next_page(browser: Browser, many: Served
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessible(browser: Browser, page: Served, size: tuple[int, int], scheme: str) -> None:
     name = f"{scheme}-{size[0]}"
-    with opened(browser, page.url, size, color_scheme=scheme) as tab:
+    with opened(browser, page.link(), size, color_scheme=scheme) as tab:
         expect(tiles(tab)).to_have_count(COUNT)
         check_accessible(tab)
         keep(tab, f"newest-{name}")
@@ -124,6 +135,11 @@ def test_accessible(browser: Browser, page: Served, size: tuple[int, int], schem
         expect(status(tab)).to_contain_text("två hundar")
         check_accessible(tab)
         keep(tab, f"filters-{name}")
+        # As a browser's own translation turns it, for whoever reads from the right.
+        tab.evaluate("() => (document.documentElement.dir = 'rtl')")
+        assert tab.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        keep(tab, f"rtl-{name}")
+        tab.evaluate("() => (document.documentElement.dir = 'ltr')")
         tiles(tab).nth(1).click()
         expect(tab.locator("#size")).to_contain_text("pixels")
         check_accessible(tab)

@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from playwright.sync_api import Page, expect
 from starlette.datastructures import QueryParams
@@ -22,7 +21,6 @@ from tests.search.page.pages import (
     address,
     ask,
     keep,
-    post,
     status,
     tiles,
 )
@@ -55,24 +53,33 @@ def test_what_is_asked_is_what_is_shown(tab: Page, pictures: Path) -> None:
     """CASES 52: a dropped picture stays while a filter changes, and an example searches."""
     expect(status(tab)).to_have_text("10 of 10 pictures, the newest first.")
     tab.locator("#file").set_input_files(pictures / NAME.format(3))
-    expect(status(tab)).to_have_text("10 of 10 pictures like this picture, the most similar first.")
+    own = f" The picture itself is left out: {NAME.format(3)}."
+    expect(status(tab)).to_have_text("9 of 10 pictures like this picture, the most similar first." + own)
     tab.get_by_role("button", name="Filters", exact=True).click()
-    tab.get_by_label("Pictures at most").fill("4")
-    tab.get_by_role("button", name="Search", exact=True).click()
-    expect(status(tab)).to_have_text("4 of 10 pictures like this picture, the most similar first.")
-    expect(tiles(tab)).to_have_count(4)
     expect(tab.locator(".chip img")).to_have_count(1)
-    expect(tiles(tab).first).to_have_attribute("data-score", "1.0000")
     # Text and picture together, then the picture as what is not wanted, then without it.
-    ask(tab, "kutya")
-    expect(status(tab)).to_contain_text("4 of 10 pictures for kutya and like this picture")
+    tab.get_by_label("Part of the path").fill("*.png")
+    ask(tab, "kutya - 0.5*ember")
+    expect(status(tab)).to_contain_text("9 of 10 pictures for kutya - 0.5*ember and like this picture")
     tab.get_by_role("button", name="Turn into: not like this").click()
-    expect(status(tab)).to_contain_text("4 of 10 pictures for kutya but not like this picture")
+    expect(status(tab)).to_contain_text("9 of 10 pictures for kutya - 0.5*ember but not like this picture")
     keep(tab, "search-minus-picture")
     tab.get_by_role("button", name="Remove the picture").click()
-    expect(status(tab)).to_contain_text("4 of 10 pictures for kutya, the most similar first.")
+    expect(status(tab)).to_contain_text("10 of 10 pictures for kutya - 0.5*ember in paths with *.png")
     tab.get_by_role("button", name="Clear filters").click()
-    expect(status(tab)).to_contain_text("10 of 10 pictures for kutya")
+    expect(status(tab)).to_contain_text("10 of 10 pictures for kutya - 0.5*ember, the most similar first.")
+    tab.get_by_label("How close").select_option("fair or closer")
+    tab.get_by_role("button", name="Search", exact=True).click()
+    expect(status(tab)).to_contain_text("kutya - 0.5*ember, fair or closer, the most similar first.")
+    scores = [float(str(one.get_attribute("data-standard"))) for one in tiles(tab).all()]
+    assert 0 < len(scores) < COUNT - 1
+    assert min(scores) >= 1
+    assert address(tab)["least"] == ["1"]
+    tab.get_by_role("button", name="Clear filters").click()
+    # Left out, but where it is is told.
+    tab.locator("#file").set_input_files(pictures / NAME.format(3))
+    status(tab).get_by_role("link", name=NAME.format(3)).click()
+    expect(status(tab)).to_contain_text("1 of 10 pictures in paths with")
 
 
 @pytest.mark.server
@@ -121,10 +128,9 @@ def test_what_was_asked_last_is_answered(tab: Page) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("min=2", "least similarity: '2'"),
-        ("min=x", "'x'"),
-        ("limit=0", "'0'"),
-        ("limit=1e9", "from 1 to 2000"),
+        ("least=11", "how close: '11' is no number from 0 to 10"),
+        ("least=x", "'x'"),
+        ("least=nan", "'nan'"),
     ],
 )
 def test_numbers_out_of_range_are_named(text: str, complaint: str) -> None:
@@ -135,12 +141,34 @@ def test_numbers_out_of_range_are_named(text: str, complaint: str) -> None:
 @pytest.mark.server
 def test_a_picture_that_is_wanted_and_unwanted(page: Served, pictures: Path) -> None:
     data = (pictures / NAME.format(1)).read_bytes()
-    sha256 = post(page, "/pictures", data).json()["picture"]
-    answer = httpx.get(f"{page.url}/results", params={"like": sha256, "unlike": sha256})
+    sha256 = page.post("/pictures", data).json()["picture"]
+    answer = page.get("/results", params={"q": "kutya - kutya"})
     assert answer.status_code == 400
     assert "leave one of them out" in answer.text
-    # The one that is not wanted comes last of all.
-    answer = httpx.get(f"{page.url}/results", params={"unlike": sha256})
-    shown = re.findall(r'data-score="([-.\d]+)"', answer.text)
-    assert shown[-1] == "-1.0000"
-    assert len(shown) == COUNT
+    assert "nothing follows the +" in page.get("/results", params={"q": "kutya +"}).text
+    # Alone, what is least like it comes first, and itself not at all.
+    answer = page.get("/results", params={"unlike": sha256})
+    shown = [float(score) for score in re.findall(r'data-score="([-.\d]+)"', answer.text)]
+    liked = page.get("/results", params={"like": sha256})
+    scores = [float(score) for score in re.findall(r'data-score="([-.\d]+)"', liked.text)]
+    assert shown == pytest.approx([-score for score in reversed(scores)], abs=1e-4)
+    assert len(shown) == COUNT - 1
+
+
+@pytest.mark.server
+def test_a_picture_is_named_by_its_path_if_it_is_in_the_table(
+    page: Served, pictures: Path, tmp_path: Path
+) -> None:
+    """The same as dropping it; no other file is even looked at."""
+    path = pictures / NAME.format(1)
+    sha256 = page.post("/pictures", path.read_bytes()).json()["picture"]
+    by_path = page.get("/results", params={"q": f"kutya + {path}"}).text
+    dropped = page.get("/results", params={"q": "kutya", "like": sha256}).text
+    shown = [re.findall(r'data-(?:path|score)="([^"]+)"', text) for text in (by_path, dropped)]
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == 2 * (COUNT - 1)
+    (tmp_path / "other.png").write_bytes(path.read_bytes())
+    for other in (tmp_path / "other.png", "/etc/passwd", "/nowhere", "./0.png"):
+        answer = page.get("/results", params={"q": f"kutya + {other}"})
+        assert answer.status_code == 400
+        assert "not in the table" in answer.text

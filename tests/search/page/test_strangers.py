@@ -17,13 +17,12 @@ from PIL import Image
 from clipserve.image_formats import FORMATS
 from pictures.files import MAX_BYTES
 from search.indexer import index_folder
-from search.page.application import HEADERS
+from search.page.strangers import HEADERS
 from serving.running import RunningServer
 from tests.search.page.pages import (
     LOGO,
     MILLISECONDS,
     Served,
-    post,
     served,
 )
 
@@ -38,12 +37,12 @@ def test_headers_are_strict() -> None:
 @pytest.mark.server
 @pytest.mark.parametrize("path", ["/", "/compare", "/static/search.js", "/picture?path=x", "/nothing"])
 def test_headers(page: Served, path: str) -> None:
-    response = httpx.get(page.url + path)
+    response = page.get(path)
     assert {name: response.headers[name] for name in HEADERS} == HEADERS
     # A name elsewhere that was made to point here.
     port = urlsplit(page.url).port
     for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", ""):
-        assert httpx.get(page.url + path, headers={"Host": host}).status_code == 400
+        assert page.get(path, headers={"Host": host}).status_code == 400
 
 
 @pytest.mark.server
@@ -53,10 +52,39 @@ def test_headers(page: Served, path: str) -> None:
 )
 def test_other_pages_cannot_post(page: Served, pictures: Path, route: str, origin: str | None) -> None:
     """ATTACKS C6: also without an origin, and from another port of this machine."""
-    headers = {} if origin is None else {"Origin": origin}
     data = (pictures / LOGO).read_bytes()
-    assert httpx.post(page.url + route, content=data, headers=headers).status_code == 403
-    assert post(page, route, data).status_code == 200
+    assert page.post(route, data, origin).status_code == 403
+    assert page.post(route, data).status_code == 200
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("path", ["/", "/results?q=a", "/picture?path=x", "/static/search.js", "/nothing"])
+def test_without_the_token_nothing_is_told(page: Served, path: str) -> None:
+    """Another user of the machine, or whoever finds the forwarded port."""
+    name = next(iter(page.cookies))
+    known = page.get(path).status_code
+    assert known in (200, 404)
+    for cookie in ("", f"{name}=", f"{name}={page.token[:-1]}", f"{name}=é", f"token={page.token}"):
+        answer = httpx.get(page.url + path, headers={"Cookie": cookie.encode()})
+        assert answer.status_code == 403
+        assert "the whole address that 'make ui' printed" in answer.text
+    assert httpx.post(f"{page.url}/pictures", headers={"Origin": page.url}, content=b"x").status_code == 403
+    # A script of a page that outlived its server is told in a form that it shows.
+    answer = httpx.get(page.url + path, headers={"Sec-Fetch-Mode": "cors"})
+    assert "make ui" in answer.json()["message"]
+
+
+@pytest.mark.server
+def test_the_token_leaves_the_address_at_once(page: Served) -> None:
+    answer = httpx.get(page.link("/compare?q=a%26b&like=1&like=2"))
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/compare?q=a%26b&like=1&like=2"
+    assert "HttpOnly" in answer.headers["set-cookie"]
+    assert "SameSite=lax" in answer.headers["set-cookie"]
+    # Not to another host.
+    assert httpx.get(page.link("//evil.example/")).headers["location"] == "/evil.example/"
+    for wrong in ("", "x", page.token + "x", "é"):
+        assert httpx.get(f"{page.url}/", params={"token": wrong}).status_code == 403
 
 
 @pytest.mark.server
@@ -65,11 +93,11 @@ def test_other_pages_cannot_read(page: Served) -> None:
     for site in ("cross-site", "same-site"):
         asked = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
         for path in ("/results?q=a", "/picture?path=x", "/"):
-            assert httpx.get(page.url + path, headers=asked).status_code == 403
+            assert page.get(path, headers=asked).status_code == 403
         framed = asked | {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}
-        assert httpx.get(page.url, headers=framed).status_code == 403
+        assert page.get("/", headers=framed).status_code == 403
         link = asked | {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
-        assert httpx.get(page.url, headers=link).status_code == 200
+        assert page.get("/", headers=link).status_code == 200
 
 
 @pytest.mark.server
@@ -79,6 +107,7 @@ def test_uploads_are_bounded_before_they_are_read(page: Served, route: str, leng
     """ATTACKS C6: 300 MB are refused at their header; without one, as soon as they exceed the limit."""
     port = urlsplit(page.url).port or 0
     head = f"POST {route} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nOrigin: http://127.0.0.1:{port}\r\n"
+    head += page.cookie_lines
     head += {
         "told": "Content-Length: 300000000\r\n\r\n",
         "not told": "Transfer-Encoding: chunked\r\n\r\n",
@@ -117,7 +146,7 @@ def test_a_dropped_picture_goes_through_the_cores_limits(page: Served, kind: str
         Image.new("1", (13_000, 13_000)).save(stream, "PNG")
     else:
         Image.new("RGB", (8, 8)).save(stream, min({"PCX", "PPM", "TGA"} - FORMATS.keys()))
-    answer = post(page, "/pictures", stream.getvalue())
+    answer = page.post("/pictures", stream.getvalue())
     assert answer.status_code == (413 if kind == "many pixels" else 415)
     assert answer.json()["of_picture"]
 
@@ -135,8 +164,8 @@ def test_sigterm_leaves_nothing_behind(
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, "PNG")
         assert len(stream.getvalue()) > 3_000_000  # more than what a form parser keeps in memory
-        assert post(other, "/pictures", stream.getvalue()).status_code == 200
-        assert post(other, "/comparison?text=a", stream.getvalue()).status_code == 200
+        assert other.post("/pictures", stream.getvalue()).status_code == 200
+        assert other.post("/comparison?text=a", stream.getvalue()).status_code == 200
         # A file without a name would be seen here.
         for link in Path(f"/proc/{other.process.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed since
