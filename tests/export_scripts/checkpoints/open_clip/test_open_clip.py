@@ -233,7 +233,7 @@ SAFE = "open_clip_model.safetensors"
         (
             "open-clip",
             says("vision_cfg", pool_type="avg"),
-            ["pool_type 'avg' with final_ln_after_pool False"],
+            ["with final_ln_after_pool False"],
         ),
         ("open-clip", says("vision_cfg", pool_type="none"), ["pool_type 'none'", "are 'tok', and 'avg'"]),
         ("open-clip", says("vision_cfg", attentional_pool=True), ["attentional_pool True", "is False"]),
