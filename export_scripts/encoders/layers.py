@@ -156,16 +156,19 @@ class PooledLayer(nn.Module):
 
     The others give their keys and values, and are neither asked nor passed through the MLP: the same numbers
     for a sixth of the layer's products.
+
+    Args:
+        alone: what each product of that one token is wrapped in, such as `SameRows`.
     """
 
-    def __init__(self, layer: PreNormLayer):
+    def __init__(self, layer: PreNormLayer, alone: Callable[[nn.Module], nn.Module] = lambda layer: layer):
         super().__init__()
         qkv, width = layer.attention.qkv, layer.attention.out.in_features
         self.heads = layer.attention.heads
-        self.query = linear(qkv.weight[:width], qkv.bias[:width])
+        self.query = alone(linear(qkv.weight[:width], qkv.bias[:width]))
         self.key_value = linear(qkv.weight[width:], qkv.bias[width:])
-        self.out = layer.attention.out
-        self.mlp, self.norm1, self.norm2 = layer.mlp, layer.norm1, layer.norm2
+        self.out = alone(layer.attention.out)
+        self.mlp, self.norm1, self.norm2 = alone(layer.mlp), layer.norm1, layer.norm2
 
     def forward(self, x: Tensor, pool: Callable[[Tensor], Tensor], mask: Tensor | None) -> Tensor:
         """`[N, L, W]` to `[N, W]`.
@@ -181,6 +184,23 @@ class PooledLayer(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = pool(x) + self.out(y.flatten(1))
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]  # torch modules are Any
+
+
+class SameRows(nn.Module):
+    """A layer that gives one row the same bits, however many others there are.
+
+    MKL multiplies 1 row, 2 or 3 rows, and 4 or more by three kernels, each of which adds in an order of its
+    own; so each row is given four times. Of few rows a product takes the time of reading its weights.
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, W]` to `[N, W']`."""
+        rows: Tensor = self.layer(x[:, None].expand(-1, 4, -1))
+        return rows[:, 0]
 
 
 class WholeLayer(nn.Module):

@@ -19,6 +19,7 @@ from export_scripts.encoders.layers import (
     PatchProjection,
     PooledLayer,
     PreNormLayer,
+    SameRows,
     SelfAttention,
     check_length,
     check_pixels,
@@ -244,9 +245,10 @@ class SiglipTextEncoder(nn.Module):
         )
         layers = [_layer(layer, architecture) for layer in text.encoder.layers]
         self.layers = nn.ModuleList(layers[:-1])
-        self.last_layer = PooledLayer(layers[-1])
+        # Texts all have one length, so that with these no text's vector depends on its neighbours by a bit.
+        self.last_layer = PooledLayer(layers[-1], SameRows)
         self.norm_after = text.final_layer_norm
-        self.head = text.head
+        self.head = SameRows(text.head)
         self.output = output
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

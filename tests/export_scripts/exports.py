@@ -35,6 +35,9 @@ Pairs = dict[str, CheckpointPair]
 
 Exported = Callable[[str, Modality, Precision], Path]
 
+# Where MKL's products have their borders (docs/parity.md, Neighbours); by other kernels they lie elsewhere.
+AS_MEASURED = torch.backends.mkl.is_available() and "AVX" in torch.backends.cpu.get_cpu_capability()
+
 TEXT_LAYOUTS = pytest.mark.parametrize("layout", LAYOUTS)
 
 
