@@ -146,7 +146,7 @@ def _m_clip(
     transformer.float().eval()
     head.eval()
     tower, eager = (
-        mean_pooled_tower(transformer, head, head.out_features),
+        mean_pooled_tower(transformer, head),
         MeanPoolingOriginal(transformer, head),
     )
     check_vocabulary(folder)

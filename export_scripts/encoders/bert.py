@@ -89,7 +89,7 @@ def mean_pooled_architecture(transformer: PreTrainedModel) -> MeanPooledArchitec
     )
 
 
-def mean_pooled_tower(transformer: PreTrainedModel, head: nn.Module, embedding_dim: int) -> TextTower:
+def mean_pooled_tower(transformer: PreTrainedModel, head: nn.Module) -> TextTower:
     """A BERT-like transformer and the head behind its mean, one linear layer or more.
 
     The original is told to run each MLP in one piece: `chunk_size_feed_forward` changes no number, and fails
@@ -110,7 +110,7 @@ def mean_pooled_tower(transformer: PreTrainedModel, head: nn.Module, embedding_d
     return TextTower(
         architecture=architecture,
         parts=(transformer, head),
-        embedding_dim=embedding_dim,
+        embedding_dim=[part.out_features for part in head.modules() if isinstance(part, nn.Linear)][-1],
         vocabulary_size=embeddings.word_embeddings.num_embeddings,
         positions=positions,
         build=lambda output: MeanPooledTextEncoder(transformer, architecture, head, output),
