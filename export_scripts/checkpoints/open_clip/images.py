@@ -84,7 +84,7 @@ def _vision_transformer(config: Config, weights: Weights) -> ImageModel:
         )
     )
     if found["no_ln_pre"]:
-        vision.pre_layrnorm = nn.Identity()
+        vision.set_submodule("pre_layrnorm", nn.Identity())
     renamed.load_into(vision)
 
     def original(pixel_values: Tensor) -> Tensor:
