@@ -304,8 +304,8 @@ def image_encoder_shapes(clip: Path) -> Figures:
     tokens = patches + 1
     products = [(width, 3 * width), (width, width), (width, mlp), (mlp, width)]
     layer = 2 * tokens * sum(rows * columns for rows, columns in products) + 2 * 2 * tokens * tokens * width
-    # Of the last layer's tokens but the first, our encoder computes keys and values only; of the first, and of
-    # the projection behind it, all products twice (`export_scripts.encoders.layers.alike`).
+    # Of the last layer's tokens but the first, our encoder computes keys and values only; of the first, and
+    # of the projection behind it, all products twice (`export_scripts.encoders.layers.alike`).
     keys_values = 2 * tokens * width * 2 * width
     pooled = 2 * 2 * (2 * width * width + 2 * width * mlp + width * config.projection_dim)
     last = keys_values + pooled + 2 * 2 * tokens * width

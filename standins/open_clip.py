@@ -21,7 +21,13 @@ from torch import Tensor
 
 from standins.checkpoints import CLIP_MEAN, CLIP_STD
 from standins.tokenizers import write_json
-from standins.untrained_tokenizers import write_gemma, write_openai_bpe, write_t5, write_xlm_roberta
+from standins.untrained_tokenizers import (
+    write_bert,
+    write_gemma,
+    write_openai_bpe,
+    write_t5,
+    write_xlm_roberta,
+)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -64,14 +70,13 @@ def own_image(config: Mapping[str, Any]) -> Shapes:
     vision = config["vision_cfg"]
     width, patch = vision["width"], vision["patch_size"]
     tower = Tower(width, vision["layers"])
+    norms = ("ln_post",) if vision.get("no_ln_pre") else ("ln_pre", "ln_post")
     return {
         "visual.class_embedding": (width,),
         "visual.positional_embedding": ((vision["image_size"] // patch) ** 2 + 1, width),
         "visual.proj": (width, config["embed_dim"]),
         "visual.conv1.weight": (width, 3, patch, patch),
-        **{
-            f"visual.{norm}.{part}": (width,) for norm in ("ln_pre", "ln_post") for part in ("weight", "bias")
-        },
+        **{f"visual.{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")},
         **layers("visual.transformer.resblocks", tower, OWN_NAMES, "ls_init_value" in vision),
     }
 
@@ -264,6 +269,7 @@ def siglip(width: int, vocabulary: int, image_size: int, text_layers: int, **tex
     }
 
 
+_CLIPA_RESIZE = {"interpolation": "bilinear", "resize_mode": "squash"}
 _XLM_R = xlm_roberta(48, 2, 2, 2000)
 
 KINDS = {
@@ -304,6 +310,20 @@ KINDS = {
         },
         CLIP_PREPROCESS,
         own_image, transformers_text(_XLM_R), write_xlm_roberta, 2000, base=_XLM_R,
+    ),
+    # CLIPA's: the mean of the patches, and BERT's words without an end.
+    "open-clip-clipa": Kind(
+        {
+            "embed_dim": 32,
+            "vision_cfg": {**_VISION, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
+            "text_cfg": {
+                "context_length": 32, "vocab_size": 2000, "hf_tokenizer_name": "bert-base-uncased",
+                "tokenizer_kwargs": {"strip_sep_token": True}, "width": 48, "heads": 2, "layers": 2,
+                "pool_type": "last", "no_causal_mask": True,
+            },
+        },
+        {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], **_CLIPA_RESIZE},
+        own_image, own_text, write_bert, 2000,
     ),
     "open-clip-siglip": Kind(
         siglip(48, 2000, 56, 2), SIGLIP_PREPROCESS,

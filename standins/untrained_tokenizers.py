@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+import string
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -233,5 +234,48 @@ def write_gemma(folder: Path, size: int) -> None:
             "padding_side": "right",
             "tokenizer_class": "GemmaTokenizer",
             "unk_token": "<unk>",
+        },
+    )  # fmt: skip
+
+
+def write_bert(folder: Path, size: int) -> None:
+    """bert-base-uncased's WordPiece as `tokenizer.json` and `vocab.txt`."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [word for word, _ in frequent(lower=True)]
+    characters = sorted({character for word in words for character in word})
+    tokens = [*special, *string.punctuation, *characters, *(f"##{character}" for character in characters)]
+    tokens = list(dict.fromkeys([*tokens, *words]))[:size]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    _write(
+        folder,
+        {
+            "added_tokens": _added({token: number for number, token in enumerate(special)}),
+            "normalizer": {
+                "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+                "strip_accents": None, "lowercase": True,
+            },
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+            "post_processor": _template({"[CLS]": 2}, {"[SEP]": 3}),
+            "model": {
+                "type": "WordPiece",
+                "unk_token": "[UNK]",
+                "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 100,
+                "vocab": {token: number for number, token in enumerate(tokens)},
+            },
+        },
+        {
+            "cls_token": "[CLS]",
+            "do_lower_case": True,
+            "mask_token": "[MASK]",
+            "model_max_length": 512,
+            "pad_token": "[PAD]",
+            "sep_token": "[SEP]",
+            "strip_accents": None,
+            "tokenize_chinese_chars": True,
+            "tokenizer_class": "BertTokenizer",
+            "unk_token": "[UNK]",
         },
     )  # fmt: skip

@@ -145,8 +145,7 @@ def _m_clip(
 ) -> TextCheckpoint:
     transformer.float().eval()
     head.eval()
-    tower = bert_tower(transformer, head, head.out_features)
-    eager = MeanPoolingOriginal(transformer, head)
+    tower, eager = bert_tower(transformer, head), MeanPoolingOriginal(transformer, head)
     check_vocabulary(folder)
     check_sentencepiece(folder)
     with in_our_words(folder, "transformers cannot load its tokenizer"):

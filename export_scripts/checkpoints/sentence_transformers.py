@@ -211,4 +211,4 @@ def _transformer_and_dense(model: SentenceTransformer, folder: Path) -> TextTowe
             f"{folder}: Dense with use_residual {dense.use_residual}, from {dense.module_input_name} to "
             f"{dense.module_output_name}; supported is one without, on sentence_embedding"
         )
-    return bert_tower(transformer.model, dense.linear, dense.linear.out_features)
+    return bert_tower(transformer.model, dense.linear)

@@ -134,10 +134,7 @@ def bert_architecture(
 
 
 def bert_tower(
-    transformer: PreTrainedModel,
-    head: nn.Module,
-    embedding_dim: int,
-    kind: type[BertArchitecture] = MeanPooledArchitecture,
+    transformer: PreTrainedModel, head: nn.Module, kind: type[BertArchitecture] = MeanPooledArchitecture
 ) -> TextTower:
     """A BERT-like transformer, pooled in one of the ways of `POOLS`, and the head behind it.
 
@@ -159,7 +156,7 @@ def bert_tower(
     return TextTower(
         architecture=architecture,
         parts=(transformer, head),
-        embedding_dim=embedding_dim,
+        embedding_dim=[part.out_features for part in head.modules() if isinstance(part, nn.Linear)][-1],
         vocabulary_size=embeddings.word_embeddings.num_embeddings,
         positions=positions,
         build=lambda output: BertTextEncoder(transformer, architecture, head, output),

@@ -11,8 +11,7 @@ from export_scripts.encoders.towers import Family, TextTower
 
 def text_tower(model: ChineseCLIPModel) -> TextTower:
     """The BERT and its projection, which has no bias; no pooler is between them."""
-    projection = model.text_projection
-    return bert_tower(model.text_model, projection, projection.out_features, FirstPooledArchitecture)
+    return bert_tower(model.text_model, model.text_projection, FirstPooledArchitecture)
 
 
 CHINESE_CLIP = Family(

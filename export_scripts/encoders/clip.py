@@ -22,6 +22,7 @@ from export_scripts.encoders.layers import (
     PooledLayer,
     PreNormLayer,
     SelfAttention,
+    WholeLayer,
     alike,
     check_pixels,
 )
@@ -38,6 +39,11 @@ class ImageArchitecture(Architecture):
     """
 
     patch_size: int
+
+
+@dataclass(frozen=True)
+class MeanImageArchitecture(ImageArchitecture):
+    """CLIPA's: the mean of its patches."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,15 @@ def clip_text_architecture(text: CLIPTextModel, *, two_is_highest: bool) -> Clip
     )
 
 
-def image_tower_of(vision: CLIPVisionModel, projection: nn.Linear, score: Score) -> ImageTower:
-    """A vision transformer and its projection; `score` is of the pair."""
+def image_tower_of(
+    vision: CLIPVisionModel, projection: nn.Linear, score: Score, *, mean: bool = False
+) -> ImageTower:
+    """A vision transformer and its projection; `score` is of the pair, and `mean` pools as CLIPA does."""
     # transformers types its submodules too loosely to check.
     embeddings: Any = vision.embeddings
     architecture, edge = image_architecture(vision), embeddings.image_size
+    if mean:
+        architecture = MeanImageArchitecture(**vars(architecture))
     return ImageTower(
         architecture=architecture,
         parts=(vision, projection),
@@ -211,7 +221,9 @@ class ImageEncoder(nn.Module):
         self.norm_before = vision.pre_layrnorm
         layers = [_layer(layer, architecture, causal=False) for layer in vision.encoder.layers]
         self.layers = nn.ModuleList(layers[:-1])
-        self.last_layer = PooledLayer(layers[-1])
+        mean = isinstance(architecture, MeanImageArchitecture)
+        self.last_layer = WholeLayer(layers[-1]) if mean else PooledLayer(layers[-1])
+        self.pool = _mean_of_patches if mean else _first
         self.norm_after = vision.post_layernorm
         self.projection = projection
         self.output = output
@@ -234,7 +246,7 @@ class ImageEncoder(nn.Module):
         x = self.norm_before(x)
         for layer in self.layers:
             x = layer(x, None)
-        x = self.last_layer(x, _first, None)
+        x = self.last_layer(x, self.pool, None)
         embedding: Tensor = self.output(alike(self.projection, self.norm_after(x)))
         return embedding
 
@@ -288,6 +300,12 @@ class ClipTextEncoder(nn.Module):
 def _first(x: Tensor) -> Tensor:
     """Row 0 of each: `[N, L, W]` to `[N, W]`."""
     return x[:, 0]
+
+
+def _mean_of_patches(x: Tensor) -> Tensor:
+    """The mean of all rows but 0 of each: `[N, L, W]` to `[N, W]`."""
+    # In float32: a sum of many half-precision tokens loses digits.
+    return x[:, 1:].float().mean(1).to(x.dtype)
 
 
 def _take(x: Tensor, positions: Tensor) -> Tensor:

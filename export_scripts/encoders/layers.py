@@ -175,6 +175,18 @@ class PooledLayer(nn.Module):
         return x + alike(self.mlp, self.norm2(x))
 
 
+class WholeLayer(nn.Module):
+    """The last `PreNormLayer` where all tokens are pooled."""
+
+    def __init__(self, layer: PreNormLayer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, pool: Callable[[Tensor], Tensor], mask: Tensor | None) -> Tensor:
+        """`[N, L, W]` to `[N, W]`; `pool` takes the tokens behind the layer."""
+        return pool(self.layer(x, mask))
+
+
 class PostNormLayer(nn.Module):
     """A transformer layer as BERT has it: normalised after attention and after the MLP."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipserve.errors import ExportError
 from export_scripts.checkpoints.open_clip.config import PLAIN_BLOCKS, Config, activation, norm_eps
@@ -36,15 +36,11 @@ def _vision_transformer(config: Config, weights: Weights) -> ImageModel:
             "head_width": 64,
             "act_kwargs": None,
             "norm_kwargs": None,
-        },
-        {
-            **PLAIN_BLOCKS,
-            "attentional_pool": False,
             "no_ln_pre": False,
             "pool_type": "tok",
             "final_ln_after_pool": False,
-            "timm_model_name": None,
         },
+        {**PLAIN_BLOCKS, "attentional_pool": False, "timm_model_name": None},
         # Those of the weights, of training, and of what is refused.
         (
             "mlp_ratio", "ls_init_value", "pos_embed_type", "patch_dropout", "attn_pooler_queries",
@@ -56,6 +52,13 @@ def _vision_transformer(config: Config, weights: Weights) -> ImageModel:
             f"{section.path}: layers {found['layers']} are those of a ResNet, which is not supported; take "
             "a ViT of the same data"
         )
+    mean = found["pool_type"] == "avg"
+    # Of one token the norm is the same before and behind.
+    if found["pool_type"] not in ("tok", "avg") or (mean and not found["final_ln_after_pool"]):
+        raise ExportError(
+            f"{section.path}: pool_type {found['pool_type']!r} with final_ln_after_pool "
+            f"{found['final_ln_after_pool']} is not supported; supported are 'tok', and 'avg' with True"
+        )
     edge = config.edge
     renamed = Renamed(weights.image, config.folder)
     renamed.state |= {
@@ -63,7 +66,9 @@ def _vision_transformer(config: Config, weights: Weights) -> ImageModel:
         "embeddings.class_embedding": renamed.take("class_embedding"),
         "embeddings.position_embedding.weight": renamed.take("positional_embedding"),
     }
-    renamed.move({"ln_pre": "pre_layrnorm", "ln_post": "post_layernorm"})
+    renamed.move({"ln_post": "post_layernorm"})
+    if not found["no_ln_pre"]:
+        renamed.move({"ln_pre": "pre_layrnorm"})
     _, mlp_width = renamed.move_layers(OPEN_CLIP)
     projection = linear(renamed.take("proj").T.contiguous())
     vision = transformers.CLIPVisionModel(
@@ -78,10 +83,16 @@ def _vision_transformer(config: Config, weights: Weights) -> ImageModel:
             layer_norm_eps=norm_eps(section, found["norm_kwargs"]),
         )
     )
+    if found["no_ln_pre"]:
+        vision.set_submodule("pre_layrnorm", nn.Identity())
     renamed.load_into(vision)
 
     def original(pixel_values: Tensor) -> Tensor:
-        embedding: Tensor = projection(vision(pixel_values=pixel_values).pooler_output)
+        found = vision(pixel_values=pixel_values)
+        pooled = (
+            vision.post_layernorm(found.last_hidden_state[:, 1:].mean(1)) if mean else found.pooler_output
+        )
+        embedding: Tensor = projection(pooled)
         return embedding
 
-    return ImageModel(clip.image_tower_of(vision, projection, weights.score), original)
+    return ImageModel(clip.image_tower_of(vision, projection, weights.score, mean=mean), original)

@@ -69,7 +69,7 @@ def _of_transformers(config: Config, weights: Weights) -> TextModel:
         renamed.state[name] = tensor if absent else renamed.take(name)
     renamed.load_into(model)
     eager = MeanPoolingOriginal(transformer, head)
-    tower = bert.bert_tower(transformer, head, config.embedding_dim)
+    tower = bert.bert_tower(transformer, head)
     return TextModel(tower, eager, min(found["context_length"], tower.positions))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 import unicodedata
@@ -73,7 +74,7 @@ def read_texts(config: Config) -> Texts:
     named = bool(section.values.get("hf_tokenizer_name"))
     kwargs = section.values.get("tokenizer_kwargs") or {}
     cleaning = CLEANING.get(kwargs.get("clean", "whitespace" if named else "lower"))
-    if not kwargs.keys() <= {"clean"} or cleaning is None:
+    if not kwargs.keys() <= {"clean", "strip_sep_token"} or cleaning is None:
         raise section.refusal("tokenizer_kwargs", *({"clean": name} for name in CLEANING))
     if section.values.get("tokenizer_mode"):
         raise section.refusal("tokenizer_mode", None)
@@ -83,7 +84,13 @@ def read_texts(config: Config) -> Texts:
         original: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         path = folder / TOKENIZER_JSON
         backend = Tokenizer.from_file(str(path)) if path.is_file() else original.backend_tokenizer
-        backend = Tokenizer.from_str(backend.to_str())
+        definition = json.loads(backend.to_str())
+        end = original.sep_token_id if kwargs.get("strip_sep_token") else None
+        if end is not None:
+            # CLIPA's end is a zero, which is padding.
+            for special in definition["post_processor"]["special_tokens"].values():
+                special["ids"] = [0 if number == end else number for number in special["ids"]]
+        backend = Tokenizer.from_str(json.dumps(definition))
     if not named and not isinstance(original, transformers.CLIPTokenizer):
         raise ExportError(
             f"{folder}: a {type(original).__name__}, where open_clip takes OpenAI's tokenizer without "
@@ -91,10 +98,13 @@ def read_texts(config: Config) -> Texts:
         )
     first = [backend.normalizer] if named and backend.normalizer else []
     backend.normalizer = normalizers.Sequence([*MENDING, *cleaning.steps, *first])
-    return Texts(as_transformers(backend, original), partial(_padded, original, cleaning))
+    return Texts(as_transformers(backend, original), partial(_padded, original, cleaning, end))
 
 
-def _padded(tokenizer: Any, cleaning: Cleaning, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+def _padded(
+    tokenizer: Any, cleaning: Cleaning, end: int | None, texts: Sequence[str], length: int
+) -> tuple[Tensor, Tensor]:
     cleaned = [" ".join(cleaning.original(_mended(text)).split()) for text in texts]
     tokens = tokenizer(cleaned, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    return tokens["input_ids"], tokens["attention_mask"]
+    ids: Tensor = tokens["input_ids"]
+    return ids if end is None else ids.masked_fill(ids == end, 0), tokens["attention_mask"]

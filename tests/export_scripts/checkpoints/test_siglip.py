@@ -42,7 +42,15 @@ from tests.export_scripts.checkpoints.edits import (
     remove,
     text_refusal,
 )
-from tests.export_scripts.exports import CPU, PICTURES, Exported, Pairs, embed_pictures, embed_texts, unit
+from tests.export_scripts.exports import (
+    CPU,
+    PICTURES,
+    Exported,
+    Pairs,
+    embed_pictures,
+    embed_texts,
+    unit,
+)
 
 KINDS = ["siglip", "siglip-2"]
 BOTH = pytest.mark.parametrize("kind", KINDS)

@@ -66,22 +66,6 @@ def test_text_parity(layout: str, precision: Precision, pairs: Pairs, exported: 
     np.testing.assert_allclose(np.linalg.norm(embed_texts(encoder, TEXTS), axis=1), 1, atol=1e-6)
 
 
-@TEXT_LAYOUTS
-def test_a_text_does_not_depend_on_its_neighbours(layout: str, exported: Exported) -> None:
-    """Exactly, where as many texts are padded to one length; docs/parity.md says what else moves a digit."""
-    encoder = ExportedTextEncoder(exported(layout, "text", "fp32"), CPU)
-    text, longer, other = "two dogs", "a cat on a table by the sea " * 3, "a dog in the snow by the sea " * 3
-    for count in (2, 8):
-        first = [text, longer, *["", "a", "x", text, longer, "cat"][: count - 2]]
-        second = [text, other, longer, *[longer] * 5][:count]
-        rows = [[encoder.tokenizer.tokenize(one).ids for one in texts] for texts in (first, second)]
-        longest = max(len(ids) for row in rows for ids in row)
-        padded = [encoder.tokenizer.pad([*row, [0] * longest]) for row in rows]
-        beside, among = (encoder.embed(ids[:count], mask[:count])[0] for ids, mask in padded)
-        np.testing.assert_array_equal(beside, among)
-        np.testing.assert_allclose(beside, embed_texts(encoder, [text])[0], atol=1e-6)
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @IMAGE_LAYOUTS
 def test_image_parity(layout: str, precision: Precision, pairs: Pairs, exported: Exported) -> None:
