@@ -11,8 +11,9 @@ from torch import Tensor
 from clipserve.certificate import Golden, ParityBound, ParityCase, ParityCertificate
 from clipserve.encoder_spec import Device, EncoderSpec, FloatArray, encode_vector, parity_bound
 from clipserve.errors import ExportError, ParityError
+from clipserve.loading import Module
 from clipserve.similarity import unit_vectors
-from export_scripts.formats.base import EncoderFormat, Module
+from export_scripts.formats.base import EncoderFormat
 from export_scripts.parity.subjects import Run, Subject
 
 

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from clipserve.archive_files import file_sha256
-from clipserve.encoder import ExportedTextEncoder, load_torchscript
+from clipserve.encoder import ExportedTextEncoder
 from clipserve.encoder_spec import TOKENIZER_FILE, read_extra_file, read_spec
 from clipserve.errors import ExportError, ParityError, SpecError
+from clipserve.loading import load_torchscript
 from clipserve.operators import operators_of
 from clipserve.store import Store
 from export_scripts import export, verify
