@@ -9,13 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from clipserve.client import Client
-from clipserve.encoder_spec import FloatArray
+from clipserve.encoder_spec import FloatArray, ScoreKind
 from clipserve.similarity import cosine_similarity
 from serving.local import ROOT
 
 PICTURES = ROOT / "demo" / "pictures"
 EXAMPLE_IMAGE = PICTURES / "two-dogs-in-the-snow.jpg"
 EXAMPLE_TEXTS = ("Two dogs in the snow", "A cat on a table", "A picture of London at night")
+
+SAID: dict[ScoreKind, str] = {
+    "softmax": "softmax: which of these fits best",
+    "sigmoid": "sigmoid: whether each fits, by itself",
+}
 
 SHOWN = 4  # components printed at either end of an embedding
 
@@ -40,7 +45,7 @@ def run_example(client: Client, image: Path, texts: Sequence[str]) -> None:
         print(f"text {index + 1}: {text}")
         print(f"text embedding: {_shown(embedding)}")
         print(f"similarity: {100 * cosine:.2f}%")
-    print(f"label probabilities ({answer.score}):")
+    print(f"label probabilities ({SAID[answer.score]}):")
     for text, probability in zip(texts, answer.probabilities[0], strict=True):
         print(f"  {probability:.7g}  {text}")
 

@@ -26,6 +26,7 @@ from clipserve.errors import ExportError
 from export_scripts import encoders
 from export_scripts.checkpoints.loading import load_image_checkpoint, load_pair, load_text_checkpoint
 from export_scripts.checkpoints.pair import ImageCheckpoint, TextCheckpoint
+from tests.conftest import FolderOf
 
 SENTENCES = [
     "Two dogs in the snow",
@@ -86,6 +87,7 @@ def sides(
     m_clip_bert_folder: Path,
     m_clip_xlm_roberta_folder: Path,
     siglip_folder: Path,
+    folder_of: FolderOf,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Side]:
     # The published file is a torch pickle; as safetensors it is changed like the others.
@@ -95,6 +97,12 @@ def sides(
         torch.load(xlm_roberta / "pytorch_model.bin", weights_only=True), xlm_roberta / "model.safetensors"
     )
     (xlm_roberta / "pytorch_model.bin").unlink()
+    chinese_clip = tmp_path_factory.mktemp("chinese-clip") / "chinese-clip"
+    shutil.copytree(folder_of("chinese-clip"), chinese_clip)
+    tensors = torch.load(chinese_clip / "pytorch_model.bin", weights_only=True)
+    save_file(tensors, chinese_clip / "model.safetensors", metadata={"format": "pt"})
+    (chinese_clip / "pytorch_model.bin").unlink()
+    metaclip_2 = folder_of("metaclip-2")
     inner = "0_CLIPModel/config.json"
     clip_weights = "0_CLIPModel/model.safetensors"
     return {
@@ -107,10 +115,15 @@ def sides(
         ),
         "siglip image": Side(siglip_folder, "config.json", "vision_config", "model.safetensors", True),
         "siglip text": Side(siglip_folder, "config.json", "text_config", "model.safetensors", False),
+        "metaclip-2 text": Side(metaclip_2, "config.json", "text_config", "model.safetensors", False),
+        "chinese-clip text": Side(chinese_clip, "config.json", "text_config", "model.safetensors", False),
     }  # fmt: skip
 
 
-SIDES = ["clip image", "clip text", "distilbert", "bert", "xlm-roberta", "siglip image", "siglip text"]
+SIDES = [
+    *("clip image", "clip text", "distilbert", "bert", "xlm-roberta", "siglip image", "siglip text"),
+    *("metaclip-2 text", "chinese-clip text"),
+]
 
 
 @pytest.fixture(params=SIDES)
