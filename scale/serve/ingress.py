@@ -71,7 +71,9 @@ def _response(request: Request, reply: Reply, headers: Mapping[str, str] | None 
     names = trace_headers(request.headers)
     if names:
         logger.info(trace_line(names, reply.status))
-    return Response(reply.body, reply.status, {**names, **(headers or {})}, reply.content_type)
+    # Ray Serve's proxy answers with x-request-id by itself.
+    told = {name: value for name, value in names.items() if name != "x-request-id"}
+    return Response(reply.body, reply.status, {**told, **(headers or {})}, reply.content_type)
 
 
 class TokenError(RequestError):
