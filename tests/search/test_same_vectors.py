@@ -59,8 +59,9 @@ def test_every_file_is_compared_by_its_own_row_on_the_page(
     for name in FILES:
         (pictures / name).write_bytes(file(name))
     index_folder(client, pictures, table)
-    paths, vectors = open_table(table).embeddings()
-    rows = {Path(path).name: vector for path, vector in zip(paths, vectors, strict=True)}
+    opened = open_table(table)
+    hashes = {Path(path).name: state.sha256 for path, state in opened.states().items()}
+    rows = {name: opened.by_hash([hashes[name]])[hashes[name]][0] for name in hashes}
     with contextlib.ExitStack() as stack:
         page = application(Page(lambda: stack.enter_context(server.client()), table), "token", 80)
         here = "http://127.0.0.1"
