@@ -74,12 +74,14 @@ def _normalize(x: Tensor, p: float, dim: int, eps: float, out: None) -> Tensor:
     return x / squares.sqrt().clamp(min=eps)
 
 
-# `gt` is asked of an attention mask only, which is 0 or 1.
+# `gt` is asked of an attention mask only, which is 0 or 1. `expand` is asked of rows that go in twos, for the
+# sake of their last bit (`alike`), and nothing else.
 SPELLING: Spelling = {
     torch.Tensor.unflatten: _unflatten,
     torch.Tensor.flatten: _flatten,
     torch.Tensor.unbind: _unbind,
     torch.Tensor.sum: _sum,
+    torch.Tensor.expand: lambda x, *_: x.unsqueeze(0),
     torch.Tensor.gt: torch.Tensor.ne,
     torch.Tensor.__gt__: torch.Tensor.ne,
     F.normalize: _normalize,
