@@ -9,7 +9,7 @@ library's own.
 | open_clip | `open_clip_config.json` | yes | its own text tower |
 | sentence-transformers CLIP | `modules.json` around a `CLIPModel` | yes | its own text tower |
 | sentence-transformers text | `modules.json`: Transformer, Pooling, Dense | | yes |
-| SigLIP, MetaCLIP 2, Chinese-CLIP | `model_type` in `config.json` | yes | its own text tower |
+| families of two towers | `model_type` in `config.json`, one of `FAMILIES` | yes | its own text tower |
 | M-CLIP BERT | `config.json` of type `bert`, and a pickled linear head | | yes |
 | M-CLIP XLM-R | `config.json` of type `M-CLIP` | | yes |
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,8 @@ from export_scripts.checkpoints.open_clip import loading as open_clip_loading
 from export_scripts.checkpoints.pair import CheckpointPair, ImageCheckpoint, TextCheckpoint
 from export_scripts.checkpoints.reading import model_type
 from export_scripts.checkpoints.two_towers import Texts, own_tokenizer
-from export_scripts.encoders.chinese_clip import CHINESE_CLIP
-from export_scripts.encoders.metaclip_2 import METACLIP_2
 from export_scripts.encoders.siglip import SIGLIP
-from export_scripts.encoders.supported import REFUSED, no_image_encoder
+from export_scripts.encoders.supported import FAMILIES, REFUSED, no_image_encoder
 from export_scripts.encoders.towers import Family
 
 # The text encoder that a published image checkpoint is served with unless TEXT_MODEL says otherwise.
@@ -44,8 +42,13 @@ class Layout:
     load_image: Callable[[Path, str], ImageCheckpoint] | None
 
 
-def _two_towers(family: Family, load_texts: Callable[[Path], Texts] = own_tokenizer) -> Layout:
+# Families whose texts need more than the tokenizer beside the model.
+TEXTS: Mapping[str, Callable[[Path], Texts]] = {SIGLIP.name: siglip.load_texts}
+
+
+def _two_towers(family: Family) -> Layout:
     """A family as transformers saves it."""
+    load_texts = TEXTS.get(family.name, own_tokenizer)
     return Layout(
         family.name,
         partial(two_towers.matches, family),
@@ -63,10 +66,7 @@ LAYOUTS = (
         sentence_transformers.load_text,
         sentence_transformers.load_image,
     ),
-    _two_towers(SIGLIP, siglip.load_texts),
-    _two_towers(METACLIP_2),
-    # `cn_clip.clip.tokenize`: all published ones were trained with 52, of 512 positions.
-    _two_towers(CHINESE_CLIP, partial(own_tokenizer, most=52)),
+    *(_two_towers(family) for family in FAMILIES.values() if family.original == "transformers"),
     Layout("M-CLIP BERT", m_clip.is_bert, m_clip.load_bert, None),
     Layout("M-CLIP XLM-R", m_clip.is_xlm_roberta, m_clip.load_xlm_roberta, None),
 )

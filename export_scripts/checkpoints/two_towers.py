@@ -38,13 +38,10 @@ class Texts:
         tokenizer: in its `tokenizers` form, with all that is done to a text.
         original: the same by other code: texts, and the most tokens, to `input_ids` and `attention_mask`,
             int64 `[N, L]`.
-        most: tokens of a text that the model was trained with, special ones included; None where that is as
-            many as it has positions for.
     """
 
     tokenizer: Any
     original: Callable[[Sequence[str], int], tuple[Tensor, Tensor]]
-    most: int | None = None
 
 
 def matches(family: Family, folder: Path) -> bool:
@@ -78,7 +75,7 @@ def load_text(family: Family, load_texts: Callable[[Path], Texts], folder: Path,
     tower = family.text_tower(model)
     with in_our_words(folder, "its tokenizer cannot be loaded"):
         texts = load_texts(folder)
-    context_length = min(texts.most or tower.positions, tower.positions)
+    context_length = min(family.most_tokens or tower.positions, tower.positions)
 
     def reference(input_ids: Tensor, attention_mask: Tensor) -> FloatArray:
         # What pads to the context length was trained to see the padding.
@@ -97,11 +94,8 @@ def load_text(family: Family, load_texts: Callable[[Path], Texts], folder: Path,
     )
 
 
-def own_tokenizer(folder: Path, *, most: int | None = None) -> Texts:
+def own_tokenizer(folder: Path) -> Texts:
     """Tokens as the tokenizer beside the model makes them, padded to the longest text and masked.
-
-    Args:
-        most: see `Texts`.
 
     Raises:
         ExportError: there is none, or it cannot be read.
@@ -114,7 +108,7 @@ def own_tokenizer(folder: Path, *, most: int | None = None) -> Texts:
         tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         return tokens["input_ids"], tokens["attention_mask"]
 
-    return Texts(tokenizer, original, most)
+    return Texts(tokenizer, original)
 
 
 def _embedding(features: Callable[..., Any], **inputs: Tensor) -> FloatArray:

@@ -15,5 +15,12 @@ def text_tower(model: ChineseCLIPModel) -> TextTower:
 
 
 CHINESE_CLIP = Family(
-    "Chinese-CLIP", ChineseCLIPModel, "chinese_clip", image_tower, text_tower, original="transformers"
+    "Chinese-CLIP",
+    ChineseCLIPModel,
+    "chinese_clip",
+    image_tower,
+    text_tower,
+    original="transformers",
+    # `cn_clip.clip.tokenize`: all published ones, of 512 positions.
+    most_tokens=52,
 )

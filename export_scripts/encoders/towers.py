@@ -110,6 +110,8 @@ class Family:
         model_type: in its configuration.
         image_tower, text_tower: of such a model, float32.
         original: the library whose forward pass, inputs included, an export is compared with.
+        most_tokens: of a text that it was trained with, special ones included, where the model has more
+            positions and its tokenizer does not say so.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Family:
     image_tower: Callable[[Any], ImageTower]
     text_tower: Callable[[Any], TextTower]
     original: Literal["sentence-transformers", "transformers"]
+    most_tokens: int | None = None
 
 
 def norm_eps(transformer: nn.Module) -> float:
