@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from clipserve.encoder_spec import (
-    GOLDEN_MIN_COSINE,
     TOKENIZER_FILE,
     FloatArray,
     Modality,
     artifact_sha256,
     decode_vector,
+    golden_min_cosine,
     read_extra_file,
     read_spec,
 )
@@ -37,10 +37,15 @@ GOLDEN_LIMITS = ImageLimits()
 WARM_UP_RUNS = 3
 
 
-def load_for_inference(path: Path, device: torch.device) -> torch.jit.ScriptModule:
+def load_for_inference(
+    path: Path, device: torch.device, int8_levels: int | None = None
+) -> torch.jit.ScriptModule:
     """Loads a traced encoder; it cannot be saved again.
 
     Where it runs on a CPU, its layers' weights are packed, and its tables stay in the file.
+
+    Args:
+        int8_levels: see `prepack_linear_layers`.
 
     Raises:
         SpecError: it holds what no encoder has, see `clipserve.operators`.
@@ -48,7 +53,7 @@ def load_for_inference(path: Path, device: torch.device) -> torch.jit.ScriptModu
     module = _load_unchecked(path, device)
     if device.type == "cpu":
         # Before the graph is read as a whole, which compiles the layers' own as it finds them.
-        prepack_linear_layers(module)
+        prepack_linear_layers(module, int8_levels)
         map_large_weights(path, module)
     check_operators(path, module)
     return module
@@ -129,11 +134,11 @@ class _ExportedEncoder:
                 f"{self.path}: its golden embedding has {len(expected)} numbers, the encoder gives "
                 f"{len(embedding)}; run 'make export'"
             )
-        alike = cosine(embedding, expected)
-        if not alike >= GOLDEN_MIN_COSINE:
+        alike, least = cosine(embedding, expected), golden_min_cosine(self.spec.precision)
+        if not alike >= least:
             raise SpecError(
                 f"{self.path}: the golden input's embedding has cosine {alike:.6f} with the "
-                f"certificate's, allowed is >= {GOLDEN_MIN_COSINE}; run 'make export' on this machine"
+                f"certificate's, allowed is >= {least}; run 'make export' on this machine"
             )
 
 

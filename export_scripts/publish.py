@@ -36,8 +36,10 @@ from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.formats.base import EncoderFormat, Inputs
 from export_scripts.packages.folders import publish_files
-from export_scripts.parity.proof import certify, runner
+from export_scripts.encoders.int8 import quantize
+from export_scripts.parity.proof import certify, runner, runners
 from export_scripts.parity.subjects import SUBJECTS, Run, Subject
+from export_scripts.quantization import find_quantization, peaks
 
 # A lone input, for which somebody waits, and what comes together under load: neither tells of the other.
 TIMED_BATCHES = (1, 8)
@@ -226,22 +228,26 @@ class Export:
         inputs = Inputs(
             subject.checkpoint.preprocessing.inputs, tuple(i.to(self.device) for i in subject.example)
         )
-        encoder = subject.checkpoint.build(self.normalized)
-        # state_dict tensors may be shared with the original, which must stay as it is.
+        quantization = None
         with torch.inference_mode(False), torch.no_grad():
+            # state_dict tensors may be shared with the original, which must stay as it is.
+            encoder = _copy(subject.checkpoint.build(self.normalized)).to(self.device).eval()
             try:
-                form.make(_copy(encoder).to(self.device).eval(), precision, inputs, path)
+                if precision == "int8":
+                    quantization, layers = find_quantization(encoder, subject.calibration())
+                    quantize(encoder, quantization, peaks(layers))
+                form.make(encoder, precision, inputs, path)
             except ParityError as error:
                 raise ParityError(f"{subject.modality} encoder: {error}") from error
             except ExportError as error:
                 raise ExportError(f"{subject.modality} encoder: {error}") from error
         bound = parity_bound(self.file_format, self.device, precision)
-        certificate = certify(subject, self._load(path, form), bound, self.normalized)
-        if not certificate.bound.holds(certificate.max_abs_diff, certificate.min_cosine):
+        runs = runners(form, path, self.device, precision)
+        certificate = certify(subject, runs, bound, self.normalized)
+        if not certificate.holds:
             worst = min(certificate.cases, key=lambda case: (case.min_cosine, -case.max_abs_diff))
             raise ParityError(
-                f"{subject.modality} encoder in {precision} on {self.device}: max-abs "
-                f"{certificate.max_abs_diff:.3g}, min cosine {certificate.min_cosine:.6f} "
+                f"{subject.modality} encoder in {precision} on {self.device}: {certificate} "
                 f"(worst: {worst.name}), the bound is {certificate.bound}; nothing was published"
             )
         spec = EncoderSpec(
@@ -264,6 +270,7 @@ class Export:
             versions={name: metadata.version(name) for name in (*RECORDED_LIBRARIES, *form.libraries)}
             | {"python": platform.python_version()},
             certificate=certificate,
+            quantization=quantization,
         )
         form.add_extra_files(path, {SPEC_FILE: spec.to_json(), **subject.extra_files})
         return Made(path, spec)
