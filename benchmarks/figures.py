@@ -20,6 +20,7 @@ from scale.bulk import estimate
 ROOT = Path(__file__).parents[1]
 RESULTS = LATEST.parent
 FORMATS = RESULTS / "formats.json"
+INT8 = RESULTS / "int8.json"
 DEMO = ROOT / "demo" / "results.json"
 
 BLOCK = re.compile(r"(<!-- figures: (\S+) -->\n).*?(<!-- /figures -->\n)", re.DOTALL)
@@ -246,10 +247,33 @@ def search() -> str:
     return _table((*head, "index", "on disk", "peak memory"), rows)
 
 
+def int8() -> str:
+    """The encoder alone in int8, beside our other precisions and ONNX Runtime's int8."""
+    results = _read(INT8)
+    of = {(row["modality"], row["batch"], row["engine"]): row for row in results["times"]}
+    names = list(dict.fromkeys(row["engine"] for row in results["times"]))
+    things = [(modality, batch) for modality in ("image", "text") for batch in (1, 8)]
+
+    def cells(name: str) -> Iterator[str]:
+        suffix = ", AVX2" if name.endswith(", AVX2") else ""
+        for thing in things:
+            row, fp32 = of[(*thing, name)], of[(*thing, f"fp32{suffix}")]
+            spread = f"{row['median']:.1f} ({row['least']:.1f}–{row['most']:.1f})"
+            yield f"{spread}, {fp32['median'] / row['median']:.2f}"
+
+    head = ("one thread, CPU ms, fp32 ÷ it", "a picture", "8 pictures", "a text of 24 tokens", "8 of them")
+    loads = " and ".join(f"{load:.1f}" for load in results["load_averages"])
+    return _table(head, ((name, *cells(name)) for name in names)) + (
+        f"\nMedian (least–most) of {results['rounds']} turns; {results['cpu']}; load average {loads} before "
+        f"and after; PyTorch {results['torch']}.\n"
+    )
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "measured": measured,
     "ceiling": ceiling,
     "formats": formats,
+    "int8": int8,
     "bulk": bulk,
     "search": search,
     "estimate": lambda: estimate.table(estimate.Assumptions()) + "\n",

@@ -83,4 +83,4 @@ class ParityCertificate:
 
     def __str__(self) -> str:
         mean = "" if self.bound.mean_cosine is None else f", mean {self.mean_cosine:.6f}"
-        return f"max-abs {self.max_abs_diff:.3g}, min cosine {self.min_cosine:.6f}{mean}"
+        return f"max-abs {self.max_abs_diff:.2g}, min cosine {self.min_cosine:.6f}{mean}"

@@ -22,7 +22,7 @@ from clipserve.images import PixelArray, decode_image, preprocess
 from clipserve.memory import Allowance
 from clipserve.meter import Meter
 from clipserve.settings import Settings
-from clipserve.tokens import PASS_TOKENS, Tokens, length_groups
+from clipserve.tokens import PASS_TOKENS, Tokens, equal_length_groups, length_groups
 from clipserve.wire.messages import Embedded, Result, Usage
 
 InputT = TypeVar("InputT", contravariant=True)
@@ -147,6 +147,7 @@ class TextEmbedder:
         self._meter = Meter() if meter is None else meter
         self._cost = PassCost()
         self._longest = encoder.tokenizer.context_length
+        self._groups = equal_length_groups if encoder.spec.precision == "int8" else length_groups
         largest = encoder.tokenizer.largest_id
         try:
             with self._cost.measure(self._longest + PASS_TOKENS):
@@ -173,7 +174,7 @@ class TextEmbedder:
                 valid.append((index, tokens))
         late = False
         lengths = [self._padded(tokens) for _, tokens in valid]
-        for group in length_groups(lengths, self._settings.max_batch):
+        for group in self._groups(lengths, self._settings.max_batch):
             embedded: Iterable[Result] = repeat(overloaded(), len(group))
             if not late:
                 embed, check = self._embed, self._encoder.check_golden

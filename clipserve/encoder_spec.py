@@ -80,8 +80,8 @@ HALF_WEIGHTS_BOUND = ParityBound(max_abs_diff=5e-4, min_cosine=0.99999)
 def golden_min_cosine(precision: Precision) -> float:
     """What the golden embedding must keep to wherever a worker runs.
 
-    That may be another CPU or GPU model than the export's, whose kernels add in another order, or round int8's
-    activations to another number of levels.
+    That may be another CPU or GPU model than the export's, whose kernels add in another order, or round
+    int8's activations to another number of levels.
     """
     return 0.985 if precision == "int8" else 0.999
 

@@ -49,9 +49,9 @@ graph(%self, %input, %bias, %dtype, %non_blocking, %copy, %format):
   return (%output)
 """
 
-# The graph of a layer in int8 between the division by a row's largest magnitude and the multiplication by it,
-# and FBGEMM's product, which rounds its input to the levels as it packs it: with a scale and a zero point that
-# are the same for all rows, since all are between -1 and 1.
+# The graph of a layer in int8 between the division by a row's largest magnitude and the multiplication by
+# it, and FBGEMM's product, which rounds its input to the levels as it packs it: with a scale and a zero point
+# that are the same for all rows, since all are between -1 and 1.
 PACKED_INT8 = "packed_int8_weight"
 PLAIN_INT8_LINEAR = """
 graph(%self, %unit, %levels, %again, %dtype, %non_blocking, %copy, %format, %none):

@@ -1,7 +1,7 @@
 """Draws and writes what int8 encoders are calibrated on: `python -m demo.calibration`.
 
-Files, since an export reads them for any checkpoint and draws nothing itself. None of them is among what judges
-an export, its certificate's inputs (`export_scripts.parity.inputs`).
+Files, since an export reads them for any checkpoint and draws nothing itself. None of them is among what
+judges an export, its certificate's inputs (`export_scripts.parity.inputs`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "calibration"
 
 SEED = 22
 PICTURES_A_SETTING = 3
-SENTENCES_A_LANGUAGE = 3
+SENTENCES_A_LANGUAGE = 2
 SIZE = (320, 240)
 QUALITY = 85
 

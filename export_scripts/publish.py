@@ -31,12 +31,12 @@ from clipserve.encoder_spec import (
     parity_bound,
 )
 from clipserve.errors import ExportError, ParityError
-from clipserve.hardware import native_precisions
+from clipserve.hardware import int8_levels, native_precisions
 from export_scripts.checkpoints.pair import CheckpointPair
+from export_scripts.encoders.int8 import quantize
 from export_scripts.formats import FORMATS
 from export_scripts.formats.base import EncoderFormat, Inputs
 from export_scripts.packages.folders import publish_files
-from export_scripts.encoders.int8 import quantize
 from export_scripts.parity.proof import certify, runner, runners
 from export_scripts.parity.subjects import SUBJECTS, Run, Subject
 from export_scripts.quantization import find_quantization, peaks
@@ -94,6 +94,7 @@ def export_encoders(
     file_format: Format = "torchscript",
     normalized: bool = True,
     packed: bool = True,
+    allow_int8: bool = False,
     tell: Callable[[Modality, Made | None], None] = lambda modality, made: None,
 ) -> list[EncoderSpec]:
     """Exports encoders of a pair and publishes their files and descriptions in `folder`: all or none.
@@ -103,6 +104,7 @@ def export_encoders(
             takes the fastest that keeps its parity bound.
         packed: whether what will run the files packs weights after loading, as workers do. Where not, None
             passes over half weights, which are cast at every call.
+        allow_int8: whether None may take int8 too, which loses more than the others.
         tell: is told of each encoder before it is made (None) and after.
 
     Returns:
@@ -122,7 +124,7 @@ def export_encoders(
         for subject in subjects:
             tell(subject.modality, None)
             made = (
-                export.fastest(subject, form, packed=packed)
+                export.fastest(subject, form, packed=packed, allow_int8=allow_int8)
                 if precision is None
                 else export.make(subject, form, precision)
             )
@@ -188,13 +190,15 @@ class Export:
     normalized: bool
     work: Path
 
-    def fastest(self, subject: Subject, form: EncoderFormat, *, packed: bool) -> Made:
+    def fastest(self, subject: Subject, form: EncoderFormat, *, packed: bool, allow_int8: bool) -> Made:
         """The fastest of what this hardware multiplies and what keeps its bound; the smallest of equals.
 
         Args:
-            packed: see `export_encoders`.
+            packed, allow_int8: see `export_encoders`.
         """
         native = native_precisions(self.device)
+        if allow_int8 and packed and int8_levels() is not None:
+            native = "int8", *native
         made: list[Made] = []
         for precision in form.candidates[self.device]:
             unpacked = not packed and has_half_weights(self.file_format, self.device, precision)

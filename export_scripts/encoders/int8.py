@@ -70,7 +70,12 @@ class SmoothedPostNormLayer(nn.Module):
 
     def __init__(self, layer: PostNormLayer, before: Tensor, between: Tensor):
         super().__init__()
-        self.attention, self.mlp, self.norm1, self.norm2 = layer.attention, layer.mlp, layer.norm1, layer.norm2
+        self.attention, self.mlp, self.norm1, self.norm2 = (
+            layer.attention,
+            layer.mlp,
+            layer.norm1,
+            layer.norm2,
+        )
         self.before, self.between = nn.Parameter(before), nn.Parameter(between)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -122,7 +127,7 @@ def observe(encoder: nn.Module, inputs: Sequence[tuple[Tensor, ...]]) -> dict[st
 
     with ExitStack() as hooks, torch.inference_mode():
         for name, layer in quantizable(encoder):
-            hooks.enter_context(_removed(layer.register_forward_pre_hook(look(name))))
+            hooks.callback(layer.register_forward_pre_hook(look(name)).remove)
         for one in inputs:
             encoder(*one)
     return {name: Layer(layer.work, layer.peaks.clone()) for name, layer in seen.items()}
@@ -187,11 +192,10 @@ def smooth(encoder: nn.Module, exponent: float, peaks: Peaks) -> nn.Module:
     return encoder
 
 
-def quantize(
-    encoder: nn.Module, plan: Quantization, peaks: Peaks, levels: int = WEIGHT_LEVELS
-) -> nn.Module:
-    """Puts the layers of an encoder into int8, in place, but for those of the plan; these, and its tables,
-    into half precision.
+def quantize(encoder: nn.Module, plan: Quantization, peaks: Peaks, levels: int = WEIGHT_LEVELS) -> nn.Module:
+    """Puts the layers of an encoder into int8, in place.
+
+    Those that the plan leaves out, and its tables, are put into half precision.
 
     Args:
         encoder: float32.
@@ -206,16 +210,3 @@ def quantize(
         if name not in plan.half:
             encoder.set_submodule(name, QuantizedLinear(layer, levels))
     return halve_weights(encoder)
-
-
-class _removed:
-    """A hook that is taken off again after a `with` block."""
-
-    def __init__(self, handle: torch.utils.hooks.RemovableHandle):
-        self._handle = handle
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()

@@ -123,7 +123,7 @@ def test_text_that_is_no_json(text: str) -> None:
 
 @pytest.mark.parametrize("value", [[], "a", 5, None, True, {}], ids=str)
 def test_json_that_is_no_spec(value: Any) -> None:
-    assert "schema_version None, this clipserve reads 4" in refusal(json.dumps(value))
+    assert "schema_version None, this clipserve reads 5" in refusal(json.dumps(value))
 
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3, 5, "4", None, [4]], ids=repr)
@@ -541,7 +541,15 @@ def test_golden_input_can_be_checked_again(
     ],
 )  # fmt: skip
 def test_bounds(bound: ParityBound, max_abs_diff: float, min_cosine: float, holds: bool) -> None:
-    assert bound.holds(max_abs_diff, min_cosine) is holds
+    assert bound.holds(max_abs_diff, min_cosine, min_cosine) is holds
+
+
+def test_a_mean_has_a_bound_of_its_own() -> None:
+    bound = PARITY_BOUNDS["int8"]
+    assert bound.holds(9.0, 0.99, 0.995)
+    assert not bound.holds(0.0, 0.99, 0.9949)
+    assert not bound.holds(0.0, 0.989, 0.999)
+    assert not bound.holds(0.0, 1.0, float("nan"))
 
 
 def test_bounds_in_words_and_numbers() -> None:
@@ -549,6 +557,7 @@ def test_bounds_in_words_and_numbers() -> None:
         "fp32": "max-abs <= 1e-05",
         "bf16": "cosine >= 0.999",
         "fp16": "cosine >= 0.999",
+        "int8": "cosine >= 0.99 and mean cosine >= 0.995",
     }
     assert str(ParityBound(1e-5, 0.999)) == "max-abs <= 1e-05 and cosine >= 0.999"
 
