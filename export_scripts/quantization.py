@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipserve.encoder_spec import PARITY_BOUNDS, Quantization
+from clipserve.errors import ParityError
 from export_scripts.encoders.int8 import (
     COARSE_LEVELS,
     Layer,
@@ -30,6 +31,9 @@ from export_scripts.encoders.int8 import (
 )
 
 EXPONENTS = (0.5, 0.65, 0.8)
+
+# Of the multiplications that are to be in int8, or half weights are as fast.
+LEAST_SHARE = 0.5
 
 # Which layer loses most is asked of one calibration input in so many: each layer is tried by itself.
 ONE_IN = 4
@@ -64,7 +68,7 @@ def find_quantization(
         inputs: to calibrate on, a batch each.
 
     Raises:
-        ParityError: a weight is beyond half precision's range.
+        ParityError: most layers would have to stay in half precision, or a weight is beyond its range.
     """
     layers = observe(encoder, inputs)
     expected = _embed(encoder, inputs)
@@ -89,8 +93,16 @@ def find_quantization(
         half = worst_first[:fewest]
         found = loss(exponent, half)
     work = sum(layer.work for layer in layers.values())
-    kept = sum(layers[name].work for name in half)
-    return Quantization(exponent, tuple(half), 1 - kept / work, *found), layers
+    share = 1 - sum(layers[name].work for name in half) / work
+    if share < LEAST_SHARE:
+        of_all = losses[exponent]
+        raise ParityError(
+            f"PRECISION=int8: in all layers it gives min cosine {of_all.min_cosine:.6f}, mean "
+            f"{of_all.mean_cosine:.6f} over the calibration inputs, the bound is {PARITY_BOUNDS['int8']}, "
+            f"and to keep it {1 - share:.0%} of the multiplications would stay in half precision; run 'make export "
+            "PRECISION=fp16'"
+        )
+    return Quantization(exponent, tuple(half), share, *found), layers
 
 
 def peaks(layers: Mapping[str, Layer]) -> dict[str, Tensor]:

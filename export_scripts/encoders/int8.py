@@ -205,8 +205,9 @@ def quantize(encoder: nn.Module, plan: Quantization, peaks: Peaks, levels: int =
     Raises:
         ParityError: see `halve_weights`.
     """
-    smooth(encoder, plan.smoothing, peaks)
-    for name, layer in list(quantizable(encoder)):
-        if name not in plan.half:
-            encoder.set_submodule(name, QuantizedLinear(layer, levels))
-    return halve_weights(encoder)
+    with torch.no_grad():
+        smooth(encoder, plan.smoothing, peaks)
+        for name, layer in list(quantizable(encoder)):
+            if name not in plan.half:
+                encoder.set_submodule(name, QuantizedLinear(layer, levels))
+        return halve_weights(encoder)

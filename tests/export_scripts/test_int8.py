@@ -193,7 +193,14 @@ def test_what_no_plan_brings_within_the_bound_is_refused(
     monkeypatch.setitem(encoder_spec.PARITY_BOUNDS, "int8", bound)
     with pytest.raises(
         ParityError,
-        match=r"min cosine 0\.99\d+, mean 0\.99\d+ .*the bound is cosine >= 0\.99 and mean",
+        match=r"all layers it gives min cosine \d\.\d{6}, mean \d\.\d{6} .*100% .* in half precision",
+    ):
+        export_encoder(pair, "text", "cpu", "int8", tmp_path)
+    # And where calibration promised more than the certificate finds.
+    monkeypatch.setattr("export_scripts.quantization.SHARE_OF_LOSS", 1e10)
+    with pytest.raises(
+        ParityError,
+        match=r"min cosine \d\.\d{6}, mean \d\.\d{6} .*the bound is cosine >= 0\.99 and mean",
     ):
         export_encoder(pair, "text", "cpu", "int8", tmp_path)
     assert empty(tmp_path)
