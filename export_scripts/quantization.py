@@ -99,8 +99,8 @@ def find_quantization(
         raise ParityError(
             f"PRECISION=int8: in all layers it gives min cosine {of_all.min_cosine:.6f}, mean "
             f"{of_all.mean_cosine:.6f} over the calibration inputs, the bound is {PARITY_BOUNDS['int8']}, "
-            f"and to keep it {1 - share:.0%} of the multiplications would stay in half precision; run 'make export "
-            "PRECISION=fp16'"
+            f"and to keep it {1 - share:.0%} of the multiplications would stay in half precision; run "
+            "'make export PRECISION=fp16'"
         )
     return Quantization(exponent, tuple(half), share, *found), layers
 
