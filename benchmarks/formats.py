@@ -26,10 +26,10 @@ from torch import Tensor
 from benchmarks import figures, ratios
 from clipserve.command import run_command
 from clipserve.encoder_spec import EncoderSpec, Format, Modality, Precision
+from clipserve.loading import Module
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
-from export_scripts.formats.base import Module
 from export_scripts.publish import export_encoder
 from standins.checkpoints import (
     DISTILBERT_MULTILINGUAL,

@@ -151,9 +151,9 @@ def _embedding(path: Path, modality: Modality, *, avx2: bool) -> Callable[[int],
         return lambda batch: session.run(None, {"input_ids": ids[:batch], "attention_mask": mask[:batch]})
     if avx2:
         # What a worker finds out by itself on such a CPU.
-        from clipserve import encoder
+        from clipserve import loading
 
-        encoder.prepack_linear_layers = lambda module, _: prepack_linear_layers(module, COARSE_LEVELS)
+        loading.prepack_linear_layers = lambda module, _: prepack_linear_layers(module, COARSE_LEVELS)
     if modality == "image":
         images = ExportedImageEncoder(path, CPU)
         return lambda batch: images.embed(list(pixels[:batch]))

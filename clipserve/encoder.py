@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,9 @@ from clipserve.encoder_spec import (
 from clipserve.errors import RequestError, SpecError
 from clipserve.hardware import check_cpu
 from clipserve.images import ImageLimits, PixelArray, decode_image, preprocess
-from clipserve.mapping import map_large_weights
-from clipserve.operators import check_operators, check_records
-from clipserve.prepack import prepack_linear_layers
+from clipserve.loading import LOADERS
 from clipserve.similarity import cosine
-from clipserve.store import SERVED, check_format, check_unchanged
+from clipserve.store import check_format, check_unchanged
 from clipserve.tokens import TokenArray, Tokenizer
 
 # The golden picture is made by clipserve itself and tiny; no caller's limits apply to it.
@@ -37,71 +34,6 @@ GOLDEN_LIMITS = ImageLimits()
 WARM_UP_RUNS = 3
 
 
-def load_for_inference(
-    path: Path, device: torch.device, int8_levels: int | None = None
-) -> torch.jit.ScriptModule:
-    """Loads a traced encoder; it cannot be saved again.
-
-    Where it runs on a CPU, its layers' weights are packed, and its tables stay in the file.
-
-    Args:
-        int8_levels: see `prepack_linear_layers`.
-
-    Raises:
-        SpecError: it holds what no encoder has, see `clipserve.operators`.
-    """
-    module = _load_unchecked(path, device)
-    if device.type == "cpu":
-        # Before the graph is read as a whole, which compiles the layers' own as it finds them.
-        prepack_linear_layers(module, int8_levels)
-        map_large_weights(path, module)
-    check_operators(path, module)
-    return module
-
-
-def load_torchscript(path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """Loads a traced encoder as it was saved.
-
-    Raises:
-        SpecError: it holds what no encoder has, see `clipserve.operators`.
-    """
-    module = _load_unchecked(path, device)
-    check_operators(path, module)
-    return module
-
-
-def _load_unchecked(path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """`torch.jit.load` without its deprecation warning; what the module calls has not been looked at."""
-    check_records(path)
-    with warnings.catch_warnings():
-        # torch.jit is past its end of maintenance, which the README says once for all its calls.
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
-        module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)
-    return module
-
-
-def load_aoti(path: Path) -> Callable[..., torch.Tensor]:
-    """Loads a package compiled by AOTInductor; needs no compiler.
-
-    PyTorch unpacks it into a folder under the system's folder for temporary files, and removes that with
-    the module.
-
-    Raises:
-        SpecError: this PyTorch cannot load it.
-    """
-    # Takes seconds, which workers without a package need not spend.
-    from torch._inductor import aoti_load_package
-
-    try:
-        module: Callable[..., torch.Tensor] = aoti_load_package(path)
-    except RuntimeError as error:
-        raise SpecError(
-            f"{path}: PyTorch {torch.__version__} cannot load this package ({str(error).splitlines()[0]}); "
-            "run 'make export FORMAT=aoti' again with this version"
-        ) from error
-    return module
-
-
 class _ExportedEncoder:
     """What image and text encoders share: verified loading, and running without gradients."""
 
@@ -109,7 +41,7 @@ class _ExportedEncoder:
         self.path = path
         self.spec = read_spec(path)
         self.device = device
-        check_format(path, self.spec, SERVED)
+        load = LOADERS[check_format(path, self.spec, LOADERS)]
         if self.spec.device != device.type:
             raise SpecError(
                 f"{path}: traced for {self.spec.device}, asked to run on {device.type}; "
@@ -117,7 +49,7 @@ class _ExportedEncoder:
             )
         check_cpu(path, self.spec)
         check_unchanged(path, self.spec, artifact_sha256(path))
-        self._module = load_aoti(path) if self.spec.format == "aoti" else load_for_inference(path, device)
+        self._module = load(path, device)
 
     def _run(self, *inputs: torch.Tensor) -> FloatArray:
         with torch.inference_mode():

@@ -59,7 +59,7 @@ class Endpoint:
         inputs: what is embedded, in the order of `Request.inputs`.
         dialects: the bodies that it speaks.
         example: makes the JSON of a native body, of lists of pictures in base64 and of texts, by modality;
-            for who asks all endpoints alike.
+            for who asks all endpoints alike, and with damaged lists too: it takes whatever stands there.
         gives_embeddings: whether its replies hold the embeddings of its one input.
         remembers_texts: whether its workers keep the embeddings of texts, which come again and again.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from clipserve.encoder_spec import (
     SUFFIXES,
@@ -20,6 +20,9 @@ from clipserve.encoder_spec import (
 )
 from clipserve.errors import SpecError
 from clipserve.hardware import check_cpu, native_precisions
+from clipserve.loading import LOADERS
+
+FormatT = TypeVar("FormatT", bound=str)
 
 
 class Reader(Protocol):
@@ -37,7 +40,7 @@ class Reader(Protocol):
 
 
 class PyTorchReader:
-    """Reads `.pt` and `.pt2`."""
+    """Reads what workers run."""
 
     def extra_file(self, path: Path, name: str) -> bytes:
         """See `Reader`."""
@@ -48,8 +51,7 @@ class PyTorchReader:
         return artifact_sha256(path)
 
 
-# What workers run, the faster format first.
-SERVED: dict[Format, Reader] = {"aoti": PyTorchReader(), "torchscript": PyTorchReader()}
+SERVED: dict[Format, Reader] = {format: PyTorchReader() for format in LOADERS}
 
 
 @dataclass(frozen=True)
@@ -222,20 +224,25 @@ class Store:
             check_pair(self.encoders[0].spec, file.spec)
 
 
-def check_format(path: Path, spec: EncoderSpec, formats: Collection[str]) -> None:
+def check_format(path: Path, spec: EncoderSpec, formats: Collection[FormatT]) -> FormatT:
     """Checks that an encoder is called as its loader does.
 
     Args:
         formats: of the encoders that the loader can call.
 
+    Returns:
+        Which of them it is.
+
     Raises:
         SpecError: it is not: it may give no vector, or another one.
     """
-    if spec.format not in formats:
-        raise SpecError(
-            f"{path}: an encoder as {spec.format} takes it, here {' or '.join(formats)} is wanted; run "
-            "'make export' with that FORMAT"
-        )
+    for format in formats:
+        if format == spec.format:
+            return format
+    raise SpecError(
+        f"{path}: an encoder as {spec.format} takes it, here {' or '.join(formats)} is wanted; run "
+        "'make export' with that FORMAT"
+    )
 
 
 def check_unchanged(path: Path, spec: EncoderSpec, found: str) -> None:

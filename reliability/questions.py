@@ -61,7 +61,7 @@ def read_answer(content: bytes) -> Answer:
         ValueError, KeyError, TypeError: it holds an error, or is no response of ours.
     """
     body = json.loads(content)
-    if body["object"] == "similarity":
+    if "cosine_similarity" in body:
         return np.asarray(body["cosine_similarity"], np.float64)
     vectors = [item["embedding"] for item in body["data"]]
     return np.stack(

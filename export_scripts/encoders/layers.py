@@ -240,8 +240,9 @@ def _check_length(input_ids: Tensor, length: int, message: str) -> Tensor:
 
 # Scripted, so that a trace keeps them as a branch. `torch.export` has types and fixed sizes of its own. Like
 # PyTorch's own functions they can be spelled in another way, see `export_scripts.encoders.spelling`; but for
-# the first, which a spelling of the second leaves alone.
+# `check_callers_pixels`, which a spelling of its twin leaves alone.
 _spelled = wrap_torch_function(lambda checked, *rest: (checked,))
-check_callers_pixels: Callable[[Tensor, torch.dtype, int, int, str], Tensor] = torch.jit.script(_check_pixels)
-check_pixels: Callable[[Tensor, torch.dtype, int, int, str], Tensor] = _spelled(check_callers_pixels)
+_checked_pixels = torch.jit.script(_check_pixels)
+check_callers_pixels: Callable[[Tensor, torch.dtype, int, int, str], Tensor] = _checked_pixels
+check_pixels: Callable[[Tensor, torch.dtype, int, int, str], Tensor] = _spelled(_checked_pixels)
 check_length: Callable[[Tensor, int, str], Tensor] = _spelled(torch.jit.script(_check_length))

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from clipserve.encoder import load_aoti
 from clipserve.encoder_spec import Device, Precision
 from clipserve.errors import ExportError
 from clipserve.hardware import cpu_capability
+from clipserve.loading import Module, load_aoti
 from export_scripts.formats.base import (
     DTYPES,
     EncoderFormat,
     Inputs,
-    Module,
     ZipFormat,
     export_program,
     quiet_export,
@@ -77,7 +76,7 @@ class Aoti(ZipFormat):
 
     def load(self, path: Path, device: torch.device) -> Module:
         """`aoti_load_package`."""
-        return load_aoti(path)
+        return load_aoti(path, device)
 
 
 FORMAT: EncoderFormat = Aoti()

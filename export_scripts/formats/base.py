@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clipserve.encoder_spec import Device, Precision
+from clipserve.loading import Module
 from clipserve.preprocessing import EncoderInput, Varying
 from clipserve.store import PyTorchReader, Reader
 from export_scripts.zips import ZIP_EPOCH
@@ -24,9 +25,6 @@ DTYPES: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-# A loaded encoder: its inputs to float32 `[N, D]`.
-Module = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)

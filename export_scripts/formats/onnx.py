@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from clipserve.encoder_spec import Device, Precision, sha256
 from clipserve.errors import ExportError, SpecError
-from export_scripts.formats.base import DTYPES, EncoderFormat, Inputs, Module, export_program, quiet_export
+from clipserve.loading import Module
+from export_scripts.formats.base import DTYPES, EncoderFormat, Inputs, export_program, quiet_export
 
 # An ONNX file is a protocol buffer, which holds no more.
 ONNX_MOST_BYTES = 2**31 - 1

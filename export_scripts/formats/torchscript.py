@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from clipserve.encoder import load_for_inference, load_torchscript
 from clipserve.encoder_spec import Device, Precision, has_half_weights
 from clipserve.errors import ExportError
+from clipserve.loading import Module, load_for_inference, load_torchscript
 from export_scripts.encoders.half import halve_weights
-from export_scripts.formats.base import DTYPES, EncoderFormat, Inputs, Module, ZipFormat
+from export_scripts.formats.base import DTYPES, EncoderFormat, Inputs, ZipFormat
 
 # The record that names the oldest version of PyTorch's format that has all operators; newer ones hide it.
 VERSIONS = (".data/version", "version")

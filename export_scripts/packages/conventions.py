@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipserve.encoder import load_torchscript
 from clipserve.encoder_spec import Device, EncoderSpec, FloatArray, Modality, Precision
 from clipserve.errors import ExportError
+from clipserve.loading import Module, load_torchscript
 from clipserve.operators import operators_of
 from clipserve.tokens import Tokenizer
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.encoders.spelling import Spelled, Spelling
-from export_scripts.formats.base import DTYPES, Inputs, Module
+from export_scripts.formats.base import DTYPES, Inputs
 from export_scripts.formats.torchscript import TorchScript, save, trace
 from export_scripts.parity.inputs import SENTENCES
 from export_scripts.parity.subjects import Comparison, Run, Subject

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tokenizers import models
 from torch import Tensor, nn
 
-from clipserve.encoder import load_torchscript
+from clipserve.loading import load_torchscript
 from clipserve.preprocessing import TextPreprocessing
 from export_scripts.encoders.spelling import Spelling, fixed_size
 from export_scripts.packages.conventions import Convention, Exported

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from clipserve.certificate import Golden, ParityBound, ParityCase, ParityCertificate
-from clipserve.encoder import load_for_inference, load_torchscript
 from clipserve.encoder_spec import (
     Device,
     EncoderSpec,
@@ -22,9 +21,10 @@ from clipserve.encoder_spec import (
 )
 from clipserve.errors import ExportError, ParityError
 from clipserve.hardware import int8_levels
+from clipserve.loading import Module, load_for_inference, load_torchscript
 from clipserve.similarity import unit_vectors
 from export_scripts.encoders.int8 import COARSE_LEVELS, WEIGHT_LEVELS
-from export_scripts.formats.base import EncoderFormat, Module
+from export_scripts.formats.base import EncoderFormat
 from export_scripts.parity.subjects import Comparison, Run, Subject
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipserve.certificate import ParityBound
-from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_torchscript
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     SPEC_FILE,
@@ -36,6 +36,7 @@ from clipserve.encoder_spec import (
     sha256,
 )
 from clipserve.errors import SpecError
+from clipserve.loading import load_torchscript
 from clipserve.preprocessing import ImagePreprocessing
 
 CPU = torch.device("cpu")

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from clipserve import mapping
-from clipserve.encoder import ExportedTextEncoder, load_for_inference, load_torchscript
+from clipserve.encoder import ExportedTextEncoder
 from clipserve.encoder_spec import Precision
+from clipserve.loading import load_for_inference, load_torchscript
 from clipserve.mapping import map_large_weights
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.publish import export_encoder

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from clipserve.encoder import ExportedImageEncoder, load_for_inference, load_torchscript
+from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import SPEC_FILE, artifact_sha256, read_extra_file, read_spec
 from clipserve.errors import SpecError
+from clipserve.loading import load_for_inference, load_torchscript
 from clipserve.operators import check_records
 from export_scripts import verify
 from export_scripts.formats.torchscript import TorchScript

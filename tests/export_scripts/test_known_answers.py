@@ -15,8 +15,9 @@ import torch
 from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 
-from clipserve.encoder import ExportedTextEncoder, load_for_inference, load_torchscript
+from clipserve.encoder import ExportedTextEncoder
 from clipserve.encoder_spec import FloatArray
+from clipserve.loading import load_for_inference, load_torchscript
 from demo.captions import caption, load_vocabularies
 from demo.world import all_scenes
 from export_scripts import known_answers

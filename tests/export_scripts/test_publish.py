@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clipserve import hardware
 from clipserve.certificate import ParityBound
-from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_torchscript
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
     Modality,
@@ -24,6 +24,7 @@ from clipserve.encoder_spec import (
 )
 from clipserve.errors import ExportError, ParityError
 from clipserve.hardware import native_precisions
+from clipserve.loading import load_torchscript
 from export_scripts import publish
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair

@@ -19,9 +19,10 @@ from transformers import (
     SiglipTokenizer,
 )
 
-from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_torchscript
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import Precision
 from clipserve.images import ImageLimits, preprocess
+from clipserve.loading import load_torchscript
 from clipserve.similarity import cosine_similarity, probabilities
 from clipserve.tokens import Tokenizer
 from demo.captions import load_vocabularies

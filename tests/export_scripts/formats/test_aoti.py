@@ -89,13 +89,13 @@ def test_package_with_a_changed_byte_is_refused(package: Path, tmp_path: Path) -
 
 
 def test_package_that_pytorch_cannot_load_is_refused(tmp_path: Path) -> None:
-    from clipserve.encoder import load_aoti
+    from clipserve.loading import load_aoti
 
     path = tmp_path / "no-code.pt2"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("no-code/archive_format", "pt2")
     with pytest.raises(SpecError, match=r"no-code\.pt2: PyTorch .* cannot load this package .*FORMAT=aoti"):
-        load_aoti(path)
+        load_aoti(path, CPU)
 
 
 def test_package_needs_no_compiler_and_leaves_nothing(package: Path, tmp_path: Path) -> None:

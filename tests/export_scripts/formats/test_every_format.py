@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clipserve import encoder as encoder_module
+from clipserve import loading
 from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import (
     PARITY_BOUNDS,
@@ -146,7 +146,7 @@ def test_an_encoder_that_averages_over_padding_is_found(
 ) -> None:
     """By the export's own proof, and, where that is blind, by the invariance."""
     # It has an operator that no encoder has, and would be refused for that alone.
-    monkeypatch.setattr(encoder_module, "check_operators", lambda path, module: None)
+    monkeypatch.setattr(loading, "check_operators", lambda path, module: None)
     with pytest.raises(ParityError, match="nothing was published"):
         export_encoder(without_mask(pair), "text", "cpu", "fp32", tmp_path, file_format=format)
     assert list(tmp_path.iterdir()) == []

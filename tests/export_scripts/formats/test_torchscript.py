@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clipserve.encoder import load_torchscript
 from clipserve.encoder_spec import Modality, Precision, read_spec
 from clipserve.errors import ExportError
+from clipserve.loading import load_torchscript
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats.torchscript import device_constants
 from export_scripts.publish import export_encoder

@@ -17,8 +17,9 @@ import pytest
 import torch
 from google.protobuf import text_format
 
-from clipserve.encoder import ExportedTextEncoder, load_torchscript
+from clipserve.encoder import ExportedTextEncoder
 from clipserve.encoder_spec import read_spec
+from clipserve.loading import load_torchscript
 from export_scripts.export import export_pair
 from export_scripts.packages.triton import config, main, write_repository
 from tests.export_scripts.commands import assert_one_sentence

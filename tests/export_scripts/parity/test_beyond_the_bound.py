@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clipserve import encoder as encoder_module
+from clipserve import loading
 from clipserve.certificate import ParityBound
 from clipserve.encoder import ExportedTextEncoder
 from clipserve.encoder_spec import (
@@ -136,7 +136,7 @@ def test_wrong_encoders_are_not_published(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Some have operators that no encoder has, and would be refused for those alone.
-    monkeypatch.setattr(encoder_module, "check_operators", lambda path, module: None)
+    monkeypatch.setattr(loading, "check_operators", lambda path, module: None)
     with pytest.raises(ParityError, match=r"(max-abs .*min cosine|the export gives .* the original )"):
         export_encoder(rebuilt(pair, modality, change), modality, "cpu", precision, tmp_path)
     assert empty(tmp_path)

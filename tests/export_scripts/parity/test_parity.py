@@ -22,10 +22,11 @@ from transformers.activations import ACT2FN
 from transformers.image_utils import PILImageResampling
 from transformers.models.auto import image_processing_auto
 
-from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder, load_torchscript
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import PARITY_BOUNDS, Modality, Precision, decode_vector, read_spec
 from clipserve.errors import ExportError, ParityError
 from clipserve.images import ImageLimits, decode_image
+from clipserve.loading import load_torchscript
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.encoders.layers import ACTIVATIONS, Mlp
