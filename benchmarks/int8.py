@@ -27,12 +27,12 @@ import transformers
 
 from benchmarks import figures, ratios
 from benchmarks.child import Child, Job, Result, answer_jobs
+from clipserve import prepack
 from clipserve.command import run_command
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import Format, Modality, Precision
 from clipserve.hardware import cpu_capability
 from clipserve.memory import bound_free_memory
-from clipserve.prepack import prepack_linear_layers
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.encoders.int8 import COARSE_LEVELS
 from export_scripts.publish import export_encoder
@@ -151,9 +151,7 @@ def _embedding(path: Path, modality: Modality, *, avx2: bool) -> Callable[[int],
         return lambda batch: session.run(None, {"input_ids": ids[:batch], "attention_mask": mask[:batch]})
     if avx2:
         # What a worker finds out by itself on such a CPU.
-        from clipserve import loading
-
-        loading.prepack_linear_layers = lambda module, _: prepack_linear_layers(module, COARSE_LEVELS)
+        vars(prepack)["int8_levels"] = lambda: COARSE_LEVELS
     if modality == "image":
         images = ExportedImageEncoder(path, CPU)
         return lambda batch: images.embed(list(pixels[:batch]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,9 @@ class QuantizedLinear(nn.Module):
         levels: that an activation may have on either side of zero: 127 in a file, see `int8_levels` of
             `clipserve.hardware`.
     """
+
+    weight: Tensor
+    scale: Tensor
 
     def __init__(self, layer: nn.Linear, levels: int = WEIGHT_LEVELS):
         super().__init__()
@@ -116,9 +120,9 @@ def observe(encoder: nn.Module, inputs: Sequence[tuple[Tensor, ...]]) -> dict[st
     seen: dict[str, Layer] = {}
 
     def look(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        def hook(module: nn.Module, arguments: tuple[Tensor]) -> None:
+        def hook(module: Any, arguments: tuple[Tensor]) -> None:
             x = arguments[0].detach().flatten(0, -2)
-            peaks, work = x.abs().amax(0), x.shape[0] * module.weight.numel()  # type: ignore[operator, union-attr]
+            peaks, work = x.abs().amax(0), x.shape[0] * module.weight.numel()
             if name in seen:
                 peaks, work = torch.maximum(peaks, seen[name].peaks), work + seen[name].work
             seen[name] = Layer(work, peaks)
@@ -161,9 +165,9 @@ def smooth(encoder: nn.Module, exponent: float, peaks: Peaks) -> nn.Module:
             layer.weight.mul_(found)
         return found
 
-    def divide(module: nn.Module, rows: slice, by: Tensor) -> None:
-        module.weight[rows].div_(by.view(-1, *[1] * (module.weight.dim() - 1)))  # type: ignore[index, union-attr, operator, arg-type]
-        module.bias[rows].div_(by)  # type: ignore[index, union-attr, operator]
+    def divide(module: Any, rows: slice, by: Tensor) -> None:
+        module.weight[rows].div_(by.view(-1, *[1] * (module.weight.dim() - 1)))
+        module.bias[rows].div_(by)
 
     whole = slice(None)
     with torch.no_grad():
@@ -183,6 +187,7 @@ def smooth(encoder: nn.Module, exponent: float, peaks: Peaks) -> nn.Module:
                 divide(module.norm2, whole, scales(module.mlp.up))
         if isinstance(encoder, MeanPooledTextEncoder):
             norm = encoder.norm
+            layer: Any
             for index, layer in enumerate(encoder.layers):
                 before, between = scales(layer.attention.qkv), scales(layer.mlp.up)
                 divide(norm, whole, before)
