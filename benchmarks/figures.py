@@ -262,10 +262,11 @@ def int8() -> str:
             yield f"{spread}, {fp32['median'] / row['median']:.2f}"
 
     head = ("one thread, CPU ms, fp32 ÷ it", "a picture", "8 pictures", "a text of 24 tokens", "8 of them")
-    loads = " and ".join(f"{load:.1f}" for load in results["load_averages"])
+    loads = results["load_averages"]
+    rounds = " and ".join(f"{number} ({modality})" for modality, number in results["rounds"].items())
     return _table(head, ((name, *cells(name)) for name in names)) + (
-        f"\nMedian (least–most) of {results['rounds']} turns; {results['cpu']}; load average {loads} before "
-        f"and after; PyTorch {results['torch']}.\n"
+        f"\nMedian (least–most) of turns, {rounds}; {results['cpu']}; load average {min(loads):.1f} to "
+        f"{max(loads):.1f}; PyTorch {results['torch']}.\n"
     )
 
 

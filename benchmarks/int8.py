@@ -180,17 +180,23 @@ def _export(store: Path, work: Path) -> None:
 
 
 def _compare(store: Path | None, rounds: int) -> None:
-    load = os.getloadavg()[0]
+    loads = [os.getloadavg()[0]]
+    times: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="clipserve-int8-") as name:
         if store is None:
             store = Path(name) / "store"
             _export(store, Path(name))
-        times = [row for modality in MODALITIES for row in measure(store, modality, rounds)]
-    loads = [load, os.getloadavg()[0]]
-    cpu, version = cpu_capability(), torch.__version__
-    ratios.write(
-        {"cpu": cpu, "torch": version, "rounds": rounds, "load_averages": loads, "times": times}, figures.INT8
-    )
+        for modality in MODALITIES:
+            times += measure(store, modality, rounds)
+            loads.append(os.getloadavg()[0])
+    results = {
+        "cpu": cpu_capability(),
+        "torch": torch.__version__,
+        "rounds": dict.fromkeys(MODALITIES, rounds),
+        "load_averages": loads,
+        "times": times,
+    }
+    ratios.write(results, figures.INT8)
     figures.write_pages()
     print(figures.int8())
 
