@@ -99,7 +99,7 @@ def export_candidates(pair: CheckpointPair, device: Device, store: Path) -> list
     check_device(device, None)
     modalities: tuple[Modality, ...] = ("image", "text")
     for modality in modalities:
-        for precision in _timed_precisions(device):
+        for precision in timed_precisions(device):
             if any(file.spec.precision == precision for file in _of_pair(pair, modality, device, store)):
                 continue
             print(f"exporting the {modality} encoder in {precision}", flush=True)
@@ -112,7 +112,7 @@ def export_candidates(pair: CheckpointPair, device: Device, store: Path) -> list
     return [file.path for modality in modalities for file in _of_pair(pair, modality, device, store)]
 
 
-def _timed_precisions(device: Device) -> tuple[Precision, ...]:
+def timed_precisions(device: Device) -> tuple[Precision, ...]:
     """What the hardware multiplies, int8 included."""
     int8: tuple[Precision, ...] = ("int8",) if device == "cpu" and int8_levels() is not None else ()
     return *native_precisions(device), *int8
