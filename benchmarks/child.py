@@ -41,13 +41,14 @@ class Child:
     Args:
         module: of this project, run as `python -m`; its `main` calls `answer_jobs`.
         threads: of one operation in torch, None leaves it to the child.
+        more: of its environment.
 
     Raises:
         PeerError: from `ask`, when the child has ended instead of answering.
     """
 
-    def __init__(self, module: str, threads: int | None = None):
-        environment = {**os.environ, **OFFLINE}
+    def __init__(self, module: str, threads: int | None = None, more: Mapping[str, str] | None = None):
+        environment = {**os.environ, **OFFLINE, **(more or {})}
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
         self._module = module

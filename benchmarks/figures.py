@@ -22,6 +22,7 @@ from scale.bulk import estimate
 ROOT = Path(__file__).parents[1]
 RESULTS = LATEST.parent
 FORMATS = RESULTS / "formats.json"
+INT8 = RESULTS / "int8.json"
 DEMO = ROOT / "demo" / "results.json"
 QUANTIZED = ROOT / "demo" / "quantized.json"
 
@@ -283,11 +284,35 @@ def quantized() -> str:
     return _table(head, rows)
 
 
+def int8() -> str:
+    """The encoder alone in int8, beside our other precisions and ONNX Runtime's int8."""
+    results = _read(INT8)
+    of = {(row["modality"], row["batch"], row["engine"]): row for row in results["times"]}
+    names = list(dict.fromkeys(row["engine"] for row in results["times"]))
+    things = [(modality, batch) for modality in ("image", "text") for batch in (1, 8)]
+
+    def cells(name: str) -> Iterator[str]:
+        suffix = ", AVX2" if name.endswith(", AVX2") else ""
+        for thing in things:
+            row, fp32 = of[(*thing, name)], of[(*thing, f"fp32{suffix}")]
+            spread = f"{row['median']:.1f} ({row['least']:.1f}–{row['most']:.1f})"
+            yield f"{spread}, {fp32['median'] / row['median']:.2f}"
+
+    head = ("one thread, CPU ms, fp32 ÷ it", "a picture", "8 pictures", "a text of 24 tokens", "8 of them")
+    loads = results["load_averages"]
+    rounds = " and ".join(f"{number} ({modality})" for modality, number in results["rounds"].items())
+    return _table(head, ((name, *cells(name)) for name in names)) + (
+        f"\nMedian (least–most) of turns, {rounds}; {results['cpu']}; load average {min(loads):.1f} to "
+        f"{max(loads):.1f}; PyTorch {results['torch']}.\n"
+    )
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "measured": measured,
     "quantized": quantized,
     "ceiling": ceiling,
     "formats": formats,
+    "int8": int8,
     "bulk": bulk,
     "search": search,
     "gpu": gpu,

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from clipserve.encoder_spec import (
-    GOLDEN_MIN_COSINE,
     TOKENIZER_FILE,
     FloatArray,
     Modality,
     artifact_sha256,
     decode_vector,
+    golden_min_cosine,
     read_extra_file,
     read_spec,
 )
@@ -81,11 +81,11 @@ class _ExportedEncoder:
                 f"{self.path}: its golden embedding has {len(expected)} numbers, the encoder gives "
                 f"{len(embedding)}; run 'make export'"
             )
-        alike = cosine(embedding, expected)
-        if not alike >= GOLDEN_MIN_COSINE:
+        alike, least = cosine(embedding, expected), golden_min_cosine(self.spec.precision)
+        if not alike >= least:
             raise SpecError(
                 f"{self.path}: the golden input's embedding has cosine {alike:.6f} with the "
-                f"certificate's, allowed is >= {GOLDEN_MIN_COSINE}; run 'make export' on this machine"
+                f"certificate's, allowed is >= {least}; run 'make export' on this machine"
             )
 
 

@@ -31,12 +31,10 @@ SCHEMA_VERSION = 5
 SPEC_FILE = "spec.json"
 TOKENIZER_FILE = "tokenizer.json"
 
-# A worker may run on another CPU or GPU model than the export did, whose kernels add in another order.
-GOLDEN_MIN_COSINE = 0.999
 
 Modality = Literal["image", "text"]
 Device = Literal["cpu", "cuda"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Format = Literal["torchscript", "aoti", "onnx"]
 ScoreKind = Literal["softmax", "sigmoid"]
 
@@ -66,16 +64,26 @@ class Score:
         yield "score.bias", math.isfinite(self.bias)
 
 
-# fp32 differs from its original by the order of float additions only; half precisions round weights and what
-# is computed with them.
+# fp32 differs from its original by the order of float additions only; the others round weights and what is
+# computed with them.
 PARITY_BOUNDS: dict[Precision, ParityBound] = {
     "fp32": ParityBound(max_abs_diff=1e-5, min_cosine=None),
     "bf16": ParityBound(max_abs_diff=None, min_cosine=0.999),
     "fp16": ParityBound(max_abs_diff=None, min_cosine=0.999),
+    "int8": ParityBound(max_abs_diff=None, min_cosine=0.99, mean_cosine=0.995),
 }
 
 # Of weights in half precision with arithmetic in float32.
 HALF_WEIGHTS_BOUND = ParityBound(max_abs_diff=5e-4, min_cosine=0.99999)
+
+
+def golden_min_cosine(precision: Precision) -> float:
+    """What the golden embedding must keep to wherever a worker runs.
+
+    That may be another CPU or GPU model than the export's, whose kernels add in another order, or round
+    int8's activations to another number of levels.
+    """
+    return 0.985 if precision == "int8" else 0.999
 
 
 def has_half_weights(file_format: str, device: Device, precision: Precision) -> bool:
@@ -88,6 +96,24 @@ def parity_bound(file_format: str, device: Device, precision: Precision) -> Pari
     if has_half_weights(file_format, device, precision):
         return HALF_WEIGHTS_BOUND
     return PARITY_BOUNDS[precision]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How an int8 encoder came to its precision, found by `export_scripts.quantization`.
+
+    Attributes:
+        smoothing: exponent of the scales that were moved from activations into weights; 0 for none.
+        half: names of the layers that were left in half precision, because int8 cost too much there.
+        int8_share: of the multiplications in all layers that may be in int8, those that are.
+        min_cosine, mean_cosine: to float32, over the calibration inputs, at 7 bits.
+    """
+
+    smoothing: float
+    half: tuple[str, ...]
+    int8_share: float
+    min_cosine: float
+    mean_cosine: float
 
 
 @dataclass(frozen=True)
@@ -114,6 +140,7 @@ class EncoderSpec:
         space_id: hash of both encoders' `checkpoint_sha256`; embeddings may be compared, by their cosine,
             only where theirs are equal. Independent of device, precision and `normalized`.
         versions: of the libraries that made the file.
+        quantization: None but for int8.
     """
 
     schema_version: int
@@ -135,6 +162,7 @@ class EncoderSpec:
     space_id: str
     versions: dict[str, str]
     certificate: ParityCertificate
+    quantization: Quantization | None = None
 
     @property
     def preprocessing(self) -> ImagePreprocessing | TextPreprocessing:
@@ -193,6 +221,7 @@ class EncoderSpec:
         """Each field whose type says too little, and whether its value makes sense."""
         yield "cpu_capability", (self.cpu_capability is not None) == (self.format == "aoti")
         yield "embedding_dim", self.embedding_dim > 0
+        yield "quantization", (self.quantization is not None) == (self.precision == "int8")
         yield from self.score.rules()
         for section in (self.image, self.text):
             if section is not None:

@@ -60,8 +60,22 @@ def cpu_has_half_weights() -> bool:
     return torch.backends.quantized.engine in ("x86", "fbgemm")
 
 
+def int8_levels() -> int | None:
+    """How many levels of an activation on either side of zero FBGEMM multiplies exactly; None: it runs not.
+
+    Before AVX512-VNNI two products of bytes are added in 16 bits, which saturate: 2 · 127 · 127 fits there,
+    2 · 255 · 127 does not. FBGEMM takes activations without sign, so that the first is 63 levels.
+    """
+    if not cpu_has_half_weights():
+        return None
+    return 127 if torch.cpu.get_capabilities().get("avx512_vnni") else 63
+
+
 def native_precisions(device: str) -> tuple[Precision, ...]:
-    """What a device multiplies in hardware, the fastest first; any other precision is emulated, slowly."""
+    """What a device multiplies in hardware, the fastest first; any other precision is emulated, slowly.
+
+    int8 is in none: it costs more of a vector than others do, so that it is taken where it was asked for.
+    """
     if device == "cuda":
         return "fp16", "fp32"
     bf16: tuple[Precision, ...] = ("bf16",) if cpu_has_native_bf16() else ()

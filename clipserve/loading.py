@@ -18,10 +18,15 @@ from clipserve.prepack import prepack_linear_layers
 Module = Callable[..., torch.Tensor]
 
 
-def load_for_inference(path: Path, device: torch.device) -> torch.jit.ScriptModule:
+def load_for_inference(
+    path: Path, device: torch.device, int8_levels: int | None = None
+) -> torch.jit.ScriptModule:
     """Loads a traced encoder; it cannot be saved again.
 
     Where it runs on a CPU, its layers' weights are packed, and its tables stay in the file.
+
+    Args:
+        int8_levels: see `prepack_linear_layers`.
 
     Raises:
         SpecError: it holds what no encoder has, see `clipserve.operators`.
@@ -29,7 +34,7 @@ def load_for_inference(path: Path, device: torch.device) -> torch.jit.ScriptModu
     module = _load_unchecked(path, device)
     if device.type == "cpu":
         # Before the graph is read as a whole, which compiles the layers' own as it finds them.
-        prepack_linear_layers(module)
+        prepack_linear_layers(module, int8_levels)
         map_large_weights(path, module)
     check_operators(path, module)
     return module

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from clipserve.errors import SpecError
+from clipserve.prepack import INT8_OPERATOR
 
 # Every operator in the graphs of `export_scripts.encoders`, of every layout and precision.
 OPERATORS = frozenset(
@@ -28,7 +29,8 @@ OPERATORS = frozenset(
         *("aten::select", "aten::slice", "aten::squeeze", "aten::to", "aten::transpose", "aten::unbind"),
         *("aten::unflatten", "aten::unsqueeze"),
         # Arithmetic.
-        *("aten::add", "aten::argmax", "aten::clamp", "aten::clamp_min", "aten::cumsum", "aten::div"),
+        *("aten::abs", "aten::add", "aten::addcmul", "aten::amax", "aten::argmax", "aten::round"),
+        *("aten::clamp", "aten::clamp_min", "aten::cumsum", "aten::div"),
         *(
             "aten::embedding",
             "aten::eq",
@@ -45,7 +47,7 @@ OPERATORS = frozenset(
         *("aten::logical_and", "aten::logical_not", "aten::masked_fill", "aten::matmul", "aten::mean"),
         *("aten::reshape", "aten::softmax", "aten::sqrt", "aten::view"),
         # What `clipserve.prepack` puts in the place of `aten::linear`.
-        *("mkldnn::_linear_pointwise", "quantized::linear_dynamic_fp16"),
+        *("mkldnn::_linear_pointwise", "quantized::linear_dynamic_fp16", INT8_OPERATOR),
     }
 )
 
@@ -61,7 +63,7 @@ SPECIAL_NAMES = frozenset({"__torch__", "__parameters__", "__buffers__", "__anno
 
 # What a module's attributes are unpickled with, beside the classes in the file's own code.
 GLOBALS = re.compile(
-    r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|torch (Float|BFloat16|Half|Long)Storage"
+    r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|torch (Float|BFloat16|Half|Long|Char)Storage"
     r"|torch\.jit\._pickle build_intlist"
     r"|__torch__(?!\.torch\.classes)\.[\w.]+ \w+"
 )

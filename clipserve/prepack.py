@@ -9,11 +9,12 @@ numbers come out.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 
-from clipserve.hardware import cpu_has_half_weights
+from clipserve.hardware import cpu_has_half_weights, int8_levels
 
 # The graph of `nn.Linear`, and the same through the operator that PyTorch's compiler uses for packed weights.
 # From Python its third last argument cannot be traced or scripted (`Scalar?[]`); as text it can be written.
@@ -48,8 +49,34 @@ graph(%self, %input, %bias, %dtype, %non_blocking, %copy, %format):
   return (%output)
 """
 
+# The graph of a layer in int8 between the division by a row's largest magnitude and the multiplication by
+# it, and FBGEMM's product, which rounds its input to the levels as it packs it: with a scale and a zero point
+# that are the same for all rows, since all are between -1 and 1.
+PACKED_INT8 = "packed_int8_weight"
+PLAIN_INT8_LINEAR = """
+graph(%self, %unit, %levels, %again, %dtype, %non_blocking, %copy, %format, %none):
+  %spread = aten::mul(%unit, %levels)
+  %whole = aten::round(%spread)
+  %rounded = aten::div(%whole, %again)
+  %bytes = prim::GetAttr[name="weight"](%self)
+  %weight = aten::to(%bytes, %dtype, %non_blocking, %copy, %format)
+  %product = aten::linear(%rounded, %weight, %none)
+  %scale = prim::GetAttr[name="scale"](%self)
+  %output = aten::mul(%product, %scale)
+  return (%output)
+"""
+PACKED_INT8_LINEAR = """
+graph(%self, %unit, %levels, %again, %dtype, %non_blocking, %copy, %format, %none):
+  %packed : __torch__.torch.classes.quantized.LinearPackedParamsBase = prim::GetAttr[name="{name}"](%self)
+  %step : float = prim::Constant[value={step!r}]()
+  %zero : int = prim::Constant[value={zero}]()
+  %output = quantized::linear_with_input_q_dq_qweight_dq_output_fp32(%unit, %step, %zero, %packed)
+  return (%output)
+"""
+INT8_OPERATOR = "quantized::linear_with_input_q_dq_qweight_dq_output_fp32"
 
-def prepack_linear_layers(module: torch.jit.ScriptModule) -> None:
+
+def prepack_linear_layers(module: torch.jit.ScriptModule, levels: int | None = None) -> None:
     """Packs the weights of a loaded encoder's linear layers for the CPU, in place.
 
     What neither oneDNN nor FBGEMM multiplies on this CPU stays as it is. The module cannot be saved
@@ -57,7 +84,9 @@ def prepack_linear_layers(module: torch.jit.ScriptModule) -> None:
 
     Args:
         module: on the CPU.
+        levels: of int8's activations; None takes as many as this CPU multiplies exactly, see `int8_levels`.
     """
+    levels = int8_levels() if levels is None else levels
     types = set()
     if torch.backends.mkldnn.is_available():
         types.add(torch.float32)
@@ -69,6 +98,8 @@ def prepack_linear_layers(module: torch.jit.ScriptModule) -> None:
                 _pack(layer)
             elif layer.original_name == "HalfLinear" and cpu_has_half_weights():
                 _pack_half(layer)
+            elif layer.original_name == "QuantizedLinear" and levels is not None:
+                _pack_int8(layer, levels)
 
 
 # The original is dropped at once: no second copy of all weights at any time.
@@ -82,8 +113,26 @@ def _pack(layer: Any) -> None:
 def _pack_half(layer: Any) -> None:
     if _rewritten(layer, PLAIN_HALF_LINEAR, PACKED_HALF_LINEAR, "quantized::linear_dynamic_fp16"):
         packed = torch.ops.quantized.linear_prepack_fp16(layer.weight.float(), getattr(layer, "bias", None))
-        layer._c._register_attribute(PACKED, torch._C._jit_try_infer_type(packed).type(), packed)
-        layer.weight = torch.empty(0, dtype=torch.half)
+        _attach(layer, PACKED, packed, torch.half)
+
+
+def _pack_int8(layer: Any, levels: int) -> None:
+    # By its own sign an activation is between 1 and 2 · levels + 1, as a byte without one.
+    packed_graph = PACKED_INT8_LINEAR.format(name=PACKED_INT8, step=1 / levels, zero=levels + 1)
+    if _rewritten(layer, PLAIN_INT8_LINEAR, packed_graph, INT8_OPERATOR):
+        zeros = torch.zeros(len(layer.scale), dtype=torch.long)
+        with warnings.catch_warnings():
+            # FBGEMM's packing takes no other form of a weight than this deprecated one.
+            warnings.filterwarnings("ignore", r"torch\.quantize_per_tensor, torch\.quantize_per_channel and")
+            weight = torch._make_per_channel_quantized_tensor(layer.weight, layer.scale.double(), zeros, 0)
+        # Its bias is added after the row's magnitude has been multiplied in.
+        _attach(layer, PACKED_INT8, torch.ops.quantized.linear_prepack(weight, None), torch.int8)
+
+
+def _attach(layer: Any, name: str, packed: Any, dtype: torch.dtype) -> None:
+    """Gives a layer its packed weight, and takes the one that it was made of."""
+    layer._c._register_attribute(name, torch._C._jit_try_infer_type(packed).type(), packed)
+    layer.weight = torch.empty(0, dtype=dtype)
 
 
 def _rewritten(layer: Any, plain: str, packed: str, operator: str) -> bool:

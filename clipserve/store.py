@@ -93,7 +93,7 @@ class EncoderFile:
         self.check_unchanged()
         certificate = self.spec.certificate
         bound = parity_bound(self.spec.format, self.spec.device, self.spec.precision)
-        if certificate.bound != bound or not bound.holds(certificate.max_abs_diff, certificate.min_cosine):
+        if certificate.bound != bound or not certificate.holds:
             raise SpecError(f"{self.path}: its certificate is beyond the bound; run 'make export' again")
 
     def runs_here(self) -> bool:

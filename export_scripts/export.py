@@ -43,6 +43,7 @@ def export_pair(
     file_format: Format = "torchscript",
     normalized: bool = True,
     packed: bool = True,
+    allow_int8: bool = False,
 ) -> list[EncoderSpec]:
     """Exports the image and the text encoder of a pair; see `load_pair` and `export_encoders`.
 
@@ -62,6 +63,7 @@ def export_pair(
         file_format=file_format,
         normalized=normalized,
         packed=packed,
+        allow_int8=allow_int8,
         tell=_tell(FORMATS[file_format].doing, modalities),
     )
 
@@ -127,11 +129,15 @@ def _tell(doing: str, modalities: Sequence[Modality]) -> Tell:
             print(f"      batches of {batches}: {timed}; {made.spec.precision} is kept", flush=True)
         print(
             f"      {made.path.name}  {made.path.stat().st_size / 1e6:.1f} MB  "
-            f"max-abs {certificate.max_abs_diff:.2g}, min cosine {certificate.min_cosine:.6f} over "
+            f"{certificate} over "
             f"{len(certificate.cases)} cases (bound {certificate.bound})  "
             f"{time.monotonic() - start:.1f} s",
             flush=True,
         )
+        if (plan := made.spec.quantization) is not None:
+            left = f"; in half precision: {', '.join(plan.half)}" if plan.half else ""
+            share = f"{plan.int8_share:.0%} of the multiplications in int8"
+            print(f"      {share}, smoothing {plan.smoothing:g}{left}", flush=True)
 
     return tell
 
@@ -143,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text-model", help="hub name or folder of the text encoder")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="auto", choices=["auto", *PARITY_BOUNDS])
+    parser.add_argument("--int8", choices=["allow"], help="let auto take int8 too")
     parser.add_argument("--format", default="torchscript", choices=[*SUFFIXES, DJL, *CONTRACTS])
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--no-normalize", action="store_true", help="leave L2 normalising to the caller")
@@ -169,7 +176,8 @@ def _export(arguments: argparse.Namespace) -> None:
         folders = [write_djl(arguments.store / spec.file_name, arguments.store) for spec in specs]
         published = [path for folder in folders for path in (folder, folder.with_name(f"{folder.name}.zip"))]
     else:
-        export_pair(*asked, file_format=arguments.format, normalized=normalized)
+        allow_int8 = arguments.int8 == "allow"
+        export_pair(*asked, file_format=arguments.format, normalized=normalized, allow_int8=allow_int8)
         published = []
     for path in published:
         print(f"      {path.relative_to(arguments.store)}")

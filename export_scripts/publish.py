@@ -31,13 +31,15 @@ from clipserve.encoder_spec import (
     parity_bound,
 )
 from clipserve.errors import ExportError, ParityError
-from clipserve.hardware import native_precisions
+from clipserve.hardware import int8_levels, native_precisions
 from export_scripts.checkpoints.pair import CheckpointPair
+from export_scripts.encoders.int8 import quantize
 from export_scripts.formats import FORMATS
 from export_scripts.formats.base import EncoderFormat, Inputs
 from export_scripts.packages.folders import publish_files
-from export_scripts.parity.proof import certify, runner
+from export_scripts.parity.proof import certify, runner, runners
 from export_scripts.parity.subjects import SUBJECTS, Run, Subject
+from export_scripts.quantization import find_quantization, peaks
 
 # A lone input, for which somebody waits, and what comes together under load: neither tells of the other.
 TIMED_BATCHES = (1, 8)
@@ -92,6 +94,7 @@ def export_encoders(
     file_format: Format = "torchscript",
     normalized: bool = True,
     packed: bool = True,
+    allow_int8: bool = False,
     tell: Callable[[Modality, Made | None], None] = lambda modality, made: None,
 ) -> list[EncoderSpec]:
     """Exports encoders of a pair and publishes their files and descriptions in `folder`: all or none.
@@ -101,6 +104,7 @@ def export_encoders(
             takes the fastest that keeps its parity bound.
         packed: whether what will run the files packs weights after loading, as workers do. Where not, None
             passes over half weights, which are cast at every call.
+        allow_int8: whether None may take int8 too, which loses more than the others.
         tell: is told of each encoder before it is made (None) and after.
 
     Returns:
@@ -120,7 +124,7 @@ def export_encoders(
         for subject in subjects:
             tell(subject.modality, None)
             made = (
-                export.fastest(subject, form, packed=packed)
+                export.fastest(subject, form, packed=packed, allow_int8=allow_int8)
                 if precision is None
                 else export.make(subject, form, precision)
             )
@@ -186,13 +190,15 @@ class Export:
     normalized: bool
     work: Path
 
-    def fastest(self, subject: Subject, form: EncoderFormat, *, packed: bool) -> Made:
+    def fastest(self, subject: Subject, form: EncoderFormat, *, packed: bool, allow_int8: bool) -> Made:
         """The fastest of what this hardware multiplies and what keeps its bound; the smallest of equals.
 
         Args:
-            packed: see `export_encoders`.
+            packed, allow_int8: see `export_encoders`.
         """
         native = native_precisions(self.device)
+        if allow_int8 and packed and int8_levels() is not None:
+            native = "int8", *native
         made: list[Made] = []
         for precision in form.candidates[self.device]:
             unpacked = not packed and has_half_weights(self.file_format, self.device, precision)
@@ -226,22 +232,26 @@ class Export:
         inputs = Inputs(
             subject.checkpoint.preprocessing.inputs, tuple(i.to(self.device) for i in subject.example)
         )
-        encoder = subject.checkpoint.build(self.normalized)
-        # state_dict tensors may be shared with the original, which must stay as it is.
+        quantization = None
         with torch.inference_mode(False), torch.no_grad():
+            # state_dict tensors may be shared with the original, which must stay as it is.
+            encoder = _copy(subject.checkpoint.build(self.normalized)).to(self.device).eval()
             try:
-                form.make(_copy(encoder).to(self.device).eval(), precision, inputs, path)
+                if precision == "int8":
+                    quantization, layers = find_quantization(encoder, subject.calibration())
+                    quantize(encoder, quantization, peaks(layers))
+                form.make(encoder, precision, inputs, path)
             except ParityError as error:
                 raise ParityError(f"{subject.modality} encoder: {error}") from error
             except ExportError as error:
                 raise ExportError(f"{subject.modality} encoder: {error}") from error
         bound = parity_bound(self.file_format, self.device, precision)
-        certificate = certify(subject, self._load(path, form), bound, self.normalized)
-        if not certificate.bound.holds(certificate.max_abs_diff, certificate.min_cosine):
+        runs = runners(form, path, self.device, precision)
+        certificate = certify(subject, runs, bound, self.normalized)
+        if not certificate.holds:
             worst = min(certificate.cases, key=lambda case: (case.min_cosine, -case.max_abs_diff))
             raise ParityError(
-                f"{subject.modality} encoder in {precision} on {self.device}: max-abs "
-                f"{certificate.max_abs_diff:.3g}, min cosine {certificate.min_cosine:.6f} "
+                f"{subject.modality} encoder in {precision} on {self.device}: {certificate} "
                 f"(worst: {worst.name}), the bound is {certificate.bound}; nothing was published"
             )
         spec = EncoderSpec(
@@ -265,6 +275,7 @@ class Export:
             versions={name: metadata.version(name) for name in (*RECORDED_LIBRARIES, *form.libraries)}
             | {"python": platform.python_version()},
             certificate=certificate,
+            quantization=quantization,
         )
         form.add_extra_files(path, {SPEC_FILE: spec.to_json(), **subject.extra_files})
         return Made(path, spec)

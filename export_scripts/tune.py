@@ -2,7 +2,8 @@
 
 Every precision that the hardware multiplies, every division of the cores into workers x threads and
 every batch size is timed, with as many workers at once as would serve. All that is timed has kept its parity
-bound at export. What is chosen goes into `tuned.json` in the store, which `make archive` obeys.
+bound at export. int8 is timed and shown as well, and chosen where it is allowed. What is chosen goes into
+`tuned.json` in the store, which `make archive` obeys.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from clipserve.command import run_command
 from clipserve.encoder_spec import Device, Modality, Precision, read_spec
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ExportError, ParityError
-from clipserve.hardware import cpu_capability, native_precisions
+from clipserve.hardware import cpu_capability, int8_levels, native_precisions
 from clipserve.store import EncoderFile, Store
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
@@ -98,7 +99,7 @@ def export_candidates(pair: CheckpointPair, device: Device, store: Path) -> list
     check_device(device, None)
     modalities: tuple[Modality, ...] = ("image", "text")
     for modality in modalities:
-        for precision in native_precisions(device):
+        for precision in timed_precisions(device):
             if any(file.spec.precision == precision for file in _of_pair(pair, modality, device, store)):
                 continue
             print(f"exporting the {modality} encoder in {precision}", flush=True)
@@ -109,6 +110,12 @@ def export_candidates(pair: CheckpointPair, device: Device, store: Path) -> list
                     raise
                 print(f"left out: {error}", flush=True)
     return [file.path for modality in modalities for file in _of_pair(pair, modality, device, store)]
+
+
+def timed_precisions(device: Device) -> tuple[Precision, ...]:
+    """What the hardware multiplies, int8 included."""
+    int8: tuple[Precision, ...] = ("int8",) if device == "cpu" and int8_levels() is not None else ()
+    return *native_precisions(device), *int8
 
 
 def _of_pair(pair: CheckpointPair, modality: Modality, device: Device, store: Path) -> list[EncoderFile]:
@@ -184,11 +191,19 @@ def _speed(of_file: Sequence[Timing]) -> float:
     return lone * max(t.served for t in of_file)
 
 
-def tune(pair: CheckpointPair, device: Device, store: Path, seconds: float = SECONDS) -> dict[str, Tuned]:
+def tune(
+    pair: CheckpointPair,
+    device: Device,
+    store: Path,
+    seconds: float = SECONDS,
+    *,
+    allow_int8: bool = False,
+) -> dict[str, Tuned]:
     """Times all candidates, writes `tuned.json` and `tuned.png`, and returns what each endpoint should have.
 
     Args:
         seconds: of one measurement.
+        allow_int8: whether int8 may be chosen, which loses more than the others.
 
     Raises:
         ClipServeError: an encoder cannot be exported or does not load.
@@ -205,7 +220,9 @@ def tune(pair: CheckpointPair, device: Device, store: Path, seconds: float = SEC
             bar.set_description(f"{path.name}, {workers} workers x {threads} threads")
             timings += time_file(path, workers, threads, seconds)
     best: dict[Modality, Timing] = {
-        modality: choose([timing for timing in timings if timing.modality == modality])
+        modality: choose(
+            [t for t in timings if t.modality == modality and (allow_int8 or t.precision != "int8")]
+        )
         for modality in get_args(Modality)
     }
     tuned = {}
@@ -279,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help=f"'demo', a hub name or a folder ({DEFAULT_MODEL})")
     parser.add_argument("--text-model", help="hub name or folder of the text encoder")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--int8", choices=["allow"], help="let int8 be chosen too")
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each measurement")
     arguments = parser.parse_args(argv)
@@ -290,7 +308,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             Store.read(arguments.store).model(None)
         pair = load_pair(arguments.model or DEFAULT_MODEL, arguments.text_model)
         arguments.store.mkdir(parents=True, exist_ok=True)
-        tuned = tune(pair, arguments.device, arguments.store, arguments.seconds)
+        tuned = tune(
+            pair,
+            arguments.device,
+            arguments.store,
+            arguments.seconds,
+            allow_int8=arguments.int8 == "allow",
+        )
         for name, settings in tuned.items():
             print(
                 f"{name}: {settings.workers} workers x {settings.threads} threads, batch {settings.batch}, "

@@ -6,21 +6,21 @@ models: setup ## what can be exported: sizes, languages, licences (LANGUAGE=hu: 
 
 .PHONY: export
 export: setup $(if $(filter onnx,$(value FORMAT)),$(VENV)/.onnx-stamp) ## prove and write the encoders: MODEL=name|folder TEXT_MODEL DEVICE PRECISION FORMAT
-#: DEVICE=cpu|cuda PRECISION=auto|fp32|bf16|fp16 MODEL=demo needs no hub
+#: DEVICE=cpu|cuda PRECISION=auto|fp32|bf16|fp16|int8 MODEL=demo needs no hub; INT8=allow: auto may take int8
 #: FORMAT=torchscript|djl|aoti|onnx, or a program that calls encoders its own way: aias|opensearch|elasticsearch
 	@echo "loading PyTorch and transformers"
 	@$(RUN) -m export_scripts export --model=$(call VALUE,MODEL) --device=$(call VALUE,DEVICE) \
-		--precision=$(call VALUE,PRECISION) --format=$(call VALUE,FORMAT) $(call GIVEN,TEXT_MODEL,--text-model)
+		--precision=$(call VALUE,PRECISION) --format=$(call VALUE,FORMAT) $(call GIVEN,TEXT_MODEL,--text-model) $(call GIVEN,INT8,--int8)
 
 .PHONY: archive
 archive: setup ## package what lies in model_store/ for the server (MODEL=… where it holds several)
 	@$(RUN) -m export_scripts archive $(call GIVEN,MODEL,--model)
 
 .PHONY: tune
-tune: setup #: MODEL=… : time precisions, workers x threads and batches here; archives with the best
+tune: setup #: MODEL=… INT8=allow : time precisions, workers x threads and batches here; archives with the best
 	@echo "loading PyTorch and transformers"
 	@$(RUN) -m export_scripts tune $(call GIVEN,MODEL,--model) --device=$(call VALUE,DEVICE) \
-		$(call GIVEN,TEXT_MODEL,--text-model)
+		$(call GIVEN,TEXT_MODEL,--text-model) $(call GIVEN,INT8,--int8)
 
 .PHONY: verify
 verify: setup $(if $(wildcard model_store/*.onnx),$(VENV)/.onnx-stamp) #: what lies in model_store/, of all formats, beside its checkpoints again

@@ -21,12 +21,12 @@ from benchmarks.gpu.proofs import MODALITIES, check, distance, pictures, sentenc
 from benchmarks.gpu.stages import Skipped, Step, WrongError
 from clipserve.encoder import ExportedTextEncoder
 from clipserve.encoder_spec import (
-    GOLDEN_MIN_COSINE,
     PARITY_BOUNDS,
     EncoderSpec,
     Modality,
     Precision,
     decode_vector,
+    golden_min_cosine,
 )
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ServerError, SettingsError, SpecError
@@ -89,7 +89,7 @@ def _golden_cosine(embedding: Sequence[float], spec: EncoderSpec) -> float:
         WrongError: it is not the certificate's embedding.
     """
     found = cosine(np.asarray(embedding, np.float32), decode_vector(spec.certificate.golden.embedding))
-    if not found >= GOLDEN_MIN_COSINE:
+    if not found >= golden_min_cosine(spec.precision):
         raise WrongError(f"the golden input's embedding has cosine {found:.6f} with the certificate's")
     return found
 

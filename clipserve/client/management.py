@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from clipserve.client.calls import Client
 from clipserve.client.tokens import KeyFile, MissingKeyFileError, RefusedTokenError
-from clipserve.encoder_spec import GOLDEN_MIN_COSINE, EncoderSpec, decode_vector
+from clipserve.encoder_spec import EncoderSpec, decode_vector, golden_min_cosine
 from clipserve.endpoint_status import READY, EndpointStatus, Worker
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ClipServeError, ServerError, SpecError
@@ -114,8 +114,8 @@ class Management:
             found = self._client.embed_images([base64.b64decode(golden.input)])[0]
         else:
             found = self._client.embed_texts([golden.input])[0]
-        alike = cosine(found, decode_vector(golden.embedding))
-        if not alike >= GOLDEN_MIN_COSINE:
+        alike, least = cosine(found, decode_vector(golden.embedding)), golden_min_cosine(spec.precision)
+        if not alike >= least:
             raise ServerError(
-                f"{endpoint}: the golden input's embedding has cosine {alike:.6f}, not >= {GOLDEN_MIN_COSINE}"
+                f"{endpoint}: the golden input's embedding has cosine {alike:.6f}, not >= {least}"
             )

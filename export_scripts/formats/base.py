@@ -69,7 +69,7 @@ class EncoderFormat(Reader, Protocol):
         """Writes an encoder, without extra files.
 
         Args:
-            encoder: float32, on the device; its weights are changed.
+            encoder: float32, on the device; its weights are changed. For int8, what `quantize` made of it.
 
         Raises:
             ExportError: this encoder is not to be had in this format.

@@ -27,7 +27,7 @@ class TorchScript(ZipFormat):
 
     doing = "tracing"
     precisions: Mapping[Device, tuple[Precision, ...]] = {
-        "cpu": ("fp32", "bf16", "fp16"),
+        "cpu": ("fp32", "bf16", "fp16", "int8"),
         "cuda": ("fp32", "fp16"),
     }
     candidates = precisions
@@ -44,7 +44,7 @@ class TorchScript(ZipFormat):
         device = inputs.example[0].device
         if device.type == "cpu" and has_half_weights("torchscript", "cpu", precision):
             encoder = halve_weights(encoder)
-        else:
+        elif precision != "int8":
             encoder = encoder.to(DTYPES[precision])
         save(trace(encoder, inputs.example), device, path)
 

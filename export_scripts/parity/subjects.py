@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ from export_scripts.parity.inputs import (
 TRACE_BATCH = 2
 TRACE_LENGTH = 9
 
+# Written by `demo.calibration`.
+CALIBRATION = Path(__file__).parents[2] / "demo" / "calibration"
+
 Run = Callable[..., FloatArray]
 Comparison = tuple[str, Callable[[Run], FloatArray], Callable[[], FloatArray]]
 
@@ -48,6 +52,8 @@ class Subject:
         golden_input: see `Golden.input`.
         golden_tensors: the same as the encoder takes it.
         golden_reference: the original's answer to it.
+        calibration: reads what int8 is calibrated on, batches as the encoder takes them; none of it is in a
+            comparison.
         extra_files: put into the file beside the spec.
     """
 
@@ -60,6 +66,7 @@ class Subject:
     golden_input: str
     golden_tensors: tuple[Tensor, ...]
     golden_reference: Callable[[], FloatArray]
+    calibration: Callable[[], list[tuple[Tensor, ...]]]
     extra_files: dict[str, str]
 
 
@@ -109,6 +116,7 @@ def _image(pair: CheckpointPair) -> Subject:
         golden_input=base64.b64encode(png).decode("ascii"),
         golden_tensors=(pixels([golden]),),
         golden_reference=lambda: checkpoint.reference([golden]),
+        calibration=lambda: [(pixels([Image.open(path) for path in sorted(CALIBRATION.glob("*.jpg"))]),)],
         extra_files={},
     )
 
@@ -149,6 +157,9 @@ def _text(pair: CheckpointPair) -> Subject:
         golden_input=GOLDEN_SENTENCE,
         golden_tensors=tensors([GOLDEN_SENTENCE]),
         golden_reference=lambda: checkpoint.reference_encode([GOLDEN_SENTENCE]),
+        calibration=lambda: [
+            tensors((CALIBRATION / "sentences.txt").read_text(encoding="utf-8").splitlines()),
+        ],
         extra_files={TOKENIZER_FILE: checkpoint.tokenizer},
     )
 

@@ -344,7 +344,7 @@ def spec(**changes: Any) -> EncoderSpec:
         "license": None,
         "text": TextPreprocessing(77, 1000, 0, "t"),
         **dict.fromkeys(("checkpoint_sha256", "artifact_sha256", "space_id"), "s"),
-        "certificate": ParityCertificate(ParityBound(1e-5, None), 0.0, 1.0, (), Golden("1", vector)),
+        "certificate": ParityCertificate(ParityBound(1e-5, None), 0.0, 1.0, 1.0, (), Golden("1", vector)),
     }
     return EncoderSpec(**given | changes)
 

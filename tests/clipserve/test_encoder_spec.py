@@ -197,12 +197,12 @@ def test_every_wrong_type_is_refused_by_name(data: dict[str, Any]) -> None:
                 or (path == ("license",) and (value is None or type(value) is str))
                 or (
                     value is None
-                    and path[-1] in ("text", "max_abs_diff", "min_cosine")
+                    and path[-1] in ("text", "max_abs_diff", "min_cosine", "mean_cosine")
                     and "cases" not in path
-                    and path[-2:] not in [("certificate", "max_abs_diff"), ("certificate", "min_cosine")]
+                    and path[:-1] != ("certificate",)
                 )
                 or (
-                    path[-1] in ("max_abs_diff", "min_cosine")
+                    path[-1] in ("max_abs_diff", "min_cosine", "mean_cosine")
                     and "bound" in path
                     and type(value) in (int, float)
                 )
@@ -222,7 +222,7 @@ def test_every_wrong_type_is_refused_by_name(data: dict[str, Any]) -> None:
         ("modality", "audio"),
         ("device", "gpu"),
         ("device", "tpu"),
-        ("precision", "int8"),
+        ("precision", "int4"),
         ("precision", "FP32"),
     ],
 )
@@ -543,7 +543,15 @@ def test_golden_input_can_be_checked_again(
     ],
 )  # fmt: skip
 def test_bounds(bound: ParityBound, max_abs_diff: float, min_cosine: float, holds: bool) -> None:
-    assert bound.holds(max_abs_diff, min_cosine) is holds
+    assert bound.holds(max_abs_diff, min_cosine, min_cosine) is holds
+
+
+def test_a_mean_has_a_bound_of_its_own() -> None:
+    bound = PARITY_BOUNDS["int8"]
+    assert bound.holds(9.0, 0.99, 0.995)
+    assert not bound.holds(0.0, 0.99, 0.9949)
+    assert not bound.holds(0.0, 0.989, 0.999)
+    assert not bound.holds(0.0, 1.0, float("nan"))
 
 
 def test_bounds_in_words_and_numbers() -> None:
@@ -551,6 +559,7 @@ def test_bounds_in_words_and_numbers() -> None:
         "fp32": "max-abs <= 1e-05",
         "bf16": "cosine >= 0.999",
         "fp16": "cosine >= 0.999",
+        "int8": "cosine >= 0.99 and mean cosine >= 0.995",
     }
     assert str(ParityBound(1e-5, 0.999)) == "max-abs <= 1e-05 and cosine >= 0.999"
 

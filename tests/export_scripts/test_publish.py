@@ -185,11 +185,11 @@ def test_weights_too_small_for_half_precision_are_beyond_the_bound(
 
 
 def test_devices_and_precisions_that_go_together() -> None:
-    allowed: tuple[Precision | None, ...] = ("fp32", "bf16", "fp16", None)
+    allowed: tuple[Precision | None, ...] = ("fp32", "bf16", "fp16", "int8", None)
     for precision in allowed:
         check_device("cpu", precision)
     with pytest.raises(ExportError, match="takes auto"):
-        check_device("cpu", "int8")  # type: ignore[arg-type]
+        check_device("cpu", "fp8")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

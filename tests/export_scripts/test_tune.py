@@ -12,18 +12,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clipserve.encoder_spec import EncoderSpec
+from clipserve.encoder_spec import EncoderSpec, read_spec
 from clipserve.errors import ExportError
-from clipserve.hardware import native_precisions
 from export_scripts import tune
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.packages.archive import TUNED_FILE, Tuned, build_archives, write_tuned
 from export_scripts.publish import export_encoder
-from export_scripts.tune import Timing, choose, export_candidates, layouts, plot, time_file
+from export_scripts.tune import Timing, choose, export_candidates, layouts, plot, time_file, timed_precisions
 from tests.conftest import FolderOf
 
-NATIVE = native_precisions("cpu")
+TIMED = timed_precisions("cpu")
 TIMING = Timing("a.pt", "image", "fp32", 1.0, 2, 1, 1, 0.0)
 
 
@@ -51,9 +50,11 @@ def test_tuning_end_to_end(
     tuned = tune.tune(pair, "cpu", own_store, 0.001)
     written = json.loads((own_store / TUNED_FILE).read_text())
     assert {(t["modality"], t["precision"]) for t in written["timings"]} == {
-        (modality, precision) for modality in ("image", "text") for precision in NATIVE
+        (modality, precision) for modality in ("image", "text") for precision in TIMED
     }
     assert all(t["per_second"] > 0 for t in written["timings"])
+    # Shown, and not taken unasked.
+    assert not any("int8" in file for settings in tuned.values() for file in settings.files)
     assert (own_store / "tuned.png").stat().st_size > 10_000
     build_archives(own_store, None, None)
     for name, settings in tuned.items():
@@ -67,12 +68,27 @@ def test_tuning_end_to_end(
             assert sorted(n for n in content.namelist() if n.endswith(".pt")) == sorted(settings.files)
 
 
+@pytest.mark.skipif("int8" not in TIMED, reason="FBGEMM does not run on this CPU")
+def test_int8_is_chosen_where_it_is_allowed(
+    pair: CheckpointPair, own_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(path: Path, workers: int, threads: int, seconds: float) -> list[Timing]:
+        spec = read_spec(path)
+        rate = 100.0 if spec.precision == "int8" else 1.0
+        return [Timing(path.name, spec.modality, spec.precision, 1.0, workers, threads, 1, rate)]
+
+    monkeypatch.setattr(tune, "time_file", timed)
+    for allowed in (False, True):
+        tuned = tune.tune(pair, "cpu", own_store, allow_int8=allowed)
+        assert {"int8" in file for settings in tuned.values() for file in settings.files} == {allowed}
+
+
 def test_what_is_there_is_not_exported_again(pair: CheckpointPair, own_store: Path) -> None:
     files = export_candidates(pair, "cpu", own_store)
     before = {file: file.stat().st_mtime_ns for file in files}
     assert export_candidates(pair, "cpu", own_store) == files
     assert {file: file.stat().st_mtime_ns for file in files} == before
-    assert len(files) == 2 * len(NATIVE)
+    assert len(files) == 2 * len(TIMED)
 
 
 def test_the_smallest_batch_that_is_nearly_as_fast() -> None:

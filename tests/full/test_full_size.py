@@ -151,7 +151,8 @@ def _assert_within_bound(found: FloatArray, original: FloatArray, precision: Pre
     expected = _unit(original)
     assert found.shape == expected.shape
     bound = parity_bound("torchscript", "cpu", precision)
-    assert bound.holds(float(np.abs(found - expected).max()), float((found * expected).sum(1).min()))
+    cosines = (found * expected).sum(1)
+    assert bound.holds(float(np.abs(found - expected).max()), float(cosines.min()), float(cosines.mean()))
 
 
 def _unit(embeddings: FloatArray) -> FloatArray:

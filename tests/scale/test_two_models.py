@@ -59,7 +59,7 @@ def place(store: Path, model_id: str, modality: Modality) -> None:
         artifact_sha256="a",
         space_id=f"{model_id:0>16}",
         versions={},
-        certificate=ParityCertificate(PARITY_BOUNDS["fp32"], 0.0, 1.0, (), Golden("", "")),
+        certificate=ParityCertificate(PARITY_BOUNDS["fp32"], 0.0, 1.0, 1.0, (), Golden("", "")),
     )
     with zipfile.ZipFile(store / spec.file_name, "w") as archive:
         archive.writestr(f"{spec.stem}/extra/{SPEC_FILE}", spec.to_json())

@@ -64,6 +64,7 @@ class StandIn:
                 ParityBound(1e-5, None),
                 0.0,
                 1.0,
+                1.0,
                 (),
                 Golden(base64.b64encode(GOLDEN).decode(), encode_vector(_vector(GOLDEN))),
             ),

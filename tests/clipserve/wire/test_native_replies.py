@@ -65,7 +65,7 @@ def spec(score: Score = SOFTMAX) -> EncoderSpec:
         artifact_sha256="t",
         space_id="0123456789abcdef",
         versions={},
-        certificate=ParityCertificate(PARITY_BOUNDS["fp32"], 0.0, 1.0, (), Golden("", "")),
+        certificate=ParityCertificate(PARITY_BOUNDS["fp32"], 0.0, 1.0, 1.0, (), Golden("", "")),
     )
 
 
