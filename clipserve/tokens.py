@@ -123,7 +123,7 @@ def length_groups(lengths: Sequence[int], max_batch: int) -> list[list[int]]:
     """Divides texts into forward passes of one length each, the shortest first.
 
     A sum over more tokens adds in another order, even where those behind a text are masked: in a pass with
-    longer ones a text would have a vector of other last digits; and where activations are rounded to int8, one
+    longer ones a text would have a vector of other last digits; where activations are rounded to int8, one
     level becomes the next.
 
     Args:
