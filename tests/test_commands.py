@@ -20,6 +20,7 @@ HERE = {
     "benchmarks.evaluate.__main__": ["--images", "captions.csv"],
     "benchmarks.formats": [],
     "benchmarks.gpu.__main__": [],
+    "benchmarks.int8": [],
     "benchmarks.pictures": ["store"],
     "demo.languages": [],
     "demo.quantized": [],

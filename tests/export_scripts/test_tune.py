@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from clipserve.encoder_spec import EncoderSpec, read_spec
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ExportError
 from export_scripts import tune
 from export_scripts.checkpoints.loading import load_pair
@@ -168,7 +169,7 @@ def test_what_is_ringed_is_inside_its_panel(tmp_path: Path, monkeypatch: pytest.
 
 def test_layouts_use_all_cores_and_half_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
-    memory = type("Memory", (), {"total": 24e9})()
+    memory = type("Memory", (), {"total": 8e9 * len(ENDPOINTS)})()
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     assert layouts("cpu", 100) == [(1, 12), (2, 6), (3, 4), (4, 3), (6, 2), (12, 1)]
     assert layouts("cpu", 1000) == [(1, 12), (2, 6), (3, 4), (4, 3)]
