@@ -57,8 +57,8 @@ def test_no_forward_pass_takes_more_than_the_setting_says(
     endpoint.handle([json_row({"input": ["a", LONG] * 5})])
     assert sum(count for count, _ in shapes) == 10
     assert max(count for count, _ in shapes) <= 4
-    # Short texts keep company with short ones.
-    assert [length for _, length in shapes] == [3, 3, 128, 128]
+    # Short texts keep company with short ones, of three tokens in a pass of four.
+    assert [length for _, length in shapes] == [4, 4, 128, 128]
 
 
 def test_pictures_are_decoded_during_the_forward_pass(
