@@ -10,6 +10,7 @@ import contextlib
 import filecmp
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from clipserve.errors import SpecError
@@ -67,18 +68,28 @@ def share_equal_files(folder: Path) -> None:
     """
     for path in folder.glob("*.pt*"):
         own = path.stat()
-        for other in sorted(folder.parent.glob(f"*/{path.name}")):
+        # The oldest that is there stays: of workers that start at once all take that one, and none takes one
+        # that is about to be replaced.
+        for found, other in sorted(_files_beside(folder, path.name)):
+            if found >= (own.st_mtime_ns, own.st_ino):
+                break
             # Archives come and go; and nothing is lost where it cannot be shared.
             with contextlib.suppress(OSError):
-                found = other.stat()
-                # The older one stays, so that two who look at each other do not exchange theirs; and nobody
-                # else may write to it.
-                older = (found.st_mtime_ns, found.st_ino) < (own.st_mtime_ns, own.st_ino)
-                trusted = found.st_uid == own.st_uid and not found.st_mode & 0o022
-                alike = (found.st_dev, found.st_size) == (own.st_dev, own.st_size)
-                if older and trusted and alike and filecmp.cmp(path, other, shallow=False):
+                status = other.stat()
+                # Nobody else may write to it.
+                trusted = status.st_uid == own.st_uid and not status.st_mode & 0o022
+                alike = (status.st_dev, status.st_size) == (own.st_dev, own.st_size)
+                if trusted and alike and filecmp.cmp(path, other, shallow=False):
                     # Beside the archive, of whose folder every file is on a list.
                     second = folder.with_name(f".{path.name}.{os.getpid()}")
                     os.link(other, second)
                     second.replace(path)
                     break
+
+
+def _files_beside(folder: Path, name: str) -> Iterator[tuple[tuple[int, int], Path]]:
+    """Files of that name in the folders beside one, by age."""
+    for other in folder.parent.glob(f"*/{name}"):
+        with contextlib.suppress(OSError):
+            status = other.stat()
+            yield (status.st_mtime_ns, status.st_ino), other
