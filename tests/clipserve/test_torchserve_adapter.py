@@ -131,6 +131,15 @@ def test_endpoints_share_the_file_of_an_encoder(image_path: Path, text_path: Pat
     assert {path.name for path in (tmp_path / "a").iterdir()} == {image_path.name, text_path.name, SUMS_FILE}
 
 
+def test_of_several_files_the_oldest_is_shared(text_path: Path, tmp_path: Path) -> None:
+    """Workers start at once: what another is about to replace would be a second file of the same bytes."""
+    for age, name in enumerate(("z", "a", "b"), 1):
+        folder = unpacked_archive(tmp_path / name, text_path)
+        os.utime(folder / text_path.name, ns=(age, age))
+    share_equal_files(tmp_path / "b")
+    assert (tmp_path / "b" / text_path.name).samefile(tmp_path / "z" / text_path.name)
+
+
 def test_a_file_that_others_may_write_is_not_shared(text_path: Path, tmp_path: Path) -> None:
     """Who may write it could change what an encoder looks up while it runs."""
     first, second = (unpacked_archive(tmp_path / name, text_path) for name in ("a", "b"))
