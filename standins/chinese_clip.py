@@ -26,23 +26,8 @@ def write_chinese_clip(folder: Path, shape: ClipShape = TINY, seed: int = 7) -> 
     write_wordpiece(folder, shape.vocabulary, with_fast_file=False)
     (folder / "tokenizer_config.json").unlink()
     config = transformers.ChineseCLIPConfig(
-        text_config={
-            "vocab_size": shape.vocabulary,
-            "hidden_size": shape.text_width,
-            "intermediate_size": 4 * shape.text_width,
-            "num_hidden_layers": shape.text_layers,
-            "num_attention_heads": shape.text_heads,
-            "max_position_embeddings": shape.context_length,
-        },
-        vision_config={
-            "hidden_size": shape.vision_width,
-            "intermediate_size": 4 * shape.vision_width,
-            "num_hidden_layers": shape.vision_layers,
-            "num_attention_heads": shape.vision_heads,
-            "image_size": shape.image_size,
-            "patch_size": shape.patch_size,
-            "projection_dim": shape.projection_dim,
-        },
+        text_config=shape.text_config,
+        vision_config={**shape.vision_config, "projection_dim": shape.projection_dim},
         projection_dim=shape.projection_dim,
         logit_scale_init_value=4.6052,
     )

@@ -23,25 +23,12 @@ def write_metaclip_2(folder: Path, shape: ClipShape = TINY, seed: int = 6) -> Pa
     write_unigram(folder, shape.vocabulary)
     config = transformers.MetaClip2Config(
         text_config={
-            "vocab_size": shape.vocabulary,
-            "hidden_size": shape.text_width,
-            "intermediate_size": 4 * shape.text_width,
-            "num_hidden_layers": shape.text_layers,
-            "num_attention_heads": shape.text_heads,
-            "max_position_embeddings": shape.context_length,
+            **shape.text_config,
             "projection_dim": shape.projection_dim,
             # Really the end token, where a CLIP's 2 is not.
             "eos_token_id": 2,
         },
-        vision_config={
-            "hidden_size": shape.vision_width,
-            "intermediate_size": 4 * shape.vision_width,
-            "num_hidden_layers": shape.vision_layers,
-            "num_attention_heads": shape.vision_heads,
-            "image_size": shape.image_size,
-            "patch_size": shape.patch_size,
-            "projection_dim": shape.projection_dim,
-        },
+        vision_config={**shape.vision_config, "projection_dim": shape.projection_dim},
         projection_dim=shape.projection_dim,
         logit_scale_init_value=4.6052,
     )
