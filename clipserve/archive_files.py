@@ -70,26 +70,30 @@ def share_equal_files(folder: Path) -> None:
         own = path.stat()
         # The oldest that is there stays: of workers that start at once all take that one, and none takes one
         # that is about to be replaced.
-        for found, other in sorted(_files_beside(folder, path.name)):
-            if found >= (own.st_mtime_ns, own.st_ino):
+        for other in sorted(_files_beside(folder, path.name), key=_age):
+            if _age(other) >= _age((path, own)):
                 break
+            beside, status = other
+            # Nobody else may write to it.
+            trusted = status.st_uid == own.st_uid and not status.st_mode & 0o022
+            alike = (status.st_dev, status.st_size) == (own.st_dev, own.st_size)
             # Archives come and go; and nothing is lost where it cannot be shared.
             with contextlib.suppress(OSError):
-                status = other.stat()
-                # Nobody else may write to it.
-                trusted = status.st_uid == own.st_uid and not status.st_mode & 0o022
-                alike = (status.st_dev, status.st_size) == (own.st_dev, own.st_size)
-                if trusted and alike and filecmp.cmp(path, other, shallow=False):
+                if trusted and alike and filecmp.cmp(path, beside, shallow=False):
                     # Beside the archive, of whose folder every file is on a list.
                     second = folder.with_name(f".{path.name}.{os.getpid()}")
-                    os.link(other, second)
+                    os.link(beside, second)
                     second.replace(path)
                     break
 
 
-def _files_beside(folder: Path, name: str) -> Iterator[tuple[tuple[int, int], Path]]:
-    """Files of that name in the folders beside one, by age."""
-    for other in folder.parent.glob(f"*/{name}"):
+def _files_beside(folder: Path, name: str) -> Iterator[tuple[Path, os.stat_result]]:
+    """Files of that name in the folders beside one."""
+    for path in folder.parent.glob(f"*/{name}"):
         with contextlib.suppress(OSError):
-            status = other.stat()
-            yield (status.st_mtime_ns, status.st_ino), other
+            yield path, path.stat()
+
+
+def _age(file: tuple[Path, os.stat_result]) -> tuple[int, int]:
+    """By which the older comes first, and of equally old ones always the same."""
+    return file[1].st_mtime_ns, file[1].st_ino

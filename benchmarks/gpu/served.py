@@ -217,7 +217,7 @@ def _take_all() -> list[torch.Tensor]:
 
 def by_torchserve(plan: Plan) -> Iterator[Step]:
     """Serves the archives by TorchServe itself, and compares its vectors with the CPU variant's."""
-    yield "three endpoints", partial(_by_torchserve, plan)
+    yield "every endpoint", partial(_by_torchserve, plan)
 
 
 def _by_torchserve(plan: Plan) -> dict[str, float]:
