@@ -34,10 +34,10 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from clipserve.colors import MAX_PROFILE_BYTES, Color, to_rgb
-from clipserve.containers import Container
 from clipserve.errors import RequestError
 from clipserve.image_formats import FORMATS, RGB_BYTES, ImageFormat, format_of, unsupported
-from clipserve.jpeg import load_reduced, load_without_end
+from clipserve.image_formats.base import Container
+from clipserve.image_formats.jpeg import load_reduced, load_without_end
 from clipserve.preprocessing import ImagePreprocessing, shortest_edge_size
 
 PixelArray = npt.NDArray[np.uint8]
@@ -62,7 +62,7 @@ class ImageLimits:
         max_scans: passes over a progressive JPEG of up to 25 million pixels. Ordinary ones have about ten; an
             empty one takes 40 bytes, and a decoder 17 milliseconds at 25 million pixels.
         max_structures: segments, chunks, blocks, boxes, tags, strips or tiles of a file: see
-            `clipserve.containers`. A PNG of 20 MB in its usual chunks of 8 kB has 2,500.
+            `clipserve.image_formats.base`. A PNG of 20 MB in its usual chunks of 8 kB has 2,500.
         formats: names of the formats that are admitted, of `FORMATS`; all others are never tried.
     """
 

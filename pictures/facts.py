@@ -1,8 +1,8 @@
 """What a picture's file says of itself: its size, and by EXIF when, where and with what it was taken.
 
 Read after the picture was admitted and decoded once, so that a decoder's header reading is bounded
-(`clipserve.containers`). Of EXIF, Pillow reads values of no more bytes in all than the block has, and a block
-of more than `MAX_EXIF_BYTES` is not looked at.
+(`clipserve.image_formats`). Of EXIF, Pillow reads values of no more bytes in all than the block has, and a
+block of more than `MAX_EXIF_BYTES` is not looked at.
 """
 
 from __future__ import annotations

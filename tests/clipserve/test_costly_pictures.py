@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from clipserve.containers import Container, Walker, walk_gif, walk_iso, walk_png, walk_tiff, walk_webp
 from clipserve.errors import RequestError
 from clipserve.image_formats import FORMATS
+from clipserve.image_formats.base import Container, Walker, walk_gif, walk_iso, walk_png, walk_tiff, walk_webp
+from clipserve.image_formats.jpeg import walk_jpeg
 from clipserve.images import ImageLimits, decode_image
-from clipserve.jpeg import walk_jpeg
 from reliability.costly import COSTLY
 
 LIMITS = ImageLimits()

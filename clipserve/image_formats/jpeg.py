@@ -1,6 +1,6 @@
 """What only JPEGs have: scans one after the other, reduced sizes, and an end marker that may be missing.
 
-The walk is as those of `clipserve.containers`.
+The walk is as those of `clipserve.image_formats.base`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import zlib
 
 from PIL import Image, ImageFile
 
-from clipserve.containers import Container
 from clipserve.errors import RequestError
+from clipserve.image_formats.base import Container
 
 # Of an Exif segment, Pillow copies all Exif bytes before it: so many copied bytes count as one structure.
 COPIED = 65_536

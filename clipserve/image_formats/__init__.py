@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from PIL import AvifImagePlugin, Image
 
-from clipserve.containers import Walker, walk_bmp, walk_gif, walk_iso, walk_png, walk_tiff, walk_webp
 from clipserve.errors import RequestError
-from clipserve.jpeg import walk_jpeg
+from clipserve.image_formats.base import Walker, walk_bmp, walk_gif, walk_iso, walk_png, walk_tiff, walk_webp
+from clipserve.image_formats.jpeg import walk_jpeg
 
 # Bytes of a pixel in Pillow's memory; 4 in all other modes, RGB among them.
 PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
