@@ -16,7 +16,7 @@ decisions, made here once:
 
 Of an animation the first frame counts, of a TIFF the first page. 16-bit grey is brought to 8 bits as the
 original brings it: Pillow clips at 255, so such a picture should be scaled before it is sent. What is read is
-in the table of `clipserve.image_formats`.
+in `clipserve.image_formats`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from clipserve.colors import MAX_PROFILE_BYTES, Color, to_rgb
 from clipserve.errors import RequestError
-from clipserve.image_formats import FORMATS, RGB_BYTES, ImageFormat, format_of, unsupported
-from clipserve.image_formats.base import Container
+from clipserve.image_formats import FORMATS, format_of, unsupported
+from clipserve.image_formats.base import RGB_BYTES, Container, ImageFormat
 from clipserve.image_formats.jpeg import load_reduced, load_without_end
 from clipserve.preprocessing import ImagePreprocessing, shortest_edge_size
 

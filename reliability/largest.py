@@ -12,6 +12,7 @@ from PIL import Image
 
 from clipserve.image_formats import FORMATS
 from clipserve.images import ImageLimits
+from reliability.costly import with_header
 from reliability.load import send_once
 from reliability.watch import MemoryWatch
 from serving.server import Server
@@ -53,9 +54,13 @@ def _picture(format: str, mode: str, size: tuple[int, int], **options: object) -
 
 
 def _square(format: str, mode: str, coefficient_bytes: int = 0, /, **options: object) -> Callable[[], bytes]:
-    side = largest_side(format, mode, coefficient_bytes)
-
     def make() -> bytes:
+        side = largest_side(format, mode, coefficient_bytes)
+        if FORMATS[format].plugin is None:
+            # A decoder in Python is bounded by its pixels before its memory is.
+            header = with_header(format, (side, side))
+            counted = FORMATS[format].walk(header, LIMITS.max_structures).structures
+            side = int(side * min(1, LIMITS.max_structures / max(counted, 1)) ** 0.5)
         data = _picture(format, mode, (side, side), **options)
         if len(data) <= LIMITS.max_bytes:
             return data

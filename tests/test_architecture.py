@@ -49,7 +49,7 @@ ALLOWED["tests"] = {*ALLOWED, "tests"}
 CORE_PACKAGES = {"clipserve", "torch", "numpy", "PIL", "tokenizers", "orjson"}
 CLIENT_PACKAGES = {"clipserve", "numpy", "httpx", "tenacity"}
 # What an extra brings is imported where it is used, or its lack would stop a worker, or a client.
-OPTIONAL_PACKAGES = {"__init__.py": {"pillow_heif"}, "rows.py": {"orjson"}}
+OPTIONAL_PACKAGES = {"isobmff.py": {"pillow_heif"}, "rows.py": {"orjson"}}
 
 
 def imported(path: Path) -> set[str]:

@@ -1,7 +1,4 @@
-"""What only JPEGs have: scans one after the other, reduced sizes, and an end marker that may be missing.
-
-The walk is as those of `clipserve.image_formats.base`.
-"""
+"""JPEG, and what it alone has: scans one after the other, reduced sizes, a missing end marker."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import zlib
 from PIL import Image, ImageFile
 
 from clipserve.errors import RequestError
-from clipserve.image_formats.base import Container
+from clipserve.image_formats.base import Container, ImageFormat
 
 # Of an Exif segment, Pillow copies all Exif bytes before it: so many copied bytes count as one structure.
 COPIED = 65_536
@@ -178,3 +175,15 @@ def _checksum(image: Image.Image) -> int:
         strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
         checksum = zlib.crc32(strip.tobytes(), checksum)
     return checksum
+
+
+FORMATS = (
+    ImageFormat(
+        "JPEG",
+        (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+        re.compile(rb"\xff\xd8\xff"),
+        walk_jpeg,
+        "image/jpeg",
+        scales=(8, 4, 2),
+    ),
+)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +111,21 @@ def test_every_format_of_the_table_is_recognised_by_its_files() -> None:
         walked = format.walk(data, 1000)
         assert (walked.width, walked.height) == SMALL.size
         assert all(ending.startswith(".") and ending == ending.lower() for ending in format.endings)
+
+
+def test_the_table_is_whole_in_a_zipped_archive(tmp_path: Path) -> None:
+    """As `zipimport` finds it, where there is no folder to list."""
+    root = Path(__file__).parents[2]
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        for path in (root / "clipserve").rglob("*.py"):
+            archive.write(path, path.relative_to(root))
+    code = "from clipserve.image_formats import FORMATS, __file__; print(__file__, *FORMATS)"
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "archive.zip")}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    file, *names = done.stdout.split()
+    assert file.startswith(str(tmp_path / "archive.zip"))
+    assert names == list(FORMATS)
 
 
 # ---- files that lack their end
