@@ -24,7 +24,7 @@ GPU_PYTHON = $(if $(value WHEELS),$(GPU_VENV)/bin/python,$(firstword $(wildcard 
 .PHONY: gpu-proof
 gpu-proof: $(if $(value DRY),$(VENV)/.bench-stamp) #: the GPU half exported, proven and measured, in under ten minutes; docs/gpu.md
 #: OUTPUT=folder DRY=1: tiny, on a CPU; WHEELS=folder: first makes .venv-gpu of them, on top of PYTHON's packages
-	@$(if $(value WHEELS),$(PYTHON) requirements/on_top.py $(GPU_VENV) $(call VALUE,WHEELS))
+	@$(if $(value WHEELS),$(PYTHON) -m requirements.on_top $(GPU_VENV) $(call VALUE,WHEELS))
 	@echo "loading PyTorch and transformers"
 	@$(if $(value DRY),$(RUN),$(GPU_PYTHON)) -m benchmarks.gpu $(if $(value DRY),--dry) $(call GIVEN,OUTPUT,--output)
 

@@ -16,7 +16,7 @@ UV_VENV := .venv-uv
 
 # $(call INTO,environment,lock file,what it holds,further options)
 INSTALLER := requirements/install.py $(UV_VENV)/.stamp
-INTO = $(UV_VENV)/bin/python requirements/install.py $(1) $(2) --what "$(3)" --python "$(PYTHON)" \
+INTO = $(UV_VENV)/bin/python -m requirements.install $(1) $(2) --what "$(3)" --python "$(PYTHON)" \
 	--device $(call VALUE,DEVICE) $(4)
 # For a stamp in its environment that needs a lock file first of all: $(call INSTALL,what the lock file holds,options)
 define INSTALL

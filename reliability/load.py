@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol
@@ -18,6 +18,7 @@ from clipserve.client import Client, KeyFile
 from clipserve.errors import ClipServeError
 from reliability.questions import Question
 
+Caller = Literal["plain", "retrying"]
 Outcome = Literal["right", "wrong", "failed"]
 
 
@@ -55,7 +56,7 @@ class Event:
         reason: why there was none.
     """
 
-    caller: Literal["plain", "retrying"]
+    caller: Caller
     endpoint: str
     started: float
     ended: float
@@ -133,42 +134,39 @@ class Load:
             time.sleep(self._pause)
 
     def _ask_plainly(self, number: int) -> None:
-        choose = random.Random(number)
         with httpx.Client(timeout=120.0, trust_env=False) as http:
-            while not self._finished.is_set():
-                question = choose.choice(self._questions)
-                started = time.monotonic()
-                outcome: Outcome = "failed"
-                reason = ""
-                try:
-                    response = send_once(
-                        http, self._server, question.endpoint, question.body, question.content_type
-                    )
-                    if response.status_code == httpx.codes.OK:
-                        outcome = "right" if question.holds(response.content) else "wrong"
-                    else:
-                        reason = f"status {response.status_code}"
-                except (httpx.HTTPError, ClipServeError) as error:
-                    reason = type(error).__name__
-                self._note(Event("plain", question.endpoint, started, time.monotonic(), outcome, reason))
+            self._ask(
+                "plain",
+                number,
+                lambda asked: send_once(http, self._server, asked.endpoint, asked.body, asked.content_type),
+            )
 
     def _ask_retrying(self, number: int) -> None:
-        choose = random.Random(number)
         with self._server.client() as client:
-            while not self._finished.is_set():
-                question = choose.choice(self._questions)
-                started = time.monotonic()
-                outcome: Outcome = "failed"
-                reason = ""
-                try:
-                    response = client.post(question.endpoint, question.body, question.content_type)
-                    if response.status_code == httpx.codes.OK:
-                        outcome = "right" if question.holds(response.content) else "wrong"
-                    else:
-                        reason = f"status {response.status_code}"
-                except ClipServeError as error:
-                    reason = str(error)
-                self._note(Event("retrying", question.endpoint, started, time.monotonic(), outcome, reason))
+            self._ask(
+                "retrying",
+                number,
+                lambda asked: client.post(asked.endpoint, asked.body, asked.content_type),
+            )
+
+    def _ask(self, caller: Caller, number: int, send: Callable[[Question], httpx.Response]) -> None:
+        choose = random.Random(number)
+        while not self._finished.is_set():
+            question = choose.choice(self._questions)
+            started = time.monotonic()
+            outcome: Outcome = "failed"
+            reason = ""
+            try:
+                response = send(question)
+                if response.status_code == httpx.codes.OK:
+                    outcome = "right" if question.holds(response.content) else "wrong"
+                else:
+                    reason = f"status {response.status_code}"
+            except httpx.HTTPError as error:
+                reason = type(error).__name__
+            except ClipServeError as error:
+                reason = str(error)
+            self._note(Event(caller, question.endpoint, started, time.monotonic(), outcome, reason))
 
 
 def send_once(

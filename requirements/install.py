@@ -1,6 +1,7 @@
 """Makes an environment and installs pinned packages into it, with uv: what every `make` target calls first.
 
-Run by the interpreter that has uv beside it (`.venv-uv`). Needs the standard library only.
+Run by the interpreter that has uv beside it (`.venv-uv`), from the root. Needs the standard library only, as
+what it takes from clipserve does.
 
 Everything but torch is pinned by hash. torch is pinned by version (`requirements/torch.txt`): its builds for
 CPU and CUDA have other hashes. Which build is taken, first that can be had:
@@ -25,6 +26,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipserve.command import run_command
+from clipserve.errors import ClipServeError
+
 UV = Path(sys.executable).with_name("uv")
 
 OLDEST, NEWEST = (3, 11), (3, 14)
@@ -44,7 +48,7 @@ TOLD_PIP = {
 }
 
 
-class InstallError(Exception):
+class InstallError(ClipServeError):
     """Cannot be installed; the message is for the user."""
 
 
@@ -231,8 +235,8 @@ def install(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error on stderr, 2 usage, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="requirements/install.py", description=__doc__)
+    """Command line; see `run_command`."""
+    parser = argparse.ArgumentParser(prog="python -m requirements.install", description=__doc__)
     parser.add_argument("environment", type=Path, help="its folder; made if there is none")
     parser.add_argument("locks", nargs="*", help="lock files")
     parser.add_argument("--what", default="pinned packages", help="what the locks hold, and how large it is")
@@ -249,16 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--without-needs", metavar="WHAT", help="a requirement to install without its own")
     arguments = parser.parse_args(argv)
-    # As `run_command` of clipserve, which cannot be imported before there is NumPy.
-    try:
-        install(arguments)
-    except (InstallError, OSError) as error:
-        print(f"install: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("install: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("install", lambda: install(arguments))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """An environment on top of the one that runs this, with wheels from a folder; no network is asked.
 
-`python3 requirements/on_top.py .venv-gpu wheels`: for a machine that has PyTorch for its GPU, and lacks the
+`python3 -m requirements.on_top .venv-gpu wheels`: for a machine that has PyTorch for its GPU, and lacks the
 rest. What is not in the new environment is taken from beneath it. Called again, it adds wheels to it.
 """
 
@@ -15,13 +15,16 @@ import venv
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipserve.command import run_command
+from requirements.install import InstallError
+
 
 def put(environment: Path, wheels: Path) -> None:
     """Makes the environment where there is none, and installs what is in the folder.
 
     Raises:
         OSError: no wheel is there, or the environment cannot be written.
-        subprocess.CalledProcessError: pip has said why it installs nothing.
+        InstallError: pip installs nothing, and has said why.
     """
     found = sorted(map(str, wheels.glob("*.whl")))
     if not found:
@@ -35,7 +38,9 @@ def put(environment: Path, wheels: Path) -> None:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
         at = ["--python", str(environment / "bin" / "python")]
         options = ["-q", "--no-index", "--no-deps", "--ignore-installed"]
-        subprocess.run([*pip, *at, "install", *options, *found], check=True)
+        done = subprocess.run([*pip, *at, "install", *options, *found], check=False)
+        if done.returncode:
+            raise InstallError(f"pip has installed nothing of {wheels}, and said why above")
     except BaseException:
         if is_new:
             shutil.rmtree(environment, ignore_errors=True)
@@ -52,24 +57,12 @@ def _make(environment: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 done, 1 a known error on stderr, 2 usage, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="requirements/on_top.py", description=__doc__)
+    """Command line; see `run_command`."""
+    parser = argparse.ArgumentParser(prog="python -m requirements.on_top", description=__doc__)
     parser.add_argument("environment", type=Path, help="its folder; made if there is none")
     parser.add_argument("wheels", type=Path, help="folder of *.whl")
     arguments = parser.parse_args(argv)
-    # As `run_command` of clipserve, which cannot be imported before there is NumPy.
-    try:
-        put(arguments.environment, arguments.wheels)
-    except subprocess.CalledProcessError:
-        print(f"on_top: pip has installed nothing of {arguments.wheels}, and said why above", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"on_top: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("on_top: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("on_top", lambda: put(arguments.environment, arguments.wheels))
 
 
 if __name__ == "__main__":

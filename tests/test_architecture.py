@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
         "benchmarks", "clipserve", "demo", "export_scripts", "pictures", "reliability", "scale", "serving",
         "standins",
     },
-    "requirements": set(),
+    "requirements": {"clipserve", "requirements"},
 }  # fmt: skip
 ALLOWED["tests"] = {*ALLOWED, "tests"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -11,9 +10,10 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from requirements import install as installer
 
 ROOT = Path(__file__).parents[1]
 
@@ -217,34 +217,23 @@ def test_what_a_target_installs(target: str, locks: list[str]) -> None:
     """`check` needs no OpenVINO, and a room nothing of another's."""
     command = ["make", "--dry-run", "--always-make", target, "IMAGES=x"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert re.findall(r"install\.py \S+ requirements/(\S+)\.lock", done.stdout) == locks
+    assert re.findall(r"requirements\.install \S+ requirements/(\S+)\.lock", done.stdout) == locks
 
 
 # ---------------------------------------------------------------------------------------------------
-# requirements/install.py
-
-
-@pytest.fixture(scope="module")
-def installer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("install", ROOT / "requirements" / "install.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["install"] = module
-    spec.loader.exec_module(module)
-    return module
+# requirements.install
 
 
 @pytest.fixture
 def install() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs requirements/install.py as make does, by the interpreter that has uv and pip."""
+    """Runs requirements.install as make does, by the interpreter that has uv and pip."""
     python = ROOT / ".venv-uv" / "bin" / "python"
     if not python.is_file():
         pytest.skip("no .venv-uv; run 'make setup'")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(python), str(ROOT / "requirements" / "install.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [str(python), "-m", "requirements.install", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     return run
 
@@ -330,7 +319,6 @@ class AskedUv:
     ],
 )  # fmt: skip
 def test_which_build_of_torch(
-    installer: ModuleType,
     answers: dict[str | None, str | None],
     environment: dict[str, str],
     device: str,
@@ -342,12 +330,12 @@ def test_which_build_of_torch(
     assert installer.torch_choice("torch==2.13.0", uv, device) == (version, arguments)
 
 
-def test_no_torch_anywhere(installer: ModuleType) -> None:
+def test_no_torch_anywhere() -> None:
     with pytest.raises(installer.InstallError, match="is the network there"):
         installer.torch_choice("torch==2.13.0", AskedUv({None: None, "auto": None}), "cpu")
 
 
-def test_pip_settings_in_uvs_words(installer: ModuleType) -> None:
+def test_pip_settings_in_uvs_words() -> None:
     told = {
         "global.index-url": "https://one.test/simple",
         ":env:.extra-index-url": "https://two.test/simple https://three.test/simple",
@@ -371,7 +359,7 @@ def test_pip_settings_in_uvs_words(installer: ModuleType) -> None:
     ],
 )
 def test_a_wrong_python_leaves_no_environment(
-    installer: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], python: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], python: str, said: str
 ) -> None:
     """CASES 62: the bad environment stayed, and the next command with a good Python used it."""
     wrong = program(tmp_path / "python3.9", python)
@@ -394,9 +382,7 @@ def test_an_environment_that_could_not_be_filled_goes_again(install: Make, tmp_p
 
 
 @pytest.mark.usefixtures("offline")
-def test_an_environment_of_another_python_is_made_anew(
-    install: Make, installer: ModuleType, tmp_path: Path
-) -> None:
+def test_an_environment_of_another_python_is_made_anew(install: Make, tmp_path: Path) -> None:
     """CASES 62: a good Python after a bad one."""
     program_folder = tmp_path / "env" / "bin"
     program_folder.mkdir(parents=True)

@@ -278,13 +278,13 @@ def test_the_wheels_are_those_of_the_lock_files() -> None:
     assert [name for name in named if f"\n{name} " not in f"\n{pinned}"] == []
 
 
-ON_TOP = ROOT / "requirements" / "on_top.py"
 # It has pip, as a machine with PyTorch has; the tests' own environment has none.
 PYTHON = ROOT / ".venv-uv" / "bin" / "python"
 
 
 def put(*words: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PYTHON, ON_TOP, *words], capture_output=True, text=True, check=False)
+    command = [PYTHON, "-m", "requirements.on_top", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_wheels_are_put_on_top_of_what_is_there(tmp_path: Path) -> None:

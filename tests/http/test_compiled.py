@@ -17,6 +17,7 @@ from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.packages.archive import build_archives
 from serving.server import Server, private_server
 from tests.conftest import ExportedAs
+from tests.export_scripts.exports import unit
 from tests.http.api import picture
 from tests.http.conftest import READY_SECONDS
 
@@ -59,10 +60,6 @@ def compiled(exported_as: ExportedAs, tmp_path_factory: pytest.TempPathFactory) 
         yield server
     finally:
         server.stop()
-
-
-def unit(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
 
 def test_compiled_encoders_answer_as_their_originals(compiled: Server, pair: CheckpointPair) -> None:
