@@ -17,6 +17,7 @@ from benchmarks.evaluate import report as evaluate_report
 from benchmarks.gpu import report as gpu_report
 from benchmarks.ratios import LATEST, RATIOS, Results
 from clipserve.command import run_command
+from export_scripts import models
 from scale.bulk import estimate
 
 ROOT = Path(__file__).parents[1]
@@ -317,6 +318,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "search": search,
     "gpu": gpu,
     "evaluation": evaluation,
+    "models": lambda: _table(models.KINDS_HEAD, models.kinds()),
     "estimate": lambda: estimate.table(estimate.Assumptions()) + "\n",
 }
 

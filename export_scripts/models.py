@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,6 +20,9 @@ from clipserve.errors import ExportError
 
 FILE = Path(__file__).with_name("models.toml")
 MANY: Final = "many"
+
+# Creative Commons' -NC- licences, Apple's for research (`apple-amlr`), and those whose names say it.
+NOT_COMMERCIAL = re.compile(r"(^|-)nc(-|$)|^apple-amlr$|research|non-?commercial", re.IGNORECASE)
 
 # Where the output is no terminal, which would say its width.
 WIDTH = 200
@@ -114,6 +119,28 @@ def for_language(language: str) -> list[Model]:
             f"LANGUAGE={language}: nothing is known for it; known are {', '.join(sorted(known_languages()))}"
         )
     return sorted(read_models(), key=lambda model: model.rank(language))
+
+
+KINDS_HEAD = ("`MODEL`", "family", "dimension", "languages", "tokens", "licence")
+
+
+def kinds() -> Iterator[tuple[str, ...]]:
+    """README's table: a row for those of a family that stand together and differ in size alone."""
+    for (family, texts_for, languages, tokens, license), alike in groupby(
+        read_models(), lambda of: (of.family, of.texts_for, of.languages_said, of.tokens, of.license)
+    ):
+        first, *others = alike
+        dimensions = sorted({first.dimension, *(other.dimension for other in others)})
+        said = license or "unknown"
+        yield (
+            f"`{'TEXT_MODEL=' if texts_for else ''}{first.name}`"
+            f"{f' and {len(others)} more' if others else ''}",
+            f"{family}{f', for `{texts_for}`' if texts_for else ''}",
+            " to ".join(f"{dimension}" for dimension in dict.fromkeys((dimensions[0], dimensions[-1]))),
+            languages,
+            f"{tokens}",
+            f"**{said}**: not for commercial use" if NOT_COMMERCIAL.search(said) else said,
+        )
 
 
 def _file() -> dict[str, Any]:

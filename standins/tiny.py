@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
-from standins import checkpoints, open_clip
-from standins.chinese_clip import write_chinese_clip
-from standins.metaclip_2 import write_metaclip_2
+from standins import checkpoints, families, open_clip
 
 Write = Callable[[Path], Path]
 
@@ -17,8 +17,11 @@ PAIRS: Mapping[str, Write] = {
     "clip": checkpoints.write_clip,
     "siglip": checkpoints.write_siglip,
     "siglip-2": partial(checkpoints.write_siglip, kind=checkpoints.SIGLIP_2),
-    "metaclip-2": write_metaclip_2,
-    "chinese-clip": write_chinese_clip,
+    **{
+        name: write
+        for module in iter_modules(families.__path__)
+        for name, write in import_module(f"{families.__name__}.{module.name}").PAIRS.items()
+    },
     **{name: partial(open_clip.write_open_clip, kind=kind) for name, kind in open_clip.KINDS.items()},
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,12 @@ import yaml
 from huggingface_hub import metadata_load
 
 from export_scripts.checkpoints.pair import CheckpointPair
-from export_scripts.models import read_models
+from export_scripts.models import NOT_COMMERCIAL, read_models
 
 MODEL_CARD = "README.md"
 
 # `license: other` stands for a text whose name is said apart.
 OTHER = "other"
-
-# Creative Commons' -NC- licences, Apple's for research (`apple-amlr`), and those whose names say it.
-NOT_COMMERCIAL = re.compile(r"(^|-)nc(-|$)|^apple-amlr$|research|non-?commercial", re.IGNORECASE)
 
 
 def license_of(folder: Path, given: str) -> str | None:

@@ -17,7 +17,7 @@ from export_scripts.checkpoints.open_clip import loading as open_clip_loading
 from export_scripts.checkpoints.pair import CheckpointPair, ImageCheckpoint, TextCheckpoint
 from export_scripts.checkpoints.reading import model_type
 from export_scripts.checkpoints.two_towers import Texts, own_tokenizer
-from export_scripts.encoders.siglip import SIGLIP
+from export_scripts.encoders import siglip as siglip_encoders
 from export_scripts.encoders.supported import FAMILIES, REFUSED, no_image_encoder
 from export_scripts.encoders.towers import Family
 
@@ -43,7 +43,7 @@ class Layout:
 
 
 # Families whose texts need more than the tokenizer beside the model.
-TEXTS: Mapping[str, Callable[[Path], Texts]] = {SIGLIP.name: siglip.load_texts}
+TEXTS: Mapping[str, Callable[[Path], Texts]] = {siglip_encoders.FAMILY.name: siglip.load_texts}
 
 
 def _two_towers(family: Family) -> Layout:

@@ -14,7 +14,7 @@ def text_tower(model: ChineseCLIPModel) -> TextTower:
     return bert_tower(model.text_model, model.text_projection, FirstPooledArchitecture)
 
 
-CHINESE_CLIP = Family(
+FAMILY = Family(
     "Chinese-CLIP",
     ChineseCLIPModel,
     "chinese_clip",

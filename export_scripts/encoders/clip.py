@@ -27,7 +27,7 @@ from export_scripts.encoders.layers import (
     check_pixels,
 )
 from export_scripts.encoders.processors import resample_name, squashed
-from export_scripts.encoders.towers import Architecture, Family, ImageTower, TextTower, norm_eps
+from export_scripts.encoders.towers import Architecture, Family, ImageTower, TextTower, numbers_of
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,6 @@ class ClipTextArchitecture(Architecture):
         return replace(self, end_token=ids[-1] if ends_at_highest else end)
 
 
-def image_architecture(vision: CLIPVisionModel) -> ImageArchitecture:
-    """The numbers of a CLIP's vision transformer."""
-    # transformers types its configurations too loosely to check.
-    config: Any = vision.config
-    return ImageArchitecture(
-        heads=config.num_attention_heads,
-        activation=config.hidden_act,
-        norm_eps=norm_eps(vision),
-        patch_size=config.patch_size,
-    )
-
-
 def clip_text_architecture(text: CLIPTextModel, *, two_is_highest: bool) -> ClipTextArchitecture:
     """The numbers of a CLIP's text transformer.
 
@@ -101,12 +89,8 @@ def clip_text_architecture(text: CLIPTextModel, *, two_is_highest: bool) -> Clip
             published configurations of CLIP do, and its end token has the highest.
     """
     config: Any = text.config
-    return ClipTextArchitecture(
-        heads=config.num_attention_heads,
-        activation=config.hidden_act,
-        norm_eps=norm_eps(text),
-        end_token=None if two_is_highest and config.eos_token_id == 2 else config.eos_token_id,
-    )
+    end = None if two_is_highest and config.eos_token_id == 2 else config.eos_token_id
+    return ClipTextArchitecture(**numbers_of(text), end_token=end)
 
 
 def image_tower_of(
@@ -115,9 +99,8 @@ def image_tower_of(
     """A vision transformer and its projection; `score` is of the pair, and `mean` pools as CLIPA does."""
     # transformers types its submodules too loosely to check.
     embeddings: Any = vision.embeddings
-    architecture, edge = image_architecture(vision), embeddings.image_size
-    if mean:
-        architecture = MeanImageArchitecture(**vars(architecture))
+    kind, edge = MeanImageArchitecture if mean else ImageArchitecture, embeddings.image_size
+    architecture = kind(**numbers_of(vision), patch_size=embeddings.patch_size)
     return ImageTower(
         architecture=architecture,
         parts=(vision, projection),
@@ -156,7 +139,7 @@ def text_tower(clip: Any, *, two_is_highest: bool = True) -> TextTower:
     return text_tower_of(clip.text_model, clip.text_projection, two_is_highest=two_is_highest)
 
 
-CLIP = Family("CLIP", CLIPModel, "clip", image_tower, text_tower, original="sentence-transformers")
+FAMILY = Family("CLIP", CLIPModel, "clip", image_tower, text_tower, original="sentence-transformers")
 
 
 def image_preprocessing(processor: Any, folder: Path) -> ImagePreprocessing:
@@ -196,7 +179,7 @@ class ImageEncoder(nn.Module):
 
     Args:
         vision, projection: the original; float32.
-        architecture: see `image_architecture`.
+        architecture: see `image_tower_of`.
         preprocessing: its mean and std.
         output: last stage, `L2Normalized` or `Unnormalized`.
     """
@@ -219,7 +202,7 @@ class ImageEncoder(nn.Module):
             (vision.embeddings.class_embedding.detach().double() + positions[0]).float()[None, None]
         )
         self.norm_before = vision.pre_layrnorm
-        layers = [_layer(layer, architecture, causal=False) for layer in vision.encoder.layers]
+        layers = [pre_norm_layer(layer, architecture, causal=False) for layer in vision.encoder.layers]
         self.layers = nn.ModuleList(layers[:-1])
         mean = isinstance(architecture, MeanImageArchitecture)
         self.last_layer = WholeLayer(layers[-1]) if mean else PooledLayer(layers[-1])
@@ -266,7 +249,7 @@ class ClipTextEncoder(nn.Module):
         super().__init__()
         self.tokens = text.embeddings.token_embedding
         self.positions = nn.Parameter(text.embeddings.position_embedding.weight.detach()[None])
-        layers = [_layer(layer, architecture, causal=True) for layer in text.encoder.layers]
+        layers = [pre_norm_layer(layer, architecture, causal=True) for layer in text.encoder.layers]
         self.layers = nn.ModuleList(layers[:-1])
         self.last_layer = PooledLayer(layers[-1])
         self.norm_after = text.final_layer_norm
@@ -313,7 +296,8 @@ def _take(x: Tensor, positions: Tensor) -> Tensor:
     return x.gather(1, positions[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
 
 
-def _layer(layer: Any, architecture: Architecture, *, causal: bool) -> PreNormLayer:
+def pre_norm_layer(layer: Any, architecture: Architecture, *, causal: bool) -> PreNormLayer:
+    """A layer of a transformer with CLIP's names for its parts."""
     attention = layer.self_attn
     return PreNormLayer(
         SelfAttention(

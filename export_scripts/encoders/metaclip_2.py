@@ -13,7 +13,7 @@ from transformers import MetaClip2Model
 from export_scripts.encoders.clip import image_tower, text_tower
 from export_scripts.encoders.towers import Family
 
-METACLIP_2 = Family(
+FAMILY = Family(
     "MetaCLIP 2",
     MetaClip2Model,
     "metaclip_2",

@@ -14,19 +14,18 @@ from transformers import SiglipModel, SiglipTextModel, SiglipVisionModel
 from clipserve.encoder_spec import Score
 from clipserve.errors import ExportError
 from clipserve.preprocessing import ImagePreprocessing
+from export_scripts.encoders.clip import pre_norm_layer
 from export_scripts.encoders.layers import (
     Mlp,
     PatchProjection,
     PooledLayer,
-    PreNormLayer,
-    SelfAttention,
     alike,
     check_length,
     check_pixels,
     linear,
 )
 from export_scripts.encoders.processors import squashed
-from export_scripts.encoders.towers import Architecture, Family, ImageTower, TextTower, norm_eps
+from export_scripts.encoders.towers import Architecture, Family, ImageTower, TextTower, numbers_of
 
 
 @dataclass(frozen=True)
@@ -45,26 +44,6 @@ class SiglipTextArchitecture(Architecture):
     """SigLIP's text transformer: every token sees every other, padding too; pooled at the last position."""
 
 
-def siglip_image_architecture(vision: SiglipVisionModel) -> SiglipImageArchitecture:
-    """The numbers of a SigLIP's vision transformer."""
-    # transformers types its configurations too loosely to check.
-    config: Any = vision.config
-    return SiglipImageArchitecture(
-        heads=config.num_attention_heads,
-        activation=config.hidden_act,
-        norm_eps=norm_eps(vision),
-        patch_size=config.patch_size,
-    )
-
-
-def siglip_text_architecture(text: SiglipTextModel) -> SiglipTextArchitecture:
-    """The numbers of a SigLIP's text transformer."""
-    config: Any = text.config
-    return SiglipTextArchitecture(
-        heads=config.num_attention_heads, activation=config.hidden_act, norm_eps=norm_eps(text)
-    )
-
-
 def image_tower_of(vision: SiglipVisionModel, score: Score) -> ImageTower:
     """A vision transformer with its pooling head; `score` is of the pair.
 
@@ -75,7 +54,7 @@ def image_tower_of(vision: SiglipVisionModel, score: Score) -> ImageTower:
     parts: Any = vision
     if not parts.use_head:
         raise ExportError("vision_use_head false is not supported; supported is a pooling head")
-    architecture = siglip_image_architecture(vision)
+    architecture = SiglipImageArchitecture(**numbers_of(vision), patch_size=parts.embeddings.patch_size)
     edge = parts.embeddings.image_size
     return ImageTower(
         architecture=architecture,
@@ -91,7 +70,7 @@ def image_tower_of(vision: SiglipVisionModel, score: Score) -> ImageTower:
 def text_tower_of(text: SiglipTextModel) -> TextTower:
     """A text transformer with its head."""
     parts: Any = text
-    architecture = siglip_text_architecture(text)
+    architecture = SiglipTextArchitecture(**numbers_of(text))
     return TextTower(
         architecture=architecture,
         parts=(text,),
@@ -117,7 +96,7 @@ def text_tower(siglip: SiglipModel) -> TextTower:
     return text_tower_of(siglip.text_model)
 
 
-SIGLIP = Family("SigLIP", SiglipModel, "siglip", image_tower, text_tower, original="transformers")
+FAMILY = Family("SigLIP", SiglipModel, "siglip", image_tower, text_tower, original="transformers")
 
 
 class SiglipImageEncoder(nn.Module):
@@ -146,7 +125,9 @@ class SiglipImageEncoder(nn.Module):
             vision.embeddings.position_embedding.weight.detach().double() + embedding.bias.detach().double(),
             preprocessing,
         )
-        self.layers = nn.ModuleList(_layer(layer, architecture) for layer in vision.encoder.layers)
+        self.layers = nn.ModuleList(
+            pre_norm_layer(layer, architecture, causal=False) for layer in vision.encoder.layers
+        )
         self.norm_after = vision.post_layernorm
         self.pool = AttentionPooling(vision.head, architecture)
         self.output = output
@@ -214,7 +195,7 @@ class SiglipTextEncoder(nn.Module):
             f"input_ids must be int64 [N, {self.length}], each text padded to {self.length} tokens; the "
             "padding is seen"
         )
-        layers = [_layer(layer, architecture) for layer in text.encoder.layers]
+        layers = [pre_norm_layer(layer, architecture, causal=False) for layer in text.encoder.layers]
         self.layers = nn.ModuleList(layers[:-1])
         self.last_layer = PooledLayer(layers[-1])
         self.norm_after = text.final_layer_norm
@@ -245,15 +226,3 @@ class SiglipTextEncoder(nn.Module):
 def _last(x: Tensor) -> Tensor:
     """The last row of each: `[N, L, W]` to `[N, W]`."""
     return x[:, -1]
-
-
-def _layer(layer: Any, architecture: Architecture) -> PreNormLayer:
-    attention = layer.self_attn
-    return PreNormLayer(
-        SelfAttention(
-            attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, architecture.heads
-        ),
-        Mlp(layer.mlp.fc1, layer.mlp.fc2, architecture.activation),
-        layer.layer_norm1,
-        layer.layer_norm2,
-    )

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 from transformers import PreTrainedModel
 
 from clipserve.errors import ExportError
+from export_scripts import encoders
 from export_scripts.encoders.bert import BERT_LIKES
-from export_scripts.encoders.chinese_clip import CHINESE_CLIP
-from export_scripts.encoders.clip import CLIP
-from export_scripts.encoders.metaclip_2 import METACLIP_2
-from export_scripts.encoders.siglip import SIGLIP
 from export_scripts.encoders.towers import Family
 
-# By the type in their configuration.
+_FILES = (f"{encoders.__name__}.{module.name}" for module in iter_modules(encoders.__path__))
+
+# What the files of this folder call FAMILY, by the type in a configuration. Those without one are parts.
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (CLIP, SIGLIP, METACLIP_2, CHINESE_CLIP)
+    family.model_type: family
+    for file in _FILES
+    if file != __name__ and (family := getattr(import_module(file), "FAMILY", None)) is not None
 }
 
 # Types that look supported and are not: why, and what to take.

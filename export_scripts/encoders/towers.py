@@ -123,6 +123,15 @@ class Family:
     most_tokens: int | None = None
 
 
+def numbers_of(transformer: Any) -> dict[str, Any]:
+    """What every architecture has, of a transformer whose configuration has CLIP's names."""
+    return {
+        "heads": transformer.config.num_attention_heads,
+        "activation": transformer.config.hidden_act,
+        "norm_eps": norm_eps(transformer),
+    }
+
+
 def norm_eps(transformer: nn.Module) -> float:
     """Of its layer norms: DistilBERT's is written in its code, the others' in their configurations."""
     found = {module.eps for module in transformer.modules() if isinstance(module, nn.LayerNorm)}

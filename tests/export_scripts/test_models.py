@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 
 from export_scripts import models
 from export_scripts.checkpoints.loading import DEFAULT_TEXT_MODELS, LAYOUTS
 from export_scripts.encoders.supported import FAMILIES
-from export_scripts.models import MANY, read_models, read_sources
+from export_scripts.models import MANY, kinds, read_models, read_sources
 
 # A layout of many families, whose folders say which; so it has rows of its own name.
 OPEN_CLIP = "open_clip"
@@ -94,17 +93,19 @@ def test_a_language_that_nothing_is_known_for(capsys: pytest.CaptureFixture[str]
     assert error.count("\n") == 1
 
 
-def test_readme_says_the_same() -> None:
-    """Its table of `MODEL`: every name, with dimension and licence."""
-    text = (Path(models.FILE).parents[1] / "README.md").read_text(encoding="utf-8")
-    table = text.partition("| `MODEL` |")[2].partition("\n\n")[0]
-    by_name = {model.name: model for model in read_models()}
-    families = set()
-    for line in table.splitlines()[2:]:
-        first, pictures, _, licence = [cell.strip() for cell in line.strip("|").split("|")]
-        for name in re.findall(r"`([\w./-]+)`", first):
-            model = by_name[name]
-            families.add(model.family)
-            assert f"{model.dimension}-d" in pictures, name
-            assert (model.license or "unknown") in licence, name
-    assert families >= {family.name for family in FAMILIES.values()}
+def test_kinds_are_all_of_the_table() -> None:
+    """README's rows: each says its first model, and how many more it stands for."""
+    rows = list(kinds())
+    counts = [1 + int((re.findall(r" and (\d+) more$", row[0]) or [0])[0]) for row in rows]
+    assert sum(counts) == len(read_models())
+    first = 0
+    for row, count in zip(rows, counts, strict=True):
+        alike = read_models()[first : first + count]
+        first += count
+        assert f"`{alike[0].name}`" in row[0].replace("TEXT_MODEL=", "")
+        for model in alike:
+            assert model.family in row[1]
+            assert str(min(one.dimension for one in alike)) in row[2]
+            assert row[3:5] == (model.languages_said, str(model.tokens))
+            assert (model.license or "unknown") in row[5]
+            assert ("not for commercial use" in row[5]) == (model.license == "cc-by-nc-4.0")

@@ -25,7 +25,6 @@ from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.export import export_pair
 from export_scripts.packages.archive import build_archives
 from serving.server import private_server
-from standins import chinese_clip, metaclip_2
 from standins.checkpoints import (
     DISTILBERT_MULTILINGUAL,
     M_BERT_BASE,
@@ -37,8 +36,7 @@ from standins.checkpoints import (
     write_multilingual,
     write_siglip,
 )
-from standins.chinese_clip import write_chinese_clip
-from standins.metaclip_2 import write_metaclip_2
+from standins.families import chinese_clip, metaclip_2
 
 pytestmark = [pytest.mark.full, pytest.mark.server]
 
@@ -54,10 +52,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "m-bert": write_m_clip_bert(root / "M-BERT-Base-ViT-B", M_BERT_BASE),
         "siglip-2": write_siglip(root / "siglip2-base-patch16-224", SIGLIP_2, SIGLIP_2_B_16),
         # A quarter of XLM-V's rows: an export holds several copies, of a table that is only looked up.
-        "metaclip-2": write_metaclip_2(
+        "metaclip-2": metaclip_2.write_metaclip_2(
             root / "metaclip-2-worldwide-b32", replace(metaclip_2.B_32, vocabulary=250_000)
         ),
-        "chinese-clip": write_chinese_clip(root / "chinese-clip-vit-base-patch16", chinese_clip.B_16),
+        "chinese-clip": chinese_clip.write_chinese_clip(
+            root / "chinese-clip-vit-base-patch16", chinese_clip.B_16
+        ),
     }
 
 

@@ -37,7 +37,8 @@ from export_scripts.checkpoints.loading import load_pair
 from export_scripts.encoders.supported import FAMILIES, REFUSED
 from export_scripts.parity.inputs import picture_files
 from export_scripts.publish import export_encoder
-from standins import checkpoints, metaclip_2
+from standins import checkpoints
+from standins.families import metaclip_2
 from tests.conftest import FolderOf
 from tests.export_scripts.checkpoints.edits import (
     Change,

@@ -54,3 +54,6 @@ def write_metaclip_2(folder: Path, shape: ClipShape = TINY, seed: int = 6) -> Pa
         },
     )
     return folder
+
+
+PAIRS = {"metaclip-2": write_metaclip_2}

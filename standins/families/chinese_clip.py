@@ -70,3 +70,6 @@ def write_chinese_clip(folder: Path, shape: ClipShape = TINY, seed: int = 7) -> 
         },
     )
     return folder
+
+
+PAIRS = {"chinese-clip": write_chinese_clip}
