@@ -39,6 +39,10 @@ DECODED = {
 }
 
 
+# Four for each structure, or for each tag of one Exif directory, which holds no more than this.
+MOST_CALLS = 4 * 65_536 + 100
+
+
 class CountingFile(io.BytesIO):
     """Counts what a decoder that is written in Python asks of a file, and where."""
 
@@ -70,8 +74,7 @@ def test_costly_files_are_refused_or_cost_little(name: str, monkeypatch: pytest.
             decode_image(data, LIMITS, shortest_edge=224, draft_factor=6)
         assert 400 <= caught.value.status < 500
         assert len(caught.value.message) < 300
-    # Four for each structure, or for each tag of one Exif directory, which holds no more than this.
-    assert CountingFile.calls <= 4 * 65_536 + 100
+    assert CountingFile.calls <= MOST_CALLS
 
 
 def test_the_corpus_covers_every_format() -> None:
@@ -80,11 +83,27 @@ def test_the_corpus_covers_every_format() -> None:
     assert {SHOWN.get(name, name) for name in FORMATS} <= titles
 
 
+WRITTEN = pytest.mark.parametrize("name", [name for name, format in FORMATS.items() if format.plugin is None])
+
+
+@WRITTEN
+def test_pixels_that_are_decoded_in_python_are_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two alike, so that a decoder of runs reads each; what would cost too much is refused."""
+    noise = Image.effect_noise((700, 700), 90).convert("RGB")
+    stream = io.BytesIO()
+    noise.save(stream, name)
+    monkeypatch.setattr(io, "BytesIO", CountingFile)
+    monkeypatch.setattr(CountingFile, "calls", 0)
+    with contextlib.suppress(RequestError):
+        decode_image(stream.getvalue(), LIMITS)
+    assert CountingFile.calls <= MOST_CALLS
+
+
 # Of a file in which one piece stands `REPEATS` times, as a walk may find `FEW` structures.
 REPEATS, FEW = 2_000, 50
 
 
-@pytest.mark.parametrize("name", [name for name, format in FORMATS.items() if format.plugin is None])
+@WRITTEN
 def test_what_a_decoder_reads_one_by_one_is_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between any two places that it reads at lies what a file may have a thousand times."""
     stream, said = io.BytesIO(), Image.Exif()
