@@ -125,6 +125,7 @@ def _text(pair: CheckpointPair) -> Subject:
     checkpoint = pair.text
     tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.preprocessing)
     longest = checkpoint.preprocessing.context_length
+    longer = min(17, longest)  # than the trace, and no multiple of what texts are padded to
 
     def tokens(seed: int, lengths: list[int]) -> tuple[Tensor, Tensor]:
         return random_tokens(tokenizer, checkpoint.tokenizer, seed, lengths)
@@ -145,7 +146,7 @@ def _text(pair: CheckpointPair) -> Subject:
         example=tokens(1, [TRACE_LENGTH - 2, TRACE_LENGTH]),
         comparisons=[
             comparison("random tokens, 1 x 5", 2, [5]),
-            comparison("random tokens, 3 x 17, padded", 3, [17, 4, 11]),
+            comparison(f"random tokens, 3 x {longer}, padded", 3, [longer, 4, 11]),
             comparison("random tokens, 8 x 12", 4, [12] * 8),
             comparison(f"random tokens, 2 x {longest}, padded", 5, [longest, 3]),
             (
