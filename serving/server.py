@@ -282,8 +282,10 @@ def environment(temporary: Path) -> dict[str, str]:
         variables["JAVA_HOME"] = str(home)
     # TorchServe's Java side reads TEMP, its Python side TMPDIR.
     variables["TEMP"] = variables["TMPDIR"] = str(temporary)
-    # glibc keeps free memory in an arena a core and more; Java's network buffers come from there.
+    # glibc keeps free memory in an arena a core and more, and holds back ever larger pieces; Java's network
+    # buffers come from there. A worker sets its own bounds (clipserve/memory.py).
     variables.setdefault("MALLOC_ARENA_MAX", "2")
+    variables.setdefault("MALLOC_MMAP_THRESHOLD_", "262144")
     return variables
 
 

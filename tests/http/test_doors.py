@@ -364,8 +364,11 @@ def test_an_encoder_is_one_file_for_all_endpoints(server: Server) -> None:
 @pytest.mark.torchserve_only("its Java")
 def test_javas_memory_is_bounded(server: Server) -> None:
     """ATTACKS A9, A10: a form of millions of fields took a quarter of the machine's memory, and kept it."""
+    frontend = server.processes()[0]
     bounds = {"-Xmx2g", "-XX:MaxDirectMemorySize=1g", "-XX:+UseSerialGC", "-XX:MaxHeapFreeRatio=30"}
-    assert bounds <= set(server.processes()[0].cmdline())
+    assert {*bounds, "-Dio.netty.allocator.type=unpooled"} <= set(frontend.cmdline())
+    malloc = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "262144"}
+    assert malloc.items() <= frontend.environ().items()
     # What Java made of it: one survivor space of the serial collector is not counted.
     found = re.search(r"^Max heap size: (\d+) M$", (server.logs / "ts_log.log").read_text(), re.MULTILINE)
     assert found is not None
