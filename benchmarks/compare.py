@@ -24,7 +24,7 @@ from typing import Any, get_args
 import psutil
 import transformers
 
-from benchmarks import ratios, report
+from benchmarks import figures, ratios, report
 from benchmarks.child import PeerError, say
 from benchmarks.engines import OPENVINO_ENVIRONMENT
 from benchmarks.infinity import INFINITY_ENVIRONMENT
@@ -113,7 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--small", action="store_true", help="tiny checkpoints, without servers of others, one round"
     )
-    parser.add_argument("--report", action="store_true", help="measure nothing: write the page and the plots")
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing: write the pages and the plots"
+    )
     parser.add_argument("--output", type=Path, default=ratios.LATEST, help="the JSON file")
     arguments = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()
@@ -136,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(report.summary(measured))
         if arguments.output == ratios.LATEST:
             report.write_page(ratios.read(ratios.LATEST))
+            figures.write_pages()
 
     return run_command("bench", compare)
 

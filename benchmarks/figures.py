@@ -6,6 +6,7 @@ written here. A test compares, so that no page says anything else than the resul
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -75,7 +76,12 @@ def measured() -> str:
     unseen = [language["held_out_recall_at_1"] for language in languages]
     latest = _read(LATEST)
     machine, median = latest["machine"], latest["median"]
-    ours, theirs = median["clipserve"], median["infinity"]
+    beside = "".join(
+        f"; infinity-emb beside it {theirs['image_c32']['rate']:.1f} and {theirs['text_c32']['rate']:.0f}"
+        for theirs in (median.get("infinity"),)
+        if theirs is not None
+    )
+    ours = median["clipserve"]
     rows = (
         (
             "**As the original**",
@@ -92,8 +98,7 @@ def measured() -> str:
         (
             "**How fast**",
             f"{machine['cores']} cores of {machine['cpu']} ({_machine(latest)}), 32 clients over HTTP: "
-            f"{ours['image_c32']['rate']:.1f} pictures/s and {ours['text_c32']['rate']:.0f} texts/s; "
-            f"infinity-emb beside it {theirs['image_c32']['rate']:.1f} and {theirs['text_c32']['rate']:.0f}",
+            f"{ours['image_c32']['rate']:.1f} pictures/s and {ours['text_c32']['rate']:.0f} texts/s{beside}",
         ),
     )
     return _table(("", "measured"), iter(rows))
@@ -102,6 +107,9 @@ def measured() -> str:
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
+
+# Of other machines than the latest.
+EARLIER = ("avx2.json", "avx512-bf16.json")
 
 # What is divided, the ratio that the machine allows, and the one that was reached.
 CEILINGS = (
@@ -125,13 +133,15 @@ REACHED = {
 
 
 def ceiling() -> str:
-    """The ratios of both machines beside what each allows and what was wanted; bold where that was met."""
-    machines = [_read(LATEST), _read(RESULTS / "avx512-bf16.json")]
+    """The ratios of each machine beside what it allows and what was wanted; bold where that was met."""
+    earlier = [_read(RESULTS / name) for name in EARLIER]
+    latest = _read(LATEST)
+    machines = [*earlier, latest] if latest not in earlier else earlier
     head = ["", *(_machine(results) for results in machines), "wanted with AMX"]
 
     def rows() -> Iterator[Sequence[str]]:
         for meaning, allowed, reached in CEILINGS:
-            cells = (f"{_allowed(r, allowed):.2f}, {_reached(r, reached)}" for r in machines)
+            cells = (f"{_allowed(r, allowed)}, {_reached(r, reached)}" for r in machines)
             yield (f"{meaning}: ceiling, reached", *cells, wanted(reached, AMX))
         for name, meaning in REACHED.items():
             yield (meaning, *(_reached(results, name) for results in machines), wanted(name, AMX))
@@ -162,13 +172,17 @@ def _start(results: Results) -> str:
     return f"{results['cold_start_s']:.1f} s with {workers} worker{'s' * (workers > 1)} an endpoint"
 
 
-def _allowed(results: Results, name: str) -> float:
-    # Results of before this ratio was one: the quotient of the medians.
+def _allowed(results: Results, name: str) -> str:
     found = results["ratios"].get(name)
-    return float(found) if found is not None else RATIOS[name].of(results["median"])
+    with contextlib.suppress(KeyError):
+        # Results of before this ratio was one: the quotient of the medians.
+        return f"{RATIOS[name].of(results['median']) if found is None else found:.2f}"
+    return "not measured"
 
 
 def _reached(results: Results, name: str, kind: str = AMX) -> str:
+    if name not in results["ratios"]:
+        return "not measured"
     value, (low, high) = results["ratios"][name], results["ratio_spread"][name]
     strong = "**" if RATIOS[name].holds(value, kind) else ""
     return f"{strong}{value:.2f}{strong} ({low:.2f} – {high:.2f})"
@@ -336,7 +350,7 @@ def int8() -> str:
         (
             name,
             wanted(ratio, kind),
-            _reached(results, ratio, kind) if ratio in results["ratios"] else "",
+            _reached(results, ratio, kind),
             *(share(PRODUCTS["fp32"], PRODUCTS[way], *thing) for way in ("int8", "passes")),
         )
         for thing, (name, ratio) in bars.items()

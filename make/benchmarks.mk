@@ -15,7 +15,7 @@ bench-small: $(VENV)/.bench-stamp #: all of it with tiny checkpoints, without ot
 	@$(BENCH) --small --output .bench/small.json
 
 .PHONY: bench-report
-bench-report: $(VENV)/.bench-stamp #: docs/benchmarks.md and its plots from benchmarks/results/latest.json
+bench-report: $(VENV)/.bench-stamp #: docs/benchmarks.md with its plots, and the figures of other pages, from benchmarks/results/latest.json
 	@$(RUN) -m benchmarks.compare --report
 
 # A machine with a GPU has PyTorch for it, and perhaps no network: nothing is installed there but the wheels of a folder.
