@@ -348,13 +348,21 @@ def time_passes(embed: Callable[[Arrays], object], given: Sequence[Arrays], seco
 
 
 def judge(embed: Callable[[Arrays], Any], inputs: Inputs) -> Result:
-    """Least cosine to the original of each alone, and how far a batch moves a number of a vector at most."""
+    """How far vectors are from the original's, and from themselves in company.
+
+    Returns:
+        `cosine_distance`: 1 - the least cosine, of each alone. `moved_by_neighbours`: the most by which a
+        number of a normalised vector differs in a batch.
+    """
     count = len(inputs.reference) // BATCH * BATCH
     alone = np.concatenate([embed(inputs.judged(number, 1)) for number in range(count)])
     together = np.concatenate([embed(inputs.judged(first, BATCH)) for first in range(0, count, BATCH)])
     alone, together = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (alone, together))
     cosines = (alone.astype(np.float64) * inputs.reference[:count]).sum(1)
-    return {"min_cosine": float(cosines.min()), "moved_by_neighbours": float(np.abs(alone - together).max())}
+    return {
+        "cosine_distance": float(1 - cosines.min()),
+        "moved_by_neighbours": float(np.abs(alone - together).max()),
+    }
 
 
 def main() -> int:

@@ -243,7 +243,7 @@ def _engines(figure: Figure, results: Results) -> None:
             )
             axes.bar_label(bars, [_short(timed[n][what]["ms"] / items) for n in names], padding=3, fontsize=8)
         axes.set_yticks(range(len(names)), names)
-        axes.set_xlabel(f"ms a {kind}, encoder alone, all cores")
+        axes.set_xlabel(f"ms a {'picture' if kind == 'image' else kind}, encoder alone, all cores")
         axes.set_xlim(0, axes.get_xlim()[1] * 1.12)
         axes.set_title("Pictures" if kind == "image" else "Texts of 24 tokens")
         axes.grid(axis="x", alpha=0.3)

@@ -306,11 +306,11 @@ RATIOS: dict[str, Ratio] = {
     ),
     **{
         f"{kind}_c{clients}_one_worker_vs_several": Ratio(
-            f"{kind}s/s over HTTP, {clients} clients: one worker with all cores ÷ one a core",
+            f"{unit}/s over HTTP, {clients} clients: one worker with all cores ÷ one a core",
             _one_vs_several(f"{kind}_c{clients}"),
             at_least=0.98,
         )
-        for kind in ("image", "text")
+        for kind, unit in (("image", "pictures"), ("text", "texts"))
         for clients in (8, 32)
     },
     "rss_one_worker_vs_several": Ratio(

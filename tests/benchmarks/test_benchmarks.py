@@ -441,10 +441,10 @@ def test_fidelity_is_to_the_original_and_to_oneself_alone(tmp_path: Path) -> Non
         return np.where((given["pixels"] == 7)[:, None], -vectors, vectors)
 
     found = judge(embed, inputs)
-    assert found["min_cosine"] == pytest.approx(-1)
+    assert found["cosine_distance"] == pytest.approx(2)
     assert 0.01 < found["moved_by_neighbours"] < 0.5
     assert judge(lambda given: reference[given["pixels"]], inputs) == {
-        "min_cosine": pytest.approx(1),
+        "cosine_distance": pytest.approx(0),
         "moved_by_neighbours": 0.0,
     }
 
