@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -42,19 +43,26 @@ class Child:
         module: of this project, run as `python -m`; its `main` calls `answer_jobs`.
         threads: of one operation in torch, None leaves it to the child.
         more: of its environment.
+        python: that runs it; None is this one.
 
     Raises:
         PeerError: from `ask`, when the child has ended instead of answering.
     """
 
-    def __init__(self, module: str, threads: int | None = None, more: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        module: str,
+        threads: int | None = None,
+        more: Mapping[str, str] | None = None,
+        python: str | None = None,
+    ):
         environment = {**os.environ, **OFFLINE, **(more or {})}
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
         self._module = module
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by close()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [python or sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -102,8 +110,19 @@ class Child:
         self.send(job)
         return self.receive()
 
+    def suspend(self) -> None:
+        """Stops it where it is: threads that wait for work by spinning would take cores from the others."""
+        with contextlib.suppress(psutil.Error):
+            self.process.suspend()
+
+    def resume(self) -> None:
+        """Has it go on."""
+        with contextlib.suppress(psutil.Error):
+            self.process.resume()
+
     def close(self) -> None:
         """Ends the child."""
+        self.resume()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -124,10 +143,16 @@ def ask_together(children: Sequence[Child], job: Job) -> list[Result]:
 
 
 def answer_jobs(answer: Callable[[Job], Result]) -> int:
-    """The child's side: answers a job a line until standard input ends."""
+    """The child's side: answers a job a line until standard input ends.
+
+    Every result has `cpu_s` too: the CPU seconds that it took.
+    """
     results = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     # Whatever a library prints goes where errors go.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), file=results, flush=True)
+        before = time.process_time()
+        result = answer(json.loads(line))
+        result["cpu_s"] = time.process_time() - before
+        print(json.dumps(result), file=results, flush=True)
     return 0

@@ -6,6 +6,7 @@ written here. A test compares, so that no page says anything else than the resul
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -15,7 +16,19 @@ from typing import Any
 
 from benchmarks.evaluate import report as evaluate_report
 from benchmarks.gpu import report as gpu_report
-from benchmarks.ratios import LATEST, RATIOS, Results
+from benchmarks.ratios import (
+    AMX,
+    AS_IF_AVX2,
+    INT8_PEERS,
+    LATEST,
+    ONNX_RUNTIME,
+    OURS,
+    PRODUCTS,
+    RATIOS,
+    Results,
+    kind_of,
+)
+from benchmarks.report import wanted
 from clipserve.command import run_command
 from export_scripts import models
 from scale.bulk import estimate
@@ -23,7 +36,6 @@ from scale.bulk import estimate
 ROOT = Path(__file__).parents[1]
 RESULTS = LATEST.parent
 FORMATS = RESULTS / "formats.json"
-INT8 = RESULTS / "int8.json"
 DEMO = ROOT / "demo" / "results.json"
 QUANTIZED = ROOT / "demo" / "quantized.json"
 
@@ -65,7 +77,12 @@ def measured() -> str:
     unseen = [language["held_out_recall_at_1"] for language in languages]
     latest = _read(LATEST)
     machine, median = latest["machine"], latest["median"]
-    ours, theirs = median["clipserve"], median["infinity"]
+    beside = "".join(
+        f"; infinity-emb beside it {theirs['image_c32']['rate']:.1f} and {theirs['text_c32']['rate']:.0f}"
+        for theirs in (median.get("infinity"),)
+        if theirs is not None
+    )
+    ours = median["clipserve"]
     rows = (
         (
             "**As the original**",
@@ -82,8 +99,7 @@ def measured() -> str:
         (
             "**How fast**",
             f"{machine['cores']} cores of {machine['cpu']} ({_machine(latest)}), 32 clients over HTTP: "
-            f"{ours['image_c32']['rate']:.1f} pictures/s and {ours['text_c32']['rate']:.0f} texts/s; "
-            f"infinity-emb beside it {theirs['image_c32']['rate']:.1f} and {theirs['text_c32']['rate']:.0f}",
+            f"{ours['image_c32']['rate']:.1f} pictures/s and {ours['text_c32']['rate']:.0f} texts/s{beside}",
         ),
     )
     return _table(("", "measured"), iter(rows))
@@ -92,6 +108,9 @@ def measured() -> str:
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
+
+# Of other machines than the latest.
+EARLIER = ("avx2.json", "avx512-bf16.json")
 
 # What is divided, the ratio that the machine allows, and the one that was reached.
 CEILINGS = (
@@ -115,16 +134,18 @@ REACHED = {
 
 
 def ceiling() -> str:
-    """The ratios of both machines beside what each allows and what was wanted; bold where that was met."""
-    machines = [_read(LATEST), _read(RESULTS / "avx512-bf16.json")]
+    """The ratios of each machine beside what it allows and what was wanted; bold where that was met."""
+    earlier = [_read(RESULTS / name) for name in EARLIER]
+    latest = _read(LATEST)
+    machines = [*earlier, latest] if latest not in earlier else earlier
     head = ["", *(_machine(results) for results in machines), "wanted with AMX"]
 
     def rows() -> Iterator[Sequence[str]]:
         for meaning, allowed, reached in CEILINGS:
-            cells = (f"{_allowed(r, allowed):.2f}, {_reached(r, reached)}" for r in machines)
-            yield (f"{meaning}: ceiling, reached", *cells, _wanted(reached))
+            cells = (f"{_allowed(r, allowed)}, {_reached(r, reached)}" for r in machines)
+            yield (f"{meaning}: ceiling, reached", *cells, wanted(reached, AMX))
         for name, meaning in REACHED.items():
-            yield (meaning, *(_reached(results, name) for results in machines), _wanted(name))
+            yield (meaning, *(_reached(results, name) for results in machines), wanted(name, AMX))
         gemm = (f"{r['median']['floors_alone']['gemm_gflops']:.0f} GFLOP/s" for r in machines)
         yield ("bare products of the encoder's shapes, one core", *gemm, "")
         yield (
@@ -152,21 +173,20 @@ def _start(results: Results) -> str:
     return f"{results['cold_start_s']:.1f} s with {workers} worker{'s' * (workers > 1)} an endpoint"
 
 
-def _allowed(results: Results, name: str) -> float:
-    # Results of before this ratio was one: the quotient of the medians.
+def _allowed(results: Results, name: str) -> str:
     found = results["ratios"].get(name)
-    return float(found) if found is not None else RATIOS[name].of(results["median"])
+    with contextlib.suppress(KeyError):
+        # Results of before this ratio was one: the quotient of the medians.
+        return f"{RATIOS[name].of(results['median']) if found is None else found:.2f}"
+    return "not measured"
 
 
-def _reached(results: Results, name: str) -> str:
+def _reached(results: Results, name: str, kind: str = AMX) -> str:
+    if name not in results["ratios"]:
+        return "not measured"
     value, (low, high) = results["ratios"][name], results["ratio_spread"][name]
-    strong = "**" if RATIOS[name].holds(value) else ""
+    strong = "**" if RATIOS[name].holds(value, kind) else ""
     return f"{strong}{value:.2f}{strong} ({low:.2f} – {high:.2f})"
-
-
-def _wanted(name: str) -> str:
-    ratio = RATIOS[name]
-    return f"≤ {ratio.at_most:g}" if ratio.at_most is not None else f"≥ {ratio.at_least:g}"
 
 
 def formats() -> str:
@@ -285,26 +305,65 @@ def quantized() -> str:
     return _table(head, rows)
 
 
+# Rows of the table of int8, where they were measured.
+INT8_ROWS = (
+    *(f"{OURS} {precision}" for precision in ("fp32", "bf16", "fp16", "int8")),
+    *(f"{OURS} {precision}{AS_IF_AVX2}" for precision in ("fp32", "fp16", "int8")),
+    f"{ONNX_RUNTIME} fp32",
+    *INT8_PEERS,
+)
+
+
 def int8() -> str:
-    """The encoder alone in int8, beside our other precisions and ONNX Runtime's int8."""
-    results = _read(INT8)
-    of = {(row["modality"], row["batch"], row["engine"]): row for row in results["times"]}
-    names = list(dict.fromkeys(row["engine"] for row in results["times"]))
+    """The encoder alone in int8, beside other precisions, other engines and the bare products."""
+    results = _read(LATEST)
+    engines = results["median"].get("engines")
+    if engines is None:
+        return "Not measured on this machine yet: `make bench` does.\n"
+    kind = kind_of(results["machine"])
     things = [(modality, batch) for modality in ("image", "text") for batch in (1, 8)]
 
-    def cells(name: str) -> Iterator[str]:
-        suffix = ", AVX2" if name.endswith(", AVX2") else ""
-        for thing in things:
-            row, fp32 = of[(*thing, name)], of[(*thing, f"fp32{suffix}")]
-            spread = f"{row['median']:.1f} ({row['least']:.1f}–{row['most']:.1f})"
-            yield f"{spread}, {fp32['median'] / row['median']:.2f}"
+    def ms(modality: str, name: str, batch: int, end: str = "median") -> float | None:
+        found = results[end]["engines"][modality].get(name, {}).get(f"one_b{batch}")
+        return None if found is None else float(found["cpu_ms"])
 
-    head = ("one thread, CPU ms, fp32 ÷ it", "a picture", "8 pictures", "a text of 24 tokens", "8 of them")
-    loads = results["load_averages"]
-    rounds = " and ".join(f"{number} ({modality})" for modality, number in results["rounds"].items())
-    return _table(head, ((name, *cells(name)) for name in names)) + (
-        f"\nMedian (least–most) of turns, {rounds}; {results['cpu']}; load average {min(loads):.1f} to "
-        f"{max(loads):.1f}; PyTorch {results['torch']}.\n"
+    def cell(name: str, modality: str, batch: int) -> str:
+        spent = ms(modality, name, batch)
+        fp32 = ms(modality, f"{OURS} fp32{AS_IF_AVX2 if name.endswith(AS_IF_AVX2) else ''}", batch)
+        if spent is None or fp32 is None:
+            return ""
+        low, high = (ms(modality, name, batch, end) for end in ("min", "max"))
+        return f"{spent:.1f} ({low:.1f}–{high:.1f}), {fp32 / spent:.2f}"
+
+    def share(slow: str, fast: str, modality: str, batch: int) -> str:
+        both = ms(modality, slow, batch), ms(modality, fast, batch)
+        return "" if None in both else f"{both[0] / both[1]:.2f}"  # type: ignore[operator]
+
+    head = ("one thread, CPU ms, fp32 ÷", "a picture", "8 pictures", "a text of 24 tokens", "8 of them")
+    rows = [(name, *(cell(name, *thing) for thing in things)) for name in INT8_ROWS]
+    ratios = ("", "wanted", "reached", "bare products", "with their passes")
+    bars = {
+        ("image", 8): ("8 pictures", "image_int8_vs_fp32_per_core_b8"),
+        ("image", 1): ("a picture", "image_int8_vs_fp32_per_core_b1"),
+        ("text", 1): ("a text of 24 tokens", "text_int8_vs_fp32_per_core"),
+    }
+    of_bars = (
+        (
+            name,
+            wanted(ratio, kind),
+            _reached(results, ratio, kind),
+            *(share(PRODUCTS["fp32"], PRODUCTS[way], *thing) for way in ("int8", "passes")),
+        )
+        for thing, (name, ratio) in bars.items()
+    )
+    loads = [measured["load_average"] for measured in results["rounds"]]
+    return (
+        f"{_table(head, (row for row in rows if any(row[1:])))}\n"
+        f"{_table(ratios, of_bars)}\n"
+        f"Median (least–most) of {len(loads)} rounds; {results['machine']['cpu']}, "
+        f"{', '.join(results['machine']['instructions'])}; load average {min(loads):.1f} to "
+        f"{max(loads):.1f}; "
+        f"PyTorch {results['versions']['torch']}.\n"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import psutil
@@ -17,13 +16,13 @@ from benchmarks.peers import (
     ProcessPeer,
     Target,
     check_same,
-    dump,
-    text_groups,
+    openai_bodies,
 )
 from benchmarks.workloads import WORKLOADS, Workload
 from serving.local import free_ports
 
 INFINITY_ENVIRONMENT = ROOT / ".venv-infinity"
+SERVED_NAME = "clip"
 
 
 class InfinityPeer(ProcessPeer):
@@ -46,7 +45,7 @@ class InfinityPeer(ProcessPeer):
                 str(INFINITY_ENVIRONMENT / "bin" / "infinity_emb"),
                 "v2",
                 *("--model-id", str(self._model.resolve())),
-                *("--served-model-name", "clip"),
+                *("--served-model-name", SERVED_NAME),
                 *("--engine", "torch"),
                 *("--device", "cpu"),
                 *("--dtype", "float32"),
@@ -59,15 +58,16 @@ class InfinityPeer(ProcessPeer):
             {"OMP_NUM_THREADS": str(psutil.cpu_count())},
             f"http://127.0.0.1:{port}",
         )
-        answer = self.first_answer(WORKLOADS["image"], _infinity_images([self._inputs.first_picture]))
+        workload = WORKLOADS["image"]
+        answer = self.first_answer(workload, self.bodies(workload)[0])
         first = time.perf_counter() - begin
         vector = np.frombuffer(base64.b64decode(answer["data"][0]["embedding"]), "<f4")
         check_same(vector, self._inputs.reference, self.title)
         return {"cold_start_s": first, "ready_s": first}
 
     def serves(self, workload: Workload) -> bool:
-        """No similarities, and no picture but in JSON."""
-        return workload.kind != "similarity" and workload.encoding != "raw"
+        """No similarities, no picture but in JSON, and all of it by the one door."""
+        return workload.kind != "similarity" and workload.encoding != "raw" and not workload.door
 
     def target(self, workload: Workload) -> Target:
         """See `HttpPeer`."""
@@ -75,13 +75,4 @@ class InfinityPeer(ProcessPeer):
 
     def bodies(self, workload: Workload) -> list[bytes]:
         """See `HttpPeer`."""
-        if workload.kind == "text":
-            form = {"model": "clip", "modality": "text", "encoding_format": workload.encoding}
-            return [dump({**form, "input": texts}) for texts in text_groups(workload)]
-        return [_infinity_images([path.read_bytes()]) for path in self._inputs.pictures[workload.megapixels]]
-
-
-def _infinity_images(pictures: Sequence[bytes]) -> bytes:
-    uris = [f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}" for data in pictures]
-    form = {"model": "clip", "modality": "image", "encoding_format": "base64"}
-    return dump({**form, "input": uris})
+        return openai_bodies(workload, self._inputs, {"model": SERVED_NAME})

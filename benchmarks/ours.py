@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import httpx
@@ -22,6 +22,7 @@ from benchmarks.peers import (
     check_same,
     dump,
     encoded,
+    openai_bodies,
     text_groups,
 )
 from benchmarks.usage import family
@@ -33,6 +34,9 @@ from clipserve.errors import ServerError
 from scale.serve.server_process import SCALE_PYTHON, running_ray_serve
 from serving.running import RunningServer
 from serving.server import Server, private_server
+
+# The endpoint that OpenAI's clients know.
+DOOR = "v1"
 
 
 class _Ours(Asked):
@@ -52,6 +56,8 @@ class _Ours(Asked):
         pictures = self._inputs.pictures[workload.megapixels]
         if workload.encoding == "raw":
             return [path.read_bytes() for path in pictures]
+        if workload.door:
+            return openai_bodies(workload, self._inputs, {})
         form = {"encoding_format": workload.encoding}
         if workload.kind == "text":
             return [dump({**form, "input": texts}) for texts in text_groups(workload)]
@@ -70,24 +76,34 @@ class _Ours(Asked):
 
 
 class TorchServePeer(_Ours):
-    """Ours, all archives loaded at once.
+    """Ours on TorchServe.
 
     Args:
+        inputs: their store is served.
+        title: as in the table.
+        endpoints: which of them are loaded.
         workers: of an endpoint, where not those of its archive.
     """
 
-    title = "clipserve"
-
-    def __init__(self, inputs: Inputs, workers: Mapping[str, int]):
+    def __init__(
+        self, inputs: Inputs, title: str, endpoints: Collection[str], workers: Mapping[str, int] | None = None
+    ):
         super().__init__(inputs)
-        self._scale = workers
+        self.title = title
+        self._endpoints = endpoints
+        self._scale = workers or {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._server: Server | None = None
+
+    def serves(self, workload: Workload) -> bool:
+        """What is loaded."""
+        return _endpoint(workload) in self._endpoints
 
     def start(self) -> dict[str, float]:
         """See `HttpPeer`."""
         self._folder = tempfile.TemporaryDirectory(prefix="clipserve-bench-")
-        self._server = server = private_server(self._inputs.store, Path(self._folder.name))
+        loaded = {"load_models": ",".join(f"{name}={name}.mar" for name in self._endpoints)}
+        self._server = server = private_server(self._inputs.store, Path(self._folder.name), overrides=loaded)
         begin = time.perf_counter()
         server.start()
         first = self._first_vector(begin)
@@ -134,7 +150,7 @@ class TorchServePeer(_Ours):
         with self._server.client() as client:
             return {
                 endpoint: [psutil.Process(worker.pid) for worker in Management(client).workers(endpoint)]
-                for endpoint in ENDPOINTS
+                for endpoint in self._endpoints
             }
 
     def target(self, workload: Workload) -> Target:
@@ -142,7 +158,7 @@ class TorchServePeer(_Ours):
         assert self._server is not None
         token = self._server.key_file.token("inference")
         return Target(
-            f"{self._server.properties['inference_address']}/predictions/clip_{workload.kind}",
+            f"{self._server.properties['inference_address']}/predictions/{ENDPOINTS[_endpoint(workload)].path}",
             {**_headers(workload), "Authorization": f"Bearer {token}"},
         )
 
@@ -188,7 +204,7 @@ class RayServePeer(_Ours):
         assert self._running is not None
         token = self._running.keys.token("inference")
         return Target(
-            f"{self._running.url}/predictions/clip_{workload.kind}",
+            f"{self._running.url}/predictions/{ENDPOINTS[_endpoint(workload)].path}",
             {**_headers(workload), "Authorization": f"Bearer {token}"},
         )
 
@@ -196,6 +212,10 @@ class RayServePeer(_Ours):
         """See `HttpPeer`."""
         self._stack.close()
         self._running = None
+
+
+def _endpoint(workload: Workload) -> str:
+    return DOOR if workload.door else f"clip_{workload.kind}"
 
 
 def _headers(workload: Workload) -> dict[str, str]:

@@ -208,6 +208,21 @@ def text_groups(workload: Workload) -> list[list[str]]:
     ]
 
 
+def openai_bodies(workload: Workload, inputs: Inputs, model: Mapping[str, str]) -> list[bytes]:
+    """A workload in the form of OpenAI's `/v1/embeddings`, pictures as infinity-emb and our door take them.
+
+    Args:
+        model: `{"model": …}`, or nothing where a server needs no name.
+    """
+    form = {**model, "modality": workload.kind, "encoding_format": workload.encoding}
+    if workload.kind == "text":
+        return [dump({**form, "input": texts}) for texts in text_groups(workload)]
+    return [
+        dump({**form, "input": [f"data:image/jpeg;base64,{encoded(path)}"]})
+        for path in inputs.pictures[workload.megapixels]
+    ]
+
+
 def check_same(found: FloatArray, reference: FloatArray, title: str) -> None:
     """Compares a server's vector with the original's, both float32 `[D]`.
 

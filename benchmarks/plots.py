@@ -9,28 +9,30 @@ from typing import Any, Literal
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
-from benchmarks.ratios import Results
+from benchmarks.ratios import OURS, Results
 
 NAMES = {
     "clipserve": "clipserve (TorchServe)",
+    "clipserve_int8": "clipserve in int8",
+    "clipserve_other_layout": "clipserve, workers the other way",
     "ray_serve": "clipserve on Ray Serve",
     "infinity": "infinity-emb",
     "sentence_transformers": "sentence-transformers",
-    "openvino": "OpenVINO",
 }
-SERVERS = ("clipserve", "ray_serve", "infinity")
+SERVERS = ("clipserve", "clipserve_int8", "ray_serve", "infinity")
 
 # Okabe and Ito's colours, which colour-blind people tell apart too.
 COLOURS = {
     "clipserve": "#0072B2",
+    "clipserve_int8": "#009E73",
     "ray_serve": "#56B4E9",
     "infinity": "#D55E00",
     "sentence_transformers": "#CC79A7",
-    "openvino": "#009E73",
 }
-MARKERS = {"clipserve": "o", "ray_serve": "s", "infinity": "^"}
+MARKERS = {"clipserve": "o", "clipserve_int8": "D", "ray_serve": "s", "infinity": "^"}
 
 CLIENTS = (1, 8, 32)
 SHARES = (50, 80, 110)
@@ -38,7 +40,6 @@ SHARES = (50, 80, 110)
 # In process, drawn as lines: who, the measurement, the line's style, what it is called.
 LEVELS: dict[str, Sequence[tuple[str, str, str, str]]] = {
     "image": (
-        ("openvino", "image", "-.", "OpenVINO in process, nothing decoded"),
         ("floors_together", "pipeline_batch8", ":", "decode, resize and encode in process, all cores"),
         ("sentence_transformers", "image", "--", "sentence-transformers in process"),
     ),
@@ -52,16 +53,24 @@ UNITS = {"image": "pictures", "text": "texts"}
 KINDS: tuple[Literal["image", "text"], ...] = ("image", "text")
 
 SIZE = (10.5, 4.6)  # inches
+ENGINES_SIZE = (10.5, 5.2)
 RESOLUTION = 120  # dots per inch
 # So that a line that passes a label does not strike it out.
 BEHIND_LABELS = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
 
 
 def write_plots(results: Results, folder: Path) -> None:
-    """Writes `throughput.png`, `latency.png` and `open-loop.png`."""
+    """Writes `throughput.png`, `latency.png`, `open-loop.png` and `engines.png`, as far as was measured."""
     with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        for name, draw in (("throughput", _throughput), ("latency", _latency), ("open-loop", _open_loop)):
-            figure = Figure(figsize=SIZE, layout="constrained")
+        drawn = {
+            "throughput": (_throughput, SIZE),
+            "latency": (_latency, SIZE),
+            "open-loop": (_open_loop, SIZE),
+        }
+        if "engines" in results["median"]:
+            drawn["engines"] = (_engines, ENGINES_SIZE)
+        for name, (draw, size) in drawn.items():
+            figure = Figure(figsize=size, layout="constrained")
             draw(figure, results)
             figure.savefig(folder / f"{name}.png", dpi=RESOLUTION)
 
@@ -70,6 +79,12 @@ def figures_of(results: Results, who: str, what: str) -> dict[str, Any] | None:
     """Median figures of a measurement; None where it was not made."""
     figures: dict[str, Any] | None = results["median"].get(who, {}).get(what)
     return figures
+
+
+def engines_of(results: Results, kind: str) -> dict[str, dict[str, Any]]:
+    """Median figures of a modality's engines, by name; empty where none was measured."""
+    found: dict[str, dict[str, Any]] = results["median"].get("engines", {}).get(kind, {})
+    return found
 
 
 def _answered(results: Results, who: str, what: str) -> dict[str, Any] | None:
@@ -204,3 +219,39 @@ def _open_loop(figure: Figure, results: Results) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, loc="upper left", frameon=False)
         axes.set_ylabel("latency from the due moment in ms (log scale)")
+
+
+def _engines(figure: Figure, results: Results) -> None:
+    """Milliseconds of an item on all cores, alone and in a batch of eight; the fastest is above."""
+    for axes, kind in zip(figure.subplots(1, 2), KINDS, strict=True):
+        timed = {name: f for name, f in engines_of(results, kind).items() if "all_b8" in f and "all_b1" in f}
+        names = sorted(timed, key=lambda name: float(timed[name]["all_b8"]["ms"]), reverse=True)
+        for what, items, offset, label in (
+            ("all_b1", 1, 0.2, "alone"),
+            ("all_b8", 8, -0.2, "in a batch of 8"),
+        ):
+            bars = axes.barh(
+                [place + offset for place in range(len(names))],
+                [timed[name][what]["ms"] / items for name in names],
+                0.38,
+                color=[COLOURS["clipserve" if name.startswith(OURS) else "infinity"] for name in names],
+                # Told apart by their pattern as well.
+                alpha=1.0 if items > 1 else 0.55,
+                hatch=None if items > 1 else "///",
+                edgecolor="white",
+                label=label,
+            )
+            axes.bar_label(bars, [_short(timed[n][what]["ms"] / items) for n in names], padding=3, fontsize=8)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel(f"ms a {'picture' if kind == 'image' else kind}, encoder alone, all cores")
+        axes.set_xlim(0, axes.get_xlim()[1] * 1.12)
+        axes.set_title("Pictures" if kind == "image" else "Texts of 24 tokens")
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+    handles = [
+        Patch(facecolor="grey", hatch="///", alpha=0.55, edgecolor="white", label="alone"),
+        Patch(facecolor="grey", label="in a batch of 8"),
+        Patch(facecolor=COLOURS["clipserve"], label="ours"),
+        Patch(facecolor=COLOURS["infinity"], label="others"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)

@@ -7,16 +7,97 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.plots import CLIENTS, KINDS, NAMES, SERVERS, SHARES, UNITS, figures_of, write_plots
-from benchmarks.ratios import RATIOS, Results
+from benchmarks.plots import (
+    CLIENTS,
+    KINDS,
+    NAMES,
+    SERVERS,
+    SHARES,
+    UNITS,
+    engines_of,
+    figures_of,
+    write_plots,
+)
+from benchmarks.ratios import OURS, RATIOS, Results, kind_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "benchmarks"
 
-QUIET_CORES = 0.1  # more than that is somebody else's work
+MOST_NAMED = 8
 
 Row = Sequence[str]
+
+# What the ratios are about, each in one table.
+GROUPS: dict[str, Sequence[str]] = {
+    "Beside other servers": (
+        "image_http_c32_vs_infinity",
+        "text_http_c32_vs_infinity",
+        "image_p50_c1_vs_infinity",
+        "image_http_c32_vs_sentence_transformers",
+        "text_http_c32_vs_sentence_transformers",
+        "text_p50_c1_vs_onnxruntime",
+        "door_text_c32_vs_infinity",
+        "door_image_c32_vs_infinity",
+    ),
+    "Half weights and int8": (
+        "text_fp16_vs_fp32_b1",
+        "image_fp16_vs_fp32_b1",
+        "rss_image_fp16_vs_fp32",
+        "image_int8_vs_fp32_per_core_b8",
+        "image_int8_vs_fp32_per_core_b1",
+        "text_int8_vs_fp32_per_core",
+        "image_int8_vs_best_int8_peer",
+        "text_int8_vs_best_int8_peer",
+        "image_http_c32_int8_vs_infinity",
+        "text_http_c32_int8_vs_infinity",
+    ),
+    "Beside ourselves": (
+        "door_text_c32_vs_clip_text",
+        "door_image_c32_vs_clip_image",
+        "image_c8_one_worker_vs_several",
+        "image_c32_one_worker_vs_several",
+        "text_c8_one_worker_vs_several",
+        "text_c32_one_worker_vs_several",
+        "rss_one_worker_vs_several",
+        "similarity_1000_known_labels_vs_image",
+        "image_http_c32_ray_serve_vs_torchserve",
+        "image_p50_c1_ray_serve_vs_torchserve",
+    ),
+    "Beside what the machine allows": (
+        "image_http_c32_vs_pipeline_limit",
+        "image_http_c32_vs_pipeline_limit_all_cores_busy",
+        "image_p50_c1_vs_decode_plus_forward",
+        "text_http_batch32_vs_in_process",
+        "image_model_vs_gemm_per_core",
+        "image_model_vs_openvino",
+        "gemm_vs_fp32_gemm_per_core",
+        "image_pipeline_limit_vs_infinity",
+        "image_pipeline_limit_vs_sentence_transformers",
+        "text_in_process_vs_infinity",
+    ),
+}
+
+# Who answers over HTTP: the server, the form of the request, its name.
+ASKED: tuple[tuple[str, str, str], ...] = (
+    ("clipserve", "", NAMES["clipserve"]),
+    ("clipserve", "door_", "the same, in OpenAI's form"),
+    ("clipserve_int8", "", NAMES["clipserve_int8"]),
+    ("ray_serve", "", NAMES["ray_serve"]),
+    ("infinity", "", NAMES["infinity"]),
+)
+
+# Measured for themselves.
+OTHERS = {
+    "image_2mp_c8": "pictures of 2 MP, 8 clients",
+    "image_12mp_c8": "pictures of 12 MP, 8 clients",
+    "image_raw_c32": "pictures as bytes, answers as JSON numbers, 32 clients",
+    "text_floats_c32": "texts, answers as JSON numbers, 32 clients",
+    "text_batch32_c8": "32 texts in a request, 8 clients",
+    "similarity_fresh_c1": "a picture against 8 labels that nobody sent before, 1 client",
+    "similarity_repeated_c1": "a picture against 8 labels that come again",
+    "similarity_1000_known_c1": "a picture against 1,000 known labels",
+}
 
 
 def summary(results: Results) -> str:
@@ -24,12 +105,20 @@ def summary(results: Results) -> str:
     lines = []
     for name, ratio in results["ratios"].items():
         low, high = results["ratio_spread"][name]
-        lines.append(f"{name:<48}{ratio:8.2f}  ({low:.2f} to {high:.2f}){_verdict(name, ratio)}")
+        lines.append(f"{name:<48}{ratio:8.2f}  ({low:.2f} to {high:.2f})  {_verdict(results, name)}")
     lines += [
         f"{'rss_image_worker_mb':<48}{results['rss_image_worker_mb']:8.0f}",
         f"{'cold_start_s':<48}{results['cold_start_s']:8.1f}",
+        *(f"not measured: {NAMES.get(peer, peer)}: {note}" for peer, note in _missing(results)),
+        *(
+            f"not measured: {name}, {kind}: {figures['note']}"
+            for kind in KINDS
+            for name, figures in engines_of(results, kind).items()
+            if "note" in figures
+        ),
+        *(f"disturbed by other programs: {name}" for name in results["quiet"]["disturbed"]),
+        f"{results['settings']['rounds']} rounds in {results['took_s'] / 60:.1f} minutes",
     ]
-    lines += [f"not measured: {peer}: {note}" for peer, note in _missing(results)]
     return "\n".join(lines)
 
 
@@ -49,66 +138,80 @@ def page(results: Results) -> Iterator[str]:
     yield from _how(results)
     yield "## Ratios"
     yield ""
-    yield "Each is a quotient of figures of the same round; the median of the rounds, and their spread."
+    yield (
+        "Each is a quotient of figures of the same round; the median of the rounds, and their spread. What "
+        f"is wanted is what the project has set for a CPU of this kind ({kind_of(results['machine'])})."
+    )
     yield ""
-    yield from _table(("", "median", "min – max", "wanted", "", ""), _ratio_rows(results))
+    for title, names in GROUPS.items():
+        yield from _table(("", "median", "min – max", "wanted", "", ""), _ratio_rows(results, names), title)
+    yield from _table(("", "", "wanted"), _absolute_rows(results), "In itself")
     yield "## Over HTTP"
     yield ""
     yield (
         "Closed loop: each client asks again as soon as it is answered. Medians of the rounds, rates with "
-        "their spread. *CPU* is that of the server's whole process tree. *load gen.* is the share of one "
-        "core that the load generator took: a process of its own, the same for all."
+        "their spread. *CPU* is that of the server's whole process tree, at 32 clients."
     )
     yield ""
     yield "![throughput by clients](benchmarks/throughput.png)"
     yield ""
     yield from _table(
-        _CLOSED_HEAD, _closed_rows(results, [f"image_c{n}" for n in CLIENTS]), "pictures, 0.3 MP"
+        _head("pictures"), _closed_rows(results, "image"), "Pictures of 0.3 MP, one per request"
     )
-    yield from _table(
-        _CLOSED_HEAD,
-        _closed_rows(results, ["image_2mp_c8", "image_12mp_c8"]),
-        "larger pictures, 8 clients",
-    )
-    yield from _table(
-        _CLOSED_HEAD,
-        _closed_rows(results, [f"text_c{n}" for n in CLIENTS] + ["text_batch32_c8"]),
-        "texts in 40 languages; `text_batch32`: 32 in a request",
-    )
-    yield from _table(
-        _CLOSED_HEAD,
-        _closed_rows(results, [f"similarity_{kind}_c1" for kind in ("fresh", "repeated", "1000_known")]),
-        "a picture against labels: 8 that nobody sent before, 8 that are repeated, 1,000 known ones",
-    )
+    yield from _table(_head("texts"), _closed_rows(results, "text"), "Texts in 40 languages, one per request")
     yield "![latency percentiles](benchmarks/latency.png)"
     yield ""
-    yield "### Open loop"
-    yield ""
-    yield (
-        "Pictures, or single texts, are due at random moments (Poisson) at a share of the rate that the same "
-        "server reached with 32 clients; latency counts from the moment when a request was due. At 110 % "
-        "every queue grows for as long as the load lasts."
-    )
-    yield ""
-    yield "![latency under open load](benchmarks/open-loop.png)"
-    yield ""
     yield from _table(
-        ("", "", "load", "offered/s", "answered/s", "p50 ms", "p95 ms", "p99 ms", "failed"),
-        _open_rows(results),
+        ("", "", "items/s", "p50 ms", "p95 ms", "CPU ms per item", "failed"), _other_rows(results), "Others"
     )
-    yield "### Bytes on the wire"
+    yield from _table(
+        (
+            *("", "pictures: p50 ms of 1 client", "pictures/s, 8 clients", "32"),
+            *("texts: p50 ms of 1 client", "texts/s, 8 clients", "32", "their workers, MB"),
+        ),
+        _layout_rows(results),
+        "The same cores as one worker with all of them, and as one a core",
+    )
+    if any(figures_of(results, s, f"{k}_open{share}") for s in SERVERS for k in KINDS for share in SHARES):
+        yield "### Open loop"
+        yield ""
+        yield (
+            "Pictures, or single texts, are due at random moments (Poisson) at a share of the rate that the "
+            "same server reached with 32 clients; latency counts from the moment when a request was due. At "
+            "110 % every queue grows for as long as the load lasts. One round."
+        )
+        yield ""
+        yield "![latency under open load](benchmarks/open-loop.png)"
+        yield ""
+        yield from _table(
+            ("", "", "load", "offered/s", "answered/s", "p50 ms", "p95 ms", "p99 ms", "failed"),
+            _open_rows(results),
+        )
+    yield from _table(("", "", "request", "answer"), _wire_rows(results), "Bytes on the wire")
+    yield "## Encoders alone"
     yield ""
-    yield from _table(("", "", "request", "answer"), _wire_rows(results))
+    if "engines" in results["median"]:
+        yield (
+            "Ready pixels and tokens (24 of a text), nothing is decoded; each engine in a process of its "
+            "own, in turns. One thread: CPU time; all cores: by the clock. *Cosine*: the least to what "
+            "sentence-transformers gives in fp32; *moved*: the most that a batch of eight changes a number "
+            "of a vector. ONNX Runtime's int8 is `quantize_dynamic` of our `.onnx`, weights by channel; "
+            "OpenVINO's is NNCF's `quantize` of it for transformers, with its own settings. Where OpenVINO "
+            "has eight in flight, that was faster than one batch. sentence-transformers gets pictures and "
+            "texts as they are."
+        )
+        yield ""
+        yield "![time of an item by engine](benchmarks/engines.png)"
+        yield ""
+        for kind in KINDS:
+            yield from _table(_ENGINES_HEAD, _engine_rows(results, kind), UNITS[kind].capitalize())
     yield "## In process"
     yield ""
-    yield (
-        "sentence-transformers gets the JPEG files' bytes and all cores. OpenVINO gets ready pixels and "
-        "computes our own encoder modules: a ceiling, nothing is decoded."
-    )
+    yield "sentence-transformers, with PyTorch, gets the JPEG files' bytes and all cores."
     yield ""
-    yield from _table(("", "", "items/s", "p50 ms of a call", "CPU ms per item"), _in_process_rows(results))
+    yield from _table(("", "items/s", "p50 ms of a call", "CPU ms per item"), _in_process_rows(results))
     yield (
-        "The floors: our traced encoders on one thread in one process, alone on the machine, and in as many "
+        "The floors: our encoders on one thread in one process, alone on the machine, and in as many "
         "processes as there are cores at once."
     )
     yield ""
@@ -122,15 +225,15 @@ def page(results: Results) -> Iterator[str]:
     yield ""
     yield from _table(
         (
-            "",
-            "image worker MB",
-            "text worker MB",
-            "similarity worker MB",
-            "everything MB",
-            "cold start s",
-            "all of it s",
+            *("", "image worker MB", "text worker MB", "similarity worker MB", "OpenAI's door MB"),
+            *("everything MB", "cold start s", "all of it s"),
         ),
         _memory_rows(results),
+    )
+    yield from _table(
+        ("", "with the image encoder, MB", "with the text encoder, MB"),
+        _precision_memory_rows(results),
+        "A process of its own with one encoder, as a worker loads it, after batches of eight",
     )
 
 
@@ -158,11 +261,25 @@ def _how(results: Results) -> Iterator[str]:
         f"* {settings['rounds']} rounds, {settings['seconds']:g} s a measurement, peers in turns; load "
         f"average at their begin {', '.join(f'{value:.1f}' for value in load)}; other programs took "
         f"{others:.2f} cores during the median measurement"
-        + (": **the machine was not quiet**" if others > QUIET_CORES else "")
     )
+    quiet = results.get("quiet")
+    if quiet is not None:
+        yield (
+            f"* a measurement during which other programs took more than {quiet['bound_cores']:g} cores is "
+            f"repeated: of {quiet['measured']}, {quiet['repeated']} repetitions; "
+            f"{len(quiet['disturbed'])} are disturbed all the same" + _named(quiet["disturbed"])
+        )
     for peer, note in _missing(results):
-        yield f"* **{NAMES[peer]} was not measured**: {note}"
+        yield f"* **{NAMES.get(peer, peer)} was not measured**: {note}"
     yield ""
+
+
+def _named(disturbed: Sequence[str]) -> str:
+    """Which, if they are few."""
+    if not disturbed:
+        return ""
+    some = ", ".join(f"`{name}`" for name in dict.fromkeys(disturbed[:MOST_NAMED]))
+    return f": {some}{', …' if len(disturbed) > MOST_NAMED else ''}"
 
 
 def _others(results: Results) -> float:
@@ -180,60 +297,125 @@ def _missing(results: Results) -> list[tuple[str, str]]:
     return [(peer, note) for peer, note in results["peers"].items() if note != "measured"]
 
 
-def _verdict(name: str, value: float) -> str:
-    ratio = RATIOS[name]
-    if ratio.at_least is None and ratio.at_most is None:
+def _verdict(results: Results, name: str) -> str:
+    ratio, kind = RATIOS[name], kind_of(results["machine"])
+    if name not in results["ratios"] or not ratio.bar(kind):
         return ""
-    return "  met" if ratio.holds(value) else "  NOT MET"
+    return "met" if ratio.holds(results["ratios"][name], kind) else "NOT MET"
 
 
-def _ratio_rows(results: Results) -> Iterator[Row]:
-    for name, ratio in RATIOS.items():
-        wanted = f"≥ {ratio.at_least:g}" if ratio.at_least is not None else ""
-        wanted = f"≤ {ratio.at_most:g}" if ratio.at_most is not None else wanted
+def wanted(name: str, kind: str) -> str:
+    """What is wanted of a ratio on a kind of CPU, with its sign; empty where nothing is."""
+    bar = RATIOS[name].bar(kind)
+    signs = {"at_least": "≥", "at_most": "≤"}
+    return "".join(f"{signs[which]} {value:g}" for which, value in bar.items())
+
+
+def _ratio_rows(results: Results, names: Sequence[str]) -> Iterator[Row]:
+    for name in names:
+        meaning, bar = RATIOS[name].meaning, wanted(name, kind_of(results["machine"]))
         if name not in results["ratios"]:
-            yield (ratio.meaning, "not measured", "", wanted, "", f"`{name}`")
+            yield (meaning, "not measured", "", bar, "", f"`{name}`")
             continue
         value, (low, high) = results["ratios"][name], results["ratio_spread"][name]
-        verdict = _verdict(name, value).strip()
-        yield (ratio.meaning, f"{value:.2f}", f"{low:.2f} – {high:.2f}", wanted, verdict, f"`{name}`")
-    yield (
-        "resident memory of an image worker",
-        f"{results['rss_image_worker_mb']:.0f} MB",
-        "",
-        "≤ 700 MB",
-        "",
-        "",
+        yield (
+            *(meaning, f"{value:.2f}", f"{low:.2f} – {high:.2f}"),
+            *(bar, _verdict(results, name), f"`{name}`"),
+        )
+
+
+def _absolute_rows(results: Results) -> Iterator[Row]:
+    encoder = results["settings"]["encoders"]["image"].rpartition("-")[2]
+    memory = f"{results['rss_image_worker_mb']:.0f} MB"
+    yield (f"resident memory of an image worker in {encoder}", memory, "≤ 700 MB in bf16")
+    int8 = figures_of(results, "clipserve_int8", "rss_mb")
+    if int8 is not None:
+        yield ("the same in int8", f"{int8['clip_image']:.0f} MB", "≤ 450 MB")
+    yield ("from the start to the first correct vector", f"{results['cold_start_s']:.1f} s", "≤ 10 s")
+
+
+def _head(unit: str) -> Row:
+    return (
+        *("", "p50 ms of 1 client", f"{unit}/s, 8 clients", "32 clients", "p50 ms", "p99 ms"),
+        *("CPU ms per item", "failed"),
     )
-    yield (
-        "from the start to the first correct vector",
-        f"{results['cold_start_s']:.1f} s",
-        "",
-        "≤ 10 s",
-        "",
-        "",
-    )
 
 
-_CLOSED_HEAD = ("", "", "items/s", "p50 ms", "p95 ms", "p99 ms", "CPU ms per item", "failed", "load gen.")
+def _closed_rows(results: Results, kind: str) -> Iterator[Row]:
+    for server, form, name in ASKED:
+        one, eight, many = (figures_of(results, server, f"{form}{kind}_c{n}") for n in CLIENTS)
+        if many is None:
+            continue
+        yield (
+            name,
+            *(_number(one["p50_ms"]) if one else "",),
+            *(_rate(results, server, f"{form}{kind}_c8") if eight else "",),
+            f"**{_rate(results, server, f'{form}{kind}_c32')}**",
+            *(_number(many[f"p{q}_ms"]) for q in (50, 99)),
+            _number(many["cpu_ms_per_item"]),
+            _failures(results, server, [f"{form}{kind}_c{n}" for n in CLIENTS]),
+        )
 
 
-def _closed_rows(results: Results, measurements: Sequence[str]) -> Iterator[Row]:
-    for measurement in measurements:
+def _rate(results: Results, server: str, measurement: str) -> str:
+    """Items per second, and the spread of the rounds."""
+    low, rate, high = (results[end][server][measurement]["rate"] for end in ("min", "median", "max"))
+    return _number(rate) if low == high else f"{_number(rate)} ({_number(low)} – {_number(high)})"
+
+
+def _other_rows(results: Results) -> Iterator[Row]:
+    for measurement, name in OTHERS.items():
         for server in SERVERS:
             figures = figures_of(results, server, measurement)
-            if figures is None:
-                continue
-            low, high = (results[end][server][measurement]["rate"] for end in ("min", "max"))
-            yield (
-                measurement,
-                NAMES[server],
-                f"**{_number(figures['rate'])}** ({_number(low)} – {_number(high)})",
-                *(_number(figures[f"p{q}_ms"]) for q in (50, 95, 99)),
-                _number(figures["cpu_ms_per_item"]),
-                _failures(results, server, measurement),
-                f"{100 * figures['generator_cores']:.0f} %",
-            )
+            if figures is not None:
+                yield (
+                    name,
+                    NAMES[server],
+                    _rate(results, server, measurement),
+                    *(_number(figures[f"p{q}_ms"]) for q in (50, 95)),
+                    _number(figures["cpu_ms_per_item"]),
+                    _failures(results, server, [measurement]),
+                )
+
+
+def _layout_rows(results: Results) -> Iterator[Row]:
+    for which, name in (("one_worker", "one worker with all"), ("several_workers", "a worker a core")):
+        layout = figures_of(results, "layouts", which)
+        if layout is None:
+            continue
+        cells = []
+        for kind in KINDS:
+            for clients, figure in zip(CLIENTS, ("p50_ms", "rate", "rate"), strict=True):
+                figures = layout.get(f"{kind}_c{clients}")
+                cells.append("" if figures is None else _number(figures[figure]))
+        megabytes = sum(layout[f"{kind}_workers_mb"] for kind in KINDS)
+        yield (name, *cells, _number(megabytes))
+
+
+_ENGINES_HEAD = (
+    *("", "one thread, CPU ms: 1", "8", "all cores, ms: 1", "8"),
+    *("cosine", "moved", "how"),
+)
+
+
+def _engine_rows(results: Results, kind: str) -> Iterator[Row]:
+    for name, figures in engines_of(results, kind).items():
+        if "note" in figures:
+            yield (name, "not measured", "", "", "", "", "", str(figures["note"]))
+            continue
+        fidelity = figures.get("fidelity", {})
+        yield (
+            name,
+            *(_time(figures, f"one_b{batch}", "cpu_ms") for batch in (1, 8)),
+            *(_time(figures, f"all_b{batch}", "ms") for batch in (1, 8)),
+            f"{1 - fidelity['cosine_distance']:.7f}" if fidelity else "",
+            f"{fidelity['moved_by_neighbours']:.1g}" if fidelity else "",
+            figures.get("all_settings", figures.get("one_settings", "")),
+        )
+
+
+def _time(figures: dict[str, dict[str, float]], what: str, figure: str) -> str:
+    return _number(figures[what][figure]) if what in figures else ""
 
 
 def _open_rows(results: Results) -> Iterator[Row]:
@@ -247,7 +429,7 @@ def _open_rows(results: Results) -> Iterator[Row]:
                 _number(figures["offered"]),
                 _number(figures["rate"]),
                 *(_number(figures[f"p{q}_ms"]) for q in (50, 95, 99)),
-                _failures(results, server, f"{kind}_open{share}"),
+                _failures(results, server, [f"{kind}_open{share}"]),
             )
 
 
@@ -269,25 +451,17 @@ def _wire_rows(results: Results) -> Iterator[Row]:
 
 def _in_process_rows(results: Results) -> Iterator[Row]:
     names = {
-        ("sentence_transformers", "image"): "0.3 MP, batches of 32",
-        ("sentence_transformers", "image_alone"): "0.3 MP, one at a time",
-        ("sentence_transformers", "image_2mp"): "2 MP, batches of 8",
-        ("sentence_transformers", "image_12mp"): "12 MP, batches of 8",
-        ("sentence_transformers", "text_batch32"): "texts, batches of 32",
-        ("sentence_transformers", "text_alone"): "texts, one at a time",
-        ("openvino", "image"): "pixels, batch 1, throughput mode",
-        ("openvino", "image_alone"): "pixels, batch 1, latency mode",
+        "image": "0.3 MP, batches of 32",
+        "image_alone": "0.3 MP, one at a time",
+        "image_2mp": "2 MP, batches of 8",
+        "image_12mp": "12 MP, batches of 8",
+        "text_batch32": "texts, batches of 32",
+        "text_alone": "texts, one at a time",
     }
-    for (who, measurement), name in names.items():
-        figures = figures_of(results, who, measurement)
+    for measurement, name in names.items():
+        figures = figures_of(results, "sentence_transformers", measurement)
         if figures is not None:
-            yield (
-                NAMES[who],
-                name,
-                _number(figures["rate"]),
-                _number(figures["p50_ms"]),
-                _number(figures["cpu_ms_per_item"]),
-            )
+            yield (name, *(_number(figures[key]) for key in ("rate", "p50_ms", "cpu_ms_per_item")))
 
 
 def _floor_rows(results: Results) -> Iterator[Row]:
@@ -314,23 +488,25 @@ def _floor_rows(results: Results) -> Iterator[Row]:
 
 
 def _memory_rows(results: Results) -> Iterator[Row]:
-    for server in SERVERS:
+    for server in (*SERVERS, "clipserve_other_layout"):
         memory, start = figures_of(results, server, "rss_mb"), figures_of(results, server, "start")
         if memory is not None and start is not None:
+            endpoints = ("clip_image", "clip_text", "clip_similarity", "v1")
             yield (
                 NAMES[server],
-                *(
-                    _number(memory[k]) if k in memory else ""
-                    for k in ("clip_image", "clip_text", "clip_similarity")
-                ),
+                *(_number(memory[key]) if key in memory else "" for key in endpoints),
                 _number(memory["total"]),
                 f"{start['cold_start_s']:.1f}",
                 f"{start['ready_s']:.1f}",
             )
-    for who in ("sentence_transformers", "openvino"):
-        rss = results["median"].get(who, {}).get("rss_mb")
-        if rss is not None:
-            yield (f"{NAMES[who]}, in process", "", "", "", _number(rss), "", "")
+
+
+def _precision_memory_rows(results: Results) -> Iterator[Row]:
+    of = {kind: engines_of(results, kind) for kind in KINDS}
+    for name in of["image"]:
+        if name.startswith(f"{OURS} ") and "all_b8" in of["image"][name]:
+            cells = (of[kind].get(name, {}).get("one_b8", {}).get("rss_mb") for kind in KINDS)
+            yield (name.removeprefix(f"{OURS} "), *("" if mb is None else _number(mb) for mb in cells))
 
 
 def _table(head: Row, rows: Iterator[Row], caption: str = "") -> Iterator[str]:
@@ -346,10 +522,10 @@ def _table(head: Row, rows: Iterator[Row], caption: str = "") -> Iterator[str]:
     yield ""
 
 
-def _failures(results: Results, server: str, measurement: str) -> str:
+def _failures(results: Results, server: str, measurements: Sequence[str]) -> str:
     """How many requests of all rounds failed, and with what."""
     kinds: dict[str, int] = {}
-    for measured in results["rounds"]:
+    for measured, measurement in itertools.product(results["rounds"], measurements):
         for kind, count in measured.get(server, {}).get(measurement, {}).get("errors", {}).items():
             kinds[kind] = kinds.get(kind, 0) + count
     return ", ".join(f"{count} × {kind}" for kind, count in kinds.items()) or "0"

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import transformers
-import yaml
 
 from benchmarks.child import Child, ask_together, say
+from benchmarks.engines import Engines, judged_pictures
 from benchmarks.infinity import InfinityPeer
 from benchmarks.load import LoadJob
 from benchmarks.ours import RayServePeer, TorchServePeer
 from benchmarks.peers import HttpPeer, Inputs
-from benchmarks.usage import CpuMeter, resident_megabytes
+from benchmarks.usage import CpuMeter, Machine, Quiet, resident_megabytes
+from benchmarks.variants import COMPARED, build_int8, build_other_layout, layout_of
 from benchmarks.workloads import WORKLOADS
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ClipServeError
+from export_scripts.checkpoints.pair import CheckpointPair
 
 WARM_UP_SHARE = 0.3  # of the duration
 PRIME_CLIENTS = 8
+# Of a slice of an engine alone, of what is told for a request over HTTP.
+ENGINE_SHARE = 0.15
+
+# What `expected_seconds` counts with, on two cores: a server's start and end; a measurement with its warm-up
+# and the answers that come after it; all that is timed in process; all engines.
+START_SECONDS = 25.0
+LOAD_SHARE, LOAD_SECONDS = 1.3, 1.0
+IN_PROCESS_SHARE = 25.0
+ENGINES_SECONDS = 120.0
 
 MEASURED = "measured"
 
@@ -63,27 +73,43 @@ Measurement = Closed | Open
 
 CAPACITY_CLIENTS = 32
 
-SMALL_PLAN: tuple[Measurement, ...] = (
-    *(Closed("image", clients) for clients in (1, 32)),
-    *(Closed("text", clients) for clients in (1, 32)),
-    Closed("similarity_1000_known", 1),
-)
+
+def _closed(workload: str, *clients: int) -> tuple[Closed, ...]:
+    return tuple(Closed(workload, count) for count in clients)
+
+
+# Our own endpoint and OpenAI's door one after the other: they are compared to a few percent.
 PLAN: tuple[Measurement, ...] = (
-    *(Closed("image", clients) for clients in (1, 8, 32)),
+    *_closed("image", 1, 8, 32),
+    *_closed("door_image", 32, 1),
+    *_closed("text", 1, 8, 32),
+    *_closed("door_text", 32, 1),
+    *_closed("text_batch32", 8),
+    *_closed("similarity_1000_known", 1),
+)
+# No ratio is of these: they are measured in the first round only.
+ONCE: tuple[Measurement, ...] = (
     *(Open("image", percent) for percent in (50, 80, 110)),
-    Closed("image_raw", 32),
-    Closed("image_2mp", 8),
-    Closed("image_12mp", 8),
-    *(Closed("text", clients) for clients in (1, 8, 32)),
     *(Open("text", percent) for percent in (50, 80, 110)),
-    Closed("text_floats", 32),
-    Closed("text_batch32", 8),
-    Closed("similarity_fresh", 1),
-    Closed("similarity_repeated", 1),
-    Closed("similarity_1000_known", 1),
+    *_closed("image_raw", 32),
+    *_closed("image_2mp", 8),
+    *_closed("image_12mp", 8),
+    *_closed("text_floats", 32),
+    *_closed("similarity_fresh", 1),
+    *_closed("similarity_repeated", 1),
+)
+SMALL_PLAN: tuple[Measurement, ...] = (
+    *_closed("image", 1, 32),
+    *_closed("door_image", 32),
+    *_closed("text", 1, 32),
+    *_closed("door_text", 32),
+    *_closed("similarity_1000_known", 1),
 )
 # The same core behind another server: only what the server changes.
-RAY_PLAN = tuple(m for m in PLAN if isinstance(m, Closed) and m.workload in ("image", "text", "text_batch32"))
+RAY_PLAN = (*_closed("image", 1, 8, 32), *_closed("text", 1, 8, 32), *_closed("text_batch32", 8))
+INT8_PLAN = (*_closed("image", 1, 32), *_closed("text", 1, 32))
+LAYOUT_PLAN = (*_closed("image", 1, 8, 32), *_closed("text", 1, 8, 32))
+SMALL_LAYOUT_PLAN = (*_closed("image", 8), *_closed("text", 8))
 
 
 class Rounds:
@@ -91,16 +117,17 @@ class Rounds:
 
     Args:
         store: our archives and encoders.
-        clip, text: the checkpoint folders that they were made of.
+        work: folder for what is made of them: other archives, the peers' files.
+        pair: the checkpoints that they were made of; `clip`, `text` are their folders.
         pictures: JPEG files by size.
         workers: of our endpoints, where not what their archives say.
         seconds: of a measurement.
-        small: ours and sentence-transformers only.
+        small: ours and what runs in process only.
 
     Attributes:
         notes: of each peer `MEASURED`, or why it was not.
         encoders: ours, by modality.
-        openvino: how it is run.
+        quiet: what was repeated because of other programs.
 
     Raises:
         PeerError: sentence-transformers or our encoders do not run.
@@ -109,6 +136,8 @@ class Rounds:
     def __init__(
         self,
         store: Path,
+        work: Path,
+        pair: CheckpointPair,
         clip: Path,
         text: Path,
         pictures: Mapping[str, Sequence[Path]],
@@ -122,7 +151,7 @@ class Rounds:
         self._bodies: dict[tuple[str, str], list[str]] = {}
         self._children: list[Child] = []
         self.notes: dict[str, str] = {}
-        self.openvino: Figures = {}
+        self.quiet = Quiet()
         cores = psutil.cpu_count() or 1
         given = {
             "clip": str(clip),
@@ -133,25 +162,59 @@ class Rounds:
             say("loading what runs in process")
             self._generator = self._child("benchmarks.load", 1)
             self._originals = self._child("benchmarks.in_process", cores)
-            originals = self._originals.ask({"load": "sentence-transformers", **given})
-            threads = archive_settings(store / "clip_image.mar")["handler"]["threads"]
-            floors = {"store": str(store), **given, **image_encoder_shapes(clip), "threads": threads}
+            self._of_originals: list[str] = self._originals.ask(given)["measurements"]
+            judged = [str(path) for path in judged_pictures(pictures)]
+            references = self._originals.ask({"embed": judged})
+            vectors = {key: np.array(references[key], np.float32) for key in ("image", "text")}
+            self._shapes = image_encoder_shapes(clip)
+            layouts = {name: layout_of(store, name) for name in ENDPOINTS}
+            self._workers = {name: workers.get(name, of.workers) for name, of in layouts.items()}
+            floors = {"store": str(store), **given, **self._shapes, "threads": layouts["clip_image"].threads}
             self._floors = [self._child("benchmarks.floors", 1) for _ in range(cores)]
-            self.encoders = ask_together(self._floors, floors)[0]
-            inputs = Inputs(pictures, clip, text, store, np.array(originals["reference"], np.float32))
-            plan = SMALL_PLAN if small else PLAN
-            self._peers: dict[str, tuple[HttpPeer, Sequence[Measurement]]] = {
-                "clipserve": (TorchServePeer(inputs, workers), plan)
-            }
-            self._openvino: Child | None = None
-            if not small:
-                self._peers["infinity"] = (InfinityPeer(inputs), plan)
-                self._peers["ray_serve"] = (RayServePeer(inputs), RAY_PLAN)
-                self._openvino = self._child("benchmarks.in_process", cores)
-                self.openvino = self._or_note("openvino", self._openvino.ask, {"load": "openvino", **given})
+            facts = ask_together(self._floors, floors)[0]
+            self.encoders, self._of_floors = facts["encoders"], facts
+            say("preparing what others run, in fp32 and int8")
+            self._engines = Engines(
+                pair,
+                store,
+                {"image": clip, "text": text},
+                pictures,
+                self._shapes["tokens"],
+                {"image": vectors["image"], "text": vectors["text"]},
+                work / "peers",
+                ENGINE_SHARE * seconds,
+            )
+            inputs = Inputs(pictures, clip, text, store, vectors["image"][0])
+            self._peers = self._servers(store, work, inputs, workers, small)
         except BaseException:
             self.close()
             raise
+
+    def _servers(
+        self, store: Path, work: Path, inputs: Inputs, workers: Mapping[str, int], small: bool
+    ) -> dict[str, tuple[HttpPeer, Sequence[Measurement], Sequence[Measurement]]]:
+        """Each server with what is measured of it, in every round and once."""
+        plan, once = (SMALL_PLAN, ()) if small else (PLAN, ONCE)
+        found: dict[str, tuple[HttpPeer, Sequence[Measurement], Sequence[Measurement]]] = {
+            "clipserve": (TorchServePeer(inputs, "clipserve", tuple(ENDPOINTS), workers), plan, once)
+        }
+        layout_plan = SMALL_LAYOUT_PLAN if small else LAYOUT_PLAN
+        for name, title, build, its_plan in (
+            ("clipserve_int8", "clipserve in int8", build_int8, INT8_PLAN),
+            ("clipserve_other_layout", "clipserve, workers the other way", build_other_layout, layout_plan),
+        ):
+            folder = work / name
+            try:
+                build(store, folder)
+            except ClipServeError as error:
+                self.notes[name] = str(error)
+            else:
+                peer = TorchServePeer(replace(inputs, store=folder), title, COMPARED)
+                found[name] = (peer, its_plan, ())
+        if not small:
+            found["infinity"] = (InfinityPeer(inputs), plan, once)
+            found["ray_serve"] = (RayServePeer(inputs), RAY_PLAN, ())
+        return found
 
     def __enter__(self) -> Rounds:
         return self
@@ -165,24 +228,49 @@ class Rounds:
             child.close()
         self._folder.cleanup()
 
-    def measure(self, number: int, rounds: int) -> Figures:
+    def expected_seconds(self, number: int) -> float:
+        """How long a round will take, about."""
+        loads = [
+            (measurement, WORKLOADS[measurement.workload])
+            for peer, plan, once in self._peers.values()
+            for measurement in (*plan, *(once if number == 1 else ()))
+            if peer.serves(WORKLOADS[measurement.workload])
+        ]
+        return (
+            START_SECONDS * len(self._peers)
+            + sum(LOAD_SHARE * self._seconds + LOAD_SECONDS for _ in loads)
+            + IN_PROCESS_SHARE * self._seconds
+            + ENGINES_SECONDS
+        )
+
+    def measure(self, number: int, tell: Callable[[str], None]) -> Figures:
         """One round: by peer, then by measurement; who does not run is left out, and noted.
+
+        Args:
+            number: from 1.
+            tell: is told what comes next.
 
         Raises:
             ClipServeError: ours or sentence-transformers does not run.
         """
         found: Figures = {"cores": psutil.cpu_count(), "load_average": os.getloadavg()[0]}
-        for name, (peer, plan) in self._peers.items():
-            say(f"round {number} of {rounds}: {peer.title}")
-            found[name] = self._or_note(name, self._measure_server, name, peer, plan)
-        say(f"round {number} of {rounds}: in process")
-        job = {"seconds": self._seconds}
-        found["sentence_transformers"] = self._or_note("sentence_transformers", self._originals.ask, job)
-        if self._openvino is not None:
-            found["openvino"] = self._or_note("openvino", self._openvino.ask, job)
-        short = self._seconds / 2
-        found["floors_alone"] = self._floors[0].ask({"seconds": short, "alone": True})
-        found["floors_together"] = joined(ask_together(self._floors, {"seconds": short, "alone": False}))
+        for name, (peer, plan, once) in self._peers.items():
+            tell(peer.title)
+            wanted = (*plan, *once) if number == 1 else plan
+            found[name] = self._or_note(name, self._measure_server, name, peer, wanted)
+        found["layouts"] = by_layout(
+            found["clipserve"], found.get("clipserve_other_layout", {}), self._workers
+        )
+        tell("sentence-transformers in process")
+        found["sentence_transformers"] = {
+            measurement: self._asked([self._originals], measurement, self._seconds)
+            for measurement in self._of_originals
+        }
+        tell("decoding and encoding in process")
+        found["floors_alone"] = self._measure_floors(self._floors[:1], ("together", "alone"))
+        found["floors_together"] = self._measure_floors(self._floors, ("together",))
+        tell("encoders alone, in every engine")
+        found["engines"] = self._engines.turn(number, self.quiet)
         return {name: figures for name, figures in found.items() if figures != {}}
 
     def _child(self, module: str, threads: int) -> Child:
@@ -197,7 +285,7 @@ class Rounds:
         try:
             figures = measure(*arguments)
         except ClipServeError as error:
-            if name in ("clipserve", "sentence_transformers"):
+            if name == "clipserve":
                 raise
             say(f"  not measured: {error}")
             self.notes[name] = str(error)
@@ -205,11 +293,32 @@ class Rounds:
         self.notes[name] = MEASURED
         return figures
 
+    def _asked(self, children: Sequence[Child], measurement: str, seconds: float) -> Figures:
+        """A measurement in process, by several children at once."""
+
+        def measure() -> Figures:
+            machine = Machine()
+            answers = ask_together(children, {"measure": measurement, "seconds": seconds})
+            other_cores = machine.other_cores(sum(answer.pop("cpu_s") for answer in answers))
+            return {**joined(answers), "other_cores": other_cores}
+
+        return self.quiet.measure(f"{measurement} in process", measure)
+
+    def _measure_floors(self, children: Sequence[Child], which: Sequence[str]) -> Figures:
+        found: Figures = {}
+        for measurement in (name for of in which for name in self._of_floors[of]):
+            figures = self._asked(children, measurement, self._seconds / 2)
+            found[measurement] = figures.get("value", figures)
+        of_a_core = found["model_batch8"]["rate"] / len(children)
+        found["model_gflops"] = of_a_core * self._shapes["flops"] / 1e9
+        return found
+
     def _measure_server(self, name: str, peer: HttpPeer, plan: Sequence[Measurement]) -> Figures:
         try:
             found: Figures = {"start": peer.start()}
             workers = peer.workers()
             memory: dict[str, float] = {}
+            together: dict[str, float] = {}
             primed = set()
             for measurement in plan:
                 workload = WORKLOADS[measurement.workload]
@@ -219,12 +328,16 @@ class Rounds:
                     # Kernels are chosen and labels remembered before anything is measured.
                     self._load(name, peer, Closed(measurement.workload, PRIME_CLIENTS), found, 0.0)
                     primed.add(workload)
-                found[measurement.name] = self._load(name, peer, measurement, found, self._seconds)
+                found[measurement.name] = self.quiet.measure(
+                    f"{name}: {measurement.name}",
+                    lambda of=measurement: self._load(name, peer, of, found, self._seconds),  # type: ignore[misc]
+                )
                 for worker, processes in {**workers, "total": peer.processes()}.items():
-                    most = max((resident_megabytes([p]) for p in processes), default=0.0)
-                    now = resident_megabytes(processes) if worker == "total" else most
-                    memory[worker] = max(memory.get(worker, 0.0), now)
-            return {**found, "rss_mb": memory}
+                    of_each = [resident_megabytes([process]) for process in processes]
+                    most = sum(of_each) if worker == "total" else max(of_each, default=0.0)
+                    memory[worker] = max(memory.get(worker, 0.0), most)
+                    together[worker] = max(together.get(worker, 0.0), sum(of_each))
+            return {**found, "rss_mb": memory, "rss_all_mb": together}
         finally:
             peer.stop()
 
@@ -241,17 +354,13 @@ class Rounds:
             capacity = before[Closed(measurement.workload, CAPACITY_CLIENTS).name]["rate"] / workload.items
             rate = measurement.percent / 100 * capacity
             job = LoadJob(target.url, target.headers, bodies, seconds, rate=rate, seed=measurement.percent)
-        start = time.perf_counter()
-        meter = CpuMeter(peer.processes)
-        machine = _busy_seconds()
+        meter, machine = CpuMeter(peer.processes), Machine()
         figures = self._generator.ask(asdict(job))
         cpu = meter.seconds()
-        busy = _busy_seconds() - machine
-        wall = time.perf_counter() - start
+        # What others did on this machine meanwhile: a measurement that they disturbed can be told.
+        figures["other_cores"] = machine.other_cores(cpu + figures.pop("cpu_s"))
         figures["rate"] *= workload.items
         figures["cpu_ms_per_item"] = 1000 * cpu / max(1, figures.pop("answered") * workload.items)
-        # What others did on this machine meanwhile: a measurement that they disturbed can be told.
-        figures["other_cores"] = max(0.0, busy / wall - cpu / wall - figures["generator_cores"])
         figures["failed"] = sum(figures["errors"].values())
         if isinstance(measurement, Open):
             figures["offered"] = rate * workload.items
@@ -269,17 +378,25 @@ class Rounds:
         return self._bodies[name, workload]
 
 
-def archive_settings(archive: Path) -> Figures:
-    """The YAML inside an archive: what the server is told of its endpoint."""
-    with zipfile.ZipFile(archive) as content:
-        settings: Figures = yaml.safe_load(content.read(f"{archive.stem}.yaml"))
-    return settings
+def by_layout(tuned: Figures, other: Figures, workers: Mapping[str, int]) -> Figures:
+    """One worker with all cores beside several that share them, of servers that have one each.
 
-
-def _busy_seconds() -> float:
-    """CPU seconds of the whole machine since its start, idle ones left out."""
-    times = psutil.cpu_times()
-    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+    Args:
+        tuned, other: figures of the two.
+        workers: of an endpoint of the first.
+    """
+    if not other:
+        return {}
+    found: Figures = {"one_worker": {}, "several_workers": {}}
+    for endpoint in COMPARED:
+        kind = endpoint.removeprefix("clip_")
+        one, several = (other, tuned) if workers[endpoint] > 1 else (tuned, other)
+        for name, figures in (("one_worker", one), ("several_workers", several)):
+            for measurement in (f"{kind}_c{clients}" for clients in (1, 8, 32)):
+                if measurement in tuned and measurement in other:
+                    found[name][measurement] = {key: figures[measurement][key] for key in ("rate", "p50_ms")}
+            found[name][f"{kind}_workers_mb"] = figures["rss_all_mb"][endpoint]
+    return found
 
 
 def joined(figures: Sequence[Figures]) -> Figures:

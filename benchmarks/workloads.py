@@ -47,6 +47,7 @@ class Workload:
         fresh: no two requests have a label in common.
         encoding: of the vectors in the answer; `raw` sends a picture's bytes instead of JSON, to get
             floats.
+        door: whether it goes through the endpoint that OpenAI's clients know, in their form.
     """
 
     kind: Kind
@@ -54,6 +55,7 @@ class Workload:
     texts: int = 0
     fresh: bool = False
     encoding: Encoding = "base64"
+    door: bool = False
 
     @property
     def items(self) -> int:
@@ -69,6 +71,8 @@ WORKLOADS: dict[str, Workload] = {
     "text": Workload("text", texts=1),
     "text_floats": Workload("text", texts=1, encoding="float"),
     "text_batch32": Workload("text", texts=TEXTS_AT_ONCE),
+    "door_image": Workload("image", door=True),
+    "door_text": Workload("text", texts=1, door=True),
     "similarity_fresh": Workload("similarity", texts=FEW_LABELS, fresh=True),
     "similarity_repeated": Workload("similarity", texts=FEW_LABELS),
     "similarity_1000_known": Workload("similarity", texts=KNOWN_LABELS),

@@ -1,20 +1,21 @@
 ##@ benchmarks
 
 BENCH = $(RUN) -m benchmarks.compare $(call GIVEN,SECONDS,--seconds) $(call GIVEN,ROUNDS,--rounds) \
-	$(call GIVEN,BENCH_STORE,--store) $(foreach w,$(WORKERS),--workers $(w))
+	$(call GIVEN,MINUTES,--minutes) $(call GIVEN,BENCH_STORE,--store) $(foreach w,$(WORKERS),--workers $(w))
 
 # A peer that cannot be installed here is named in the table; the others are measured without it.
 .PHONY: bench
-bench: $(VENV)/.bench-stamp #: all peers, half an hour, 8 GB; SECONDS ROUNDS BENCH_STORE WORKERS=clip_image=2
+bench: $(VENV)/.bench-stamp #: all peers, half an hour at most, 16 GB; SECONDS ROUNDS MINUTES BENCH_STORE WORKERS=clip_image=2
 	@$(MAKE) --no-print-directory $(INFINITY_VENV)/.run-stamp || echo "infinity-emb cannot be installed here" >&2
+	@$(MAKE) --no-print-directory $(OPENVINO_VENV)/.run-stamp || echo "optimum-intel and NNCF cannot be installed here" >&2
 	@$(BENCH)
 
 .PHONY: bench-small
-bench-small: $(VENV)/.bench-stamp #: ours beside sentence-transformers in process, sized for CI: a minute or two
+bench-small: $(VENV)/.bench-stamp #: all of it with tiny checkpoints, without other servers, sized for CI: three minutes
 	@$(BENCH) --small --output .bench/small.json
 
 .PHONY: bench-report
-bench-report: $(VENV)/.bench-stamp #: docs/benchmarks.md and its plots from benchmarks/results/latest.json
+bench-report: $(VENV)/.bench-stamp #: docs/benchmarks.md with its plots, and the figures of other pages, from benchmarks/results/latest.json
 	@$(RUN) -m benchmarks.compare --report
 
 # A machine with a GPU has PyTorch for it, and perhaps no network: nothing is installed there but the wheels of a folder.

@@ -9,6 +9,7 @@ SCALE := $(SCALE_VENV)/bin/python
 # Of a version: .venv-torch-2.0.0
 OLD_TORCH_VENV := .venv-torch-
 INFINITY_VENV := .venv-infinity
+OPENVINO_VENV := .venv-openvino
 UPLOAD_VENV := .venv-upload
 CLIENTS_VENV := .venv-clients
 EXPORTERS_VENV := .venv-exporters
@@ -57,6 +58,9 @@ $(SCALE_VENV)/.dev-stamp: requirements/scale-dev.lock $(SCALE_VENV)/.run-stamp
 
 $(INFINITY_VENV)/.run-stamp: requirements/infinity.lock requirements/torch.txt $(INSTALLER)
 	$(call INSTALL,infinity-emb a peer of the benchmark,--newest 3.13 $(TORCH))
+
+$(OPENVINO_VENV)/.run-stamp: requirements/openvino.lock requirements/torch.txt $(INSTALLER)
+	$(call INSTALL,OpenVINO's tools peers of the benchmark,--newest 3.13 $(TORCH))
 
 $(OLD_TORCH_VENV)%/.run-stamp: requirements/old-torch.lock tests/old_torch/stand_ins.py $(INSTALLER)
 	$(call INSTALL,PyTorch $* (up to 0.9 GB to fetch),--newest 3.11 --without-needs torch==$*)

@@ -81,7 +81,7 @@ def resolve() -> None:
         for name in ("clients", "heic", "java", "old-torch", "upload", "uv"):
             alone = [*uv, str(HERE / f"{name}.in"), "--output-file", str(HERE / f"{name}.lock")]
             subprocess.run(alone, check=True)
-        for name in ("exporters", "infinity"):
+        for name in ("exporters", "infinity", "openvino"):
             with_torch = [*uv, str(HERE / f"{name}.in"), str(needs), "--override", str(left_out)]
             subprocess.run([*with_torch, "--output-file", str(HERE / f"{name}.lock")], check=True)
 

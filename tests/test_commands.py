@@ -20,7 +20,6 @@ HERE = {
     "benchmarks.evaluate.__main__": ["--images", "captions.csv"],
     "benchmarks.formats": [],
     "benchmarks.gpu.__main__": [],
-    "benchmarks.int8": [],
     "benchmarks.pictures": ["store"],
     "demo.languages": [],
     "demo.quantized": [],
@@ -51,6 +50,7 @@ ELSEWHERE = {
 }
 # They take no arguments that an option could be among.
 WITHOUT_ARGUMENTS = {
+    "benchmarks.engine",
     "benchmarks.figures",
     "benchmarks.floors",
     "benchmarks.in_process",

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,12 +81,15 @@ def _read_tuned(encoders: Store) -> dict[str, Tuned]:
     return tuned
 
 
-def build_archives(store: Path, model_id: str | None, precision: str | None) -> list[Path]:
+def build_archives(
+    store: Path, model_id: str | None, precision: str | None, endpoints: Collection[str] = tuple(ENDPOINTS)
+) -> list[Path]:
     """Builds every endpoint's archive from the encoders in `store`.
 
     Args:
         model_id: which model; None where the store holds one only.
         precision: take variants of this precision only; None takes all there are.
+        endpoints: names of those that are wanted.
 
     Returns:
         The archives' paths, in `store`.
@@ -98,7 +101,8 @@ def build_archives(store: Path, model_id: str | None, precision: str | None) -> 
     tuned = _read_tuned(encoders)
     with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as work:
         made = []
-        for name, endpoint in ENDPOINTS.items():
+        for name in endpoints:
+            endpoint = ENDPOINTS[name]
             settings = tuned.get(name)
             chosen = [
                 file

@@ -1,0 +1,399 @@
+"""One engine with one encoder, alone: a child of `benchmarks.engines`.
+
+It is told what to load (`{"load": …}`), then asked to time passes (`{"time": …}`), or how near its vectors
+are to the original's and to their own in company (`{"judge": true}`). Whatever an engine needs is imported
+where it is used: what else is loaded would count as its memory, and sentence-transformers' OpenVINO back end
+has an environment of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+
+from benchmarks.child import Job, Result, answer_jobs
+from benchmarks.usage import resident_megabytes
+
+LEAST_PASSES = 2
+BATCH = 8
+
+# Of FBGEMM, `fbgemmForceIsa(inst_set_t::avx2)`: it multiplies as where there is AVX2 alone.
+FORCE_ISA, AVX2 = "_ZN6fbgemm14fbgemmForceIsaENS_10inst_set_tE", 1
+COARSE_LEVELS = 63  # what a worker takes there by itself, see `clipserve.hardware.int8_levels`
+
+Arrays = dict[str, Any]
+
+
+class Engine(Protocol):
+    """An encoder as one engine runs it."""
+
+    def embed(self, inputs: Arrays) -> Any:
+        """Vectors `[N, D]` of pictures or texts."""
+
+    def settings(self) -> str:
+        """How it runs, where that is not seen from its name."""
+
+
+class Ours:
+    """Our encoder files, as a worker loads them."""
+
+    def __init__(self, job: Job):
+        import torch
+
+        from clipserve import prepack
+        from clipserve.encoder import ENCODERS
+        from clipserve.memory import bound_free_memory
+
+        bound_free_memory()
+        self.use_threads(job["threads"])
+        if job.get("avx2"):
+            library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+            ctypes.CDLL(str(library))[FORCE_ISA](AVX2)
+            vars(prepack)["int8_levels"] = lambda: COARSE_LEVELS
+        self._encoder: Any = ENCODERS[job["modality"]](Path(job["path"]), torch.device("cpu"))
+
+    def use_threads(self, threads: int) -> None:
+        """Has as many for each operation; no other engine changes them without loading anew."""
+        import torch
+
+        torch.set_num_threads(threads)
+
+    def embed(self, inputs: Arrays) -> Any:
+        """See `Engine`."""
+        if "pixels" in inputs:
+            return self._encoder.embed(list(inputs["pixels"]))
+        return self._encoder.embed(inputs["ids"], inputs["mask"])
+
+    def settings(self) -> str:
+        """See `Engine`."""
+        return ""
+
+
+class Products:
+    """The matrix products of an encoder and nothing else; `bare`: of int8 not even what prepares their input.
+
+    Rows are those of the encoder: of a layer that is pooled, all tokens meet keys and values only.
+    """
+
+    def __init__(self, job: Job):
+        import torch
+
+        from clipserve.loading import load_for_inference
+        from clipserve.prepack import PACKED_INT8
+
+        torch.set_num_threads(job["threads"])
+        self._torch = torch
+        path, quantized = Path(job["path"]), Path(job["quantized"])
+        module: Any = load_for_inference(path, torch.device("cpu"))
+        named = dict(load_for_inference(quantized, torch.device("cpu")).named_modules())
+        names = [name for name, layer in named.items() if layer.original_name == "QuantizedLinear"]
+        pooled = {name for name, layer in named.items() if layer.original_name == "PooledLayer"}
+        here = dict(module.named_modules())
+        self._layers: list[tuple[Any, int, bool]] = []
+        for name in names:
+            width = torch.ops.quantized.linear_unpack(getattr(named[name], PACKED_INT8))[0].shape[1]
+            few = any(name.startswith(f"{of}.") for of in pooled) and not name.endswith("key_value")
+            layer = here[name]
+            bare = job["bare"] and layer.original_name == "QuantizedLinear"
+            self._layers.append((getattr(layer, PACKED_INT8) if bare else layer, width, few))
+        self._bare: bool = job["bare"]
+
+    def embed(self, inputs: Arrays) -> Any:
+        """See `Engine`; what comes out is no embedding."""
+        torch = self._torch
+        batch, tokens = inputs["shape"]
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        found = None
+        with torch.inference_mode():
+            given: dict[tuple[int, int], Any] = {}
+            for layer, width, few in self._layers:
+                # One row has another product: those that are pooled go in twos.
+                rows = batch * (2 if few else tokens)
+                if (rows, width) not in given:
+                    given[rows, width] = torch.linspace(-1, 1, rows * width).view(rows, width)
+                x = given[rows, width]
+                found = product(x, 1 / 127, 128, layer) if self._bare else layer(x)
+        return found
+
+    def settings(self) -> str:
+        """See `Engine`."""
+        return f"{len(self._layers)} layers"
+
+
+class OnnxRuntime:
+    """An `.onnx` in ONNX Runtime."""
+
+    def __init__(self, job: Job):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = job["threads"], 1
+        self._session = onnxruntime.InferenceSession(job["path"], options, providers=["CPUExecutionProvider"])
+
+    def embed(self, inputs: Arrays) -> Any:
+        """See `Engine`."""
+        return self._session.run(None, _named(inputs))[0]
+
+    def settings(self) -> str:
+        """See `Engine`."""
+        return ""
+
+
+class OpenVino:
+    """An `.onnx`, or what NNCF made of it, in OpenVINO: compiled for each shape, which is its fastest form.
+
+    On all cores, eight inputs are one batch, or eight lone ones in throughput mode, whichever is faster.
+    """
+
+    def __init__(self, job: Job):
+        import openvino
+
+        self._openvino = openvino
+        self._core = openvino.Core()
+        self._path, self._threads = job["path"], job["threads"]
+        self._hint = {"INFERENCE_PRECISION_HINT": job["hint"]} if job.get("hint") else {}
+        self._requests: dict[tuple[int, ...], Any] = {}
+        self._queues: dict[tuple[int, ...], Any] = {}
+        self._in_flight: dict[tuple[int, ...], bool] = {}
+        self._precision = ""
+
+    def embed(self, inputs: Arrays) -> Any:
+        """See `Engine`."""
+        named = _named(inputs)
+        shape = next(iter(named.values())).shape
+        if shape not in self._requests:
+            self._requests[shape] = self._compile(shape, "LATENCY").create_infer_request()
+            if self._threads > 1 and shape[0] > 1:
+                queue = self._openvino.AsyncInferQueue(self._compile((1, *shape[1:]), "THROUGHPUT"))
+                self._queues[shape] = queue
+                self._in_flight[shape] = _seconds(self._flight, named) < _seconds(self._batch, named)
+        return (self._flight if self._in_flight.get(shape) else self._batch)(named)
+
+    def _compile(self, shape: Sequence[int], mode: str) -> Any:
+        model = self._core.read_model(self._path)
+        # All inputs of an encoder have one shape.
+        model.reshape({port.any_name: list(shape) for port in model.inputs})
+        settings = {"PERFORMANCE_HINT": mode, "INFERENCE_NUM_THREADS": self._threads, **self._hint}
+        compiled = self._core.compile_model(model, "CPU", settings)
+        self._precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        return compiled
+
+    def _batch(self, named: Arrays) -> Any:
+        shape = next(iter(named.values())).shape
+        # Quantised by NNCF, an encoder gives `[1, N, D]`.
+        return np.array(next(iter(self._requests[shape].infer(named).values()))).reshape(shape[0], -1)
+
+    def _flight(self, named: Arrays) -> Any:
+        shape = next(iter(named.values())).shape
+        found: list[Any] = [None] * shape[0]
+
+        def keep(request: Any, number: int) -> None:
+            found[number] = np.array(request.get_output_tensor(0).data).reshape(-1)
+
+        queue = self._queues[shape]
+        queue.set_callback(keep)
+        for number in range(shape[0]):
+            queue.start_async({name: values[number : number + 1] for name, values in named.items()}, number)
+        queue.wait_all()
+        return np.stack(found)
+
+    def settings(self) -> str:
+        """See `Engine`."""
+        flight = ", eight in flight" if any(self._in_flight.values()) else ""
+        return f"computes in {self._precision}{flight}"
+
+
+class SentenceTransformers:
+    """The original in sentence-transformers with its OpenVINO back end: from pictures and texts on."""
+
+    def __init__(self, job: Job):
+        import logging
+
+        from sentence_transformers import SentenceTransformer
+
+        logging.disable(logging.WARNING)
+        settings = {"ov_config": {"INFERENCE_NUM_THREADS": job["threads"], "PERFORMANCE_HINT": "LATENCY"}}
+        kept = Path(job["keep"])
+        self._model = SentenceTransformer(
+            str(kept) if kept.is_dir() else job["path"],
+            device="cpu",
+            backend="openvino",
+            local_files_only=True,
+            model_kwargs=settings,
+        )
+        if not kept.is_dir():
+            # Converted once for all rounds.
+            with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+                self._model.save_pretrained(str(Path(folder) / kept.name))
+                (Path(folder) / kept.name).rename(kept)
+
+    def embed(self, inputs: Arrays) -> Any:
+        """See `Engine`."""
+        if "tokens" in inputs:
+            self._model.max_seq_length = inputs["tokens"]
+        return self._model.encode(
+            inputs["raw"], batch_size=BATCH, show_progress_bar=False, normalize_embeddings=True
+        )
+
+    def settings(self) -> str:
+        """See `Engine`."""
+        return "with preprocessing"
+
+
+KINDS: dict[str, Callable[[Job], Engine]] = {
+    "clipserve": Ours,
+    "products": Products,
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+    "sentence-transformers": SentenceTransformers,
+}
+
+
+class Inputs:
+    """What `benchmarks.engines` has written for a modality.
+
+    Args:
+        folder: `arrays.npz` (`timed` and `judged` pixels or ids, `reference` vectors), `raw.json`.
+    """
+
+    def __init__(self, folder: Path, modality: str, *, raw: bool):
+        self._arrays = dict(np.load(folder / "arrays.npz"))
+        self._raw: dict[str, Any] = {}
+        self._modality = modality
+        if raw:
+            self._raw = json.loads((folder / "raw.json").read_text(encoding="utf-8"))
+            if modality == "image":
+                self._raw = {key: [_picture(path) for path in paths] for key, paths in self._raw.items()}
+        self.reference = self._arrays["reference"]
+
+    def timed(self, batch: int) -> Arrays:
+        """A batch that is timed."""
+        return self._some("timed", 0, batch)
+
+    def judged(self, first: int, count: int) -> Arrays:
+        """Some of those whose reference there is."""
+        return self._some("judged", first, count)
+
+    def sentences(self) -> list[Arrays]:
+        """The sentences of the comparison over HTTP, each alone at its own length."""
+        lengths = self._arrays["lengths"]
+        return [
+            {"ids": ids[None, :length], "mask": np.ones((1, length), np.int64)}
+            for ids, length in zip(self._arrays["sentences"], lengths, strict=True)
+        ]
+
+    def _some(self, which: str, first: int, count: int) -> Arrays:
+        part = slice(first, first + count)
+        if self._modality == "image":
+            found: Arrays = {
+                "pixels": self._arrays[which][part],
+                "shape": (count, int(self._arrays["tokens"])),
+            }
+        else:
+            ids = self._arrays[which][part]
+            found = {"ids": ids, "mask": self._arrays[f"{which}_mask"][part], "shape": ids.shape}
+        if self._raw:
+            found["raw"] = self._raw[which][part]
+            if self._modality == "text":
+                found["tokens"] = int(self._arrays[which].shape[1])
+        return found
+
+
+def _picture(path: str) -> Any:
+    from PIL import Image
+
+    return Image.open(path).convert("RGB")
+
+
+def _named(inputs: Arrays) -> Arrays:
+    if "pixels" in inputs:
+        return {"pixel_values": inputs["pixels"]}
+    return {"input_ids": inputs["ids"], "attention_mask": inputs["mask"]}
+
+
+def _seconds(run: Callable[[Arrays], object], named: Arrays) -> float:
+    """The shortest of three runs; none of the first."""
+    run(named)
+    spent = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run(named)
+        spent.append(time.perf_counter() - start)
+    return min(spent)
+
+
+def time_passes(embed: Callable[[Arrays], object], given: Sequence[Arrays], seconds: float) -> Result:
+    """Median milliseconds of a pass, by the clock and of CPU, over inputs in turns."""
+    # What the others' turns have driven out of the caches comes back with it.
+    embed(given[0])
+    wall: list[float] = []
+    cpu: list[float] = []
+    while sum(wall) < seconds or len(wall) < LEAST_PASSES:
+        begin, spent = time.perf_counter(), time.process_time()
+        embed(given[len(wall) % len(given)])
+        wall.append(time.perf_counter() - begin)
+        cpu.append(time.process_time() - spent)
+    return {"ms": 1000 * statistics.median(wall), "cpu_ms": 1000 * statistics.median(cpu)}
+
+
+def judge(embed: Callable[[Arrays], Any], inputs: Inputs) -> Result:
+    """How far vectors are from the original's, and from themselves in company.
+
+    Returns:
+        `cosine_distance`: 1 - the least cosine, of each alone. `moved_by_neighbours`: the most by which a
+        number of a normalised vector differs in a batch.
+    """
+    count = len(inputs.reference) // BATCH * BATCH
+    alone = np.concatenate([embed(inputs.judged(number, 1)) for number in range(count)])
+    together = np.concatenate([embed(inputs.judged(first, BATCH)) for first in range(0, count, BATCH)])
+    alone, together = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (alone, together))
+    cosines = (alone.astype(np.float64) * inputs.reference[:count]).sum(1)
+    return {
+        "cosine_distance": float(1 - cosines.min()),
+        "moved_by_neighbours": float(np.abs(alone - together).max()),
+    }
+
+
+def main() -> int:
+    """Answers jobs until standard input ends."""
+    engine: Engine | None = None
+    inputs: Inputs | None = None
+
+    def answer(job: Job) -> Result:
+        nonlocal engine, inputs
+        if "load" in job:
+            if isinstance(engine, Ours):
+                engine.use_threads(job["threads"])
+            else:
+                # What was loaded for another number of threads goes first.
+                engine = None
+                engine = KINDS[job["load"]](job)
+            raw = job["load"] == "sentence-transformers"
+            inputs = inputs or Inputs(Path(job["inputs"]), job["modality"], raw=raw)
+            for batch in (1, BATCH):
+                engine.embed(inputs.timed(batch))
+            return {"settings": engine.settings()}
+        assert engine is not None
+        assert inputs is not None
+        if job.get("judge"):
+            return judge(engine.embed, inputs)
+        given = inputs.sentences() if job["time"] == "sentences" else [inputs.timed(job["time"])]
+        found = time_passes(engine.embed, given, job["seconds"])
+        return {**found, "rss_mb": resident_megabytes([psutil.Process(os.getpid())])}
+
+    return answer_jobs(answer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
