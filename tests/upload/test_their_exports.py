@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 PYTHON = ROOT / ".venv-exporters" / "bin" / "python"
 
-# Of 2 to 92 tokens of WordPiece, and of 182, 362 and 722; of Unigram fewer. sentence-transformers cuts at 128.
+# Of 2 to 92 tokens of WordPiece, and of 182, 362 and 722; of Unigram fewer. The original is cut at 128.
 SHORT = ["két kutya a hóban", "Two dogs in the snow", "雪の中の二匹の犬", "x", ""]
 SHORT += [" ".join(["két kutya a hóban"] * count) for count in (5, 10)]
 LONG = [" ".join(["két kutya a hóban"] * count) for count in (20, 40, 80)]
