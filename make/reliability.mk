@@ -18,8 +18,9 @@ fuzz: $(VENV)/.dev-stamp #: REQUESTS=50000 damaged ones among good ones, and MIN
 	@$(RUN) -m pytest tests/fuzz --fuzz-seconds $$(( 60 * GIVEN_MINUTES )) -q
 
 .PHONY: attack
-attack: setup #: MINUTES=30, PROXY=1: requests that cost as much as they can, four at once among good ones
-	@$(RUN) -m reliability cost $(TARGET) --minutes=$(call VALUE,MINUTES) $(if $(value PROXY),--proxy)
+attack: setup $(if $(value RAY),$(SCALE_VENV)/.run-stamp) #: MINUTES=30: requests that cost as much as they can, four at once among good ones
+#: PROXY=1 through the documented nginx, RAY=1 on Ray Serve
+	@$(RUN) -m reliability cost $(TARGET) --minutes=$(call VALUE,MINUTES) $(if $(value PROXY),--proxy) $(if $(value RAY),--ray)
 
 .PHONY: largest
 largest: $(VENV)/.dev-stamp #: the largest pictures of every format, 16 at once; watches memory

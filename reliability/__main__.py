@@ -1,4 +1,7 @@
-"""`python -m reliability`: chaos, soak, fuzz, cost, large pictures; on a TorchServe of its own or yours."""
+"""`python -m reliability`: chaos, soak, fuzz, cost, large pictures; on a TorchServe of its own or yours.
+
+`cost` also on Ray Serve.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from reliability.faults import FAULTS, READY_SECONDS
 from reliability.fuzz import run_fuzz
 from reliability.largest import run_largest
 from reliability.proxy import ProxiedServer, running_proxy
+from reliability.ray_server import ray_server
 from reliability.soak import run_soak
 from serving.local import ROOT
 from serving.server import Server, project_server
@@ -55,6 +59,13 @@ def fuzz(arguments: argparse.Namespace) -> bool:
 def cost(arguments: argparse.Namespace) -> bool:
     """Sends requests that cost as much as they can, four at a time in between good ones."""
     attacks = ATTACKS[:: arguments.every]
+    if arguments.ray:
+        if arguments.running:
+            raise ClipServeError("--ray attacks a Ray Serve of its own; leave --running out")
+        print(f"starting Ray Serve with {arguments.store} on a free port", flush=True)
+        with ray_server(arguments.store) as ray:
+            ray.wait_ready(READY_SECONDS)
+            return run_cost(ray, (*AT_THE_FRONTEND, *attacks), 60 * arguments.minutes)
     with _deployment(arguments) as server:
         if not arguments.proxy:
             return run_cost(server, attacks, 60 * arguments.minutes)
@@ -63,8 +74,7 @@ def cost(arguments: argparse.Namespace) -> bool:
             running_proxy(server, Path(folder)) as proxy,
         ):
             proxied = ProxiedServer(server, proxy)
-            attacks = (*AT_THE_FRONTEND, *attacks)
-            return run_cost(proxied, attacks, 60 * arguments.minutes, PROXY_PAUSE)
+            return run_cost(proxied, (*AT_THE_FRONTEND, *attacks), 60 * arguments.minutes, PROXY_PAUSE)
 
 
 def largest(arguments: argparse.Namespace) -> bool:
@@ -105,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_fuzz.add_argument("--seed", type=int, default=0)
     of_cost.add_argument("--minutes", type=float, default=10.0)
     of_cost.add_argument("--every", type=int, default=1, help="3: a third of the attacks, and so on")
-    of_cost.add_argument("--proxy", action="store_true", help="through the nginx of docs/deployment.md")
+    door = of_cost.add_mutually_exclusive_group()
+    door.add_argument("--proxy", action="store_true", help="through the nginx of docs/deployment.md")
+    door.add_argument("--ray", action="store_true", help="on a Ray Serve of the encoders in the store")
     arguments = parser.parse_args(argv)
     return run_command(
         "reliability", lambda: bool(arguments.run(arguments)), "interrupted; a server of its own was stopped"

@@ -200,7 +200,7 @@ ATTACKS: tuple[Attack, ...] = (
     *(Attack(name, "clip_image", "application/octet-stream", make) for name, make in COSTLY.items()),
 )
 
-# What TorchServe's own frontend suffers from (A9, A10), so that only the proxy is asked it.
+# What TorchServe's own frontend suffers from (A9, A10), so that it is asked this behind the proxy only.
 AT_THE_FRONTEND: tuple[Attack, ...] = (
     Attack("a form of 500,000 fields", "clip_text", FORM, lambda: b"a&" * 500_000),
     Attack("a form of 15 million fields", "clip_text", FORM, lambda: b"a&" * (BYTES // 2)),

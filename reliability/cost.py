@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import statistics
 import threading
 import time
 from collections import Counter
@@ -47,11 +48,12 @@ def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float, pause
         workers = {e: psutil.Process(management.workers(e)[0].pid) for e in server.endpoints}
     complaints: list[str] = []
     with MemoryWatch(server, frontend=True) as watch, httpx.Client(timeout=120, trust_env=False) as http:
-        frontend = server.processes()[0]
+        frontends = server.frontends()
+        costs = []
         idle = _megabytes(workers)
         for attack in attacks:
             before = _cpu_seconds(workers[attack.endpoint])
-            before_it = _cpu_seconds(frontend)
+            before_it = sum(map(_cpu_seconds, frontends.values()))
             sent = time.monotonic()
             answer, complaint = _send(http, server, attack)
             spent = _cpu_seconds(workers[attack.endpoint]) - before
@@ -60,11 +62,17 @@ def run_cost(server: AnyServer, attacks: Sequence[Attack], seconds: float, pause
             if complaint:
                 complaints.append(f"{attack.name}: {complaint}")
             took = time.monotonic() - sent
-            of_frontend = _cpu_seconds(frontend) - before_it
+            of_frontend = sum(map(_cpu_seconds, frontends.values())) - before_it
+            costs.append((spent, of_frontend))
             print(
                 f"{attack.name:40} {spent:5.1f} s CPU, {of_frontend:4.1f} s of the frontend's, "
                 f"{took:5.1f} s in all: {answer}",
                 flush=True,
+            )
+        for whose, seconds_of in zip(("a worker's", "the frontend's"), zip(*costs, strict=True), strict=True):
+            print(
+                f"an attack alone, {whose} CPU, s: median {statistics.median(seconds_of):.2f}, "
+                f"most {max(seconds_of):.1f}"
             )
         print(f"back to idle +{_most_over(workers, idle):.0f} MB after each alone")
         answers: Counter[str] = Counter()

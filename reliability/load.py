@@ -40,8 +40,8 @@ class AnyServer(Protocol):
     def client(self) -> Client:
         """A client of it."""
 
-    def processes(self) -> list[psutil.Process]:
-        """The process that it is, and all that it started."""
+    def frontends(self) -> dict[str, psutil.Process]:
+        """The processes that requests pass on their way to a worker."""
 
 
 @dataclass(frozen=True)

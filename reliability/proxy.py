@@ -218,6 +218,6 @@ class ProxiedServer:
         inference, management = (self.properties[f"{kind}_address"] for kind in ("inference", "management"))
         return Client(inference, management, self.key_file)
 
-    def processes(self) -> list[psutil.Process]:
+    def frontends(self) -> dict[str, psutil.Process]:
         """TorchServe's, the proxy's not."""
-        return self._server.processes()
+        return self._server.frontends()

@@ -23,7 +23,7 @@ class MemoryWatch:
 
     Args:
         seconds: between two samples.
-        frontend: watch the process that takes the requests as well, TorchServe's Java.
+        frontend: watch the processes that requests pass before as well, such as TorchServe's Java.
     """
 
     def __init__(self, server: AnyServer, seconds: float = 0.25, *, frontend: bool = False):
@@ -36,7 +36,7 @@ class MemoryWatch:
                 for worker in management.workers(endpoint)[:1]
             }
         if frontend:
-            self._workers["frontend"] = server.processes()[0]
+            self._workers |= server.frontends()
         self._samples: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -52,7 +52,7 @@ class MemoryWatch:
         self._thread.join()
 
     def lost(self) -> list[str]:
-        """Endpoints whose worker is not the one of the beginning."""
+        """Names of workers and frontends that are not those of the beginning."""
         return [name for name, process in self._workers.items() if not process.is_running()]
 
     def peaks(self) -> dict[str, float]:

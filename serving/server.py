@@ -135,6 +135,10 @@ class Server:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
 
+    def frontends(self) -> dict[str, psutil.Process]:
+        """The Java server, which all requests pass on their way to a worker."""
+        return {"frontend": self.processes()[0]}
+
     def running_pid(self) -> int | None:
         """Process id of the Java server, None where it is not running."""
         process = running_servers().get(self.folder.resolve())

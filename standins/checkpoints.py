@@ -237,14 +237,16 @@ def write_multilingual(folder: Path, shape: TextShape = TINY_TEXT, seed: int = 1
     return folder
 
 
-def write_student(folder: Path, kind: str, *, length: int = 128, seed: int = 4) -> Path:
+def write_student(
+    folder: Path, kind: str, *, shape: TextShape = TINY_TEXT, length: int = 128, seed: int = 4
+) -> Path:
     """sentence-transformers' text layout, as multilingual students are saved today.
 
     Args:
         kind: of `STUDENTS`.
         length: `max_seq_length`.
     """
-    shape, student = TINY_TEXT, STUDENTS[kind]
+    student = STUDENTS[kind]
     torch.manual_seed(seed)
     transformers.AutoModel.from_config(student.config(shape)).save_pretrained(folder)
     student.write_tokenizer(folder, shape.vocabulary)

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "search": {"clipserve", "pictures", "search", "serving", "demo"},
     "scale": {"clipserve", "pictures", "scale", "serving"},
     "demo": {"clipserve", "demo", "serving", "export_scripts"},
-    "reliability": {"clipserve", "reliability", "serving"},
+    "reliability": {"clipserve", "reliability", "scale", "serving"},
     "standins": {"clipserve", "demo", "export_scripts", "standins"},
     "benchmarks": {
         "benchmarks", "clipserve", "demo", "export_scripts", "pictures", "reliability", "scale", "serving",

@@ -128,7 +128,10 @@ def wrapped_files(store: Path, work: Path) -> Iterator[WrappedFile]:
     for contract in CONTRACTS.values():
         for pattern in contract.encoders:
             for found in sorted((store / contract.name).glob(pattern)):
-                path = _taken_out(found, work / contract.name) if found.suffix == ".zip" else found
+                # A folder each: of copies the encoders have one name.
+                path = (
+                    _taken_out(found, work / contract.name / found.stem) if found.suffix == ".zip" else found
+                )
                 file = EncoderFile.read(path, PyTorchReader())
                 check_format(found, file.spec, [contract.name])
                 yield WrappedFile(contract, found.relative_to(store).as_posix(), file)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 
 import reliability.load
@@ -28,6 +29,9 @@ class AnyServer(reliability.load.AnyServer, Protocol):
 
     @property
     def logs(self) -> Path: ...
+
+    def processes(self) -> list[psutil.Process]:
+        """The process that it is, and all that it started."""
 
     def wait_ready(self, timeout: float) -> None: ...
 

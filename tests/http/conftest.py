@@ -16,9 +16,9 @@ import pytest
 
 from clipserve.client import Client
 from export_scripts.packages.archive import build_archives
+from reliability.ray_server import ray_server
 from serving.server import private_server
 from tests.http.api import AnyServer, Api
-from tests.http.ray_server import ray_server
 
 READY_SECONDS = 240.0  # generous: the machine may be busy
 

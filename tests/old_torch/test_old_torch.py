@@ -50,6 +50,7 @@ def test_golden_embeddings_in_the_old_torch(
             encoders.append(folder / export_encoder(pair, "image", "cpu", precision, folder).file_name)
         encoders.append(folder / export_encoder(pair, "text", "cpu", precision, folder).file_name)
     done = read(*encoders)
+    print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     line = re.compile(
         rf"torch {re.escape(OLDEST)}\S*: (image|text) {precision} batch [13] max-abs \S+ cosine \S+"

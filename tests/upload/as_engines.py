@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tokenizers.implementations import BertWordPieceTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "old_torch"))
@@ -28,13 +28,24 @@ def opensearch(path):
 
 
 def elasticsearch(path):
-    """Encoder and tokenizer; its own is BERT's, and the configuration cuts texts."""
+    """Encoder and tokenizer; its own are BERT's and XLM-R's, and the configuration cuts texts."""
     folder = Path(path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings = config["inference_config"]["text_embedding"]["tokenization"]["bert"]
-    vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))["vocabulary"]
-    ids = {token: number for number, token in enumerate(vocabulary)}
-    tokenizer = BertWordPieceTokenizer(ids, lowercase=settings["do_lower_case"])
+    ((kind, settings),) = config["inference_config"]["text_embedding"]["tokenization"].items()
+    vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+    tokens = vocabulary["vocabulary"]
+    if kind == "bert":
+        ids = {token: number for number, token in enumerate(tokens)}
+        tokenizer = BertWordPieceTokenizer(ids, lowercase=settings["do_lower_case"])
+    else:
+        assert kind == "xlm_roberta"
+        scored = list(zip(tokens, vocabulary["scores"], strict=True))
+        tokenizer = Tokenizer(models.Unigram(scored, tokens.index("<unk>")))
+        # SentencePiece's nmt_nfkc has the same for these texts, and is in no file: the program brings it.
+        tokenizer.normalizer = normalizers.NFKC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        special = [(token, tokens.index(token)) for token in ("<s>", "</s>")]
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=special)
     tokenizer.enable_truncation(settings["max_sequence_length"])
     return load(str(folder / "traced_pytorch_model.pt")), tokenizer
 

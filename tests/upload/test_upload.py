@@ -26,6 +26,8 @@ from tests.upload.stand_in import Engine, running_engine
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 PYTHON = ROOT / ".venv-upload" / "bin" / "python"
+# Where eland has its exporter, and PyTorch.
+WHOLE = ROOT / ".venv-exporters" / "bin" / "python"
 ADDRESS = "http://localhost:9200"
 
 pytestmark = [
@@ -52,17 +54,17 @@ def exported(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return store
 
 
-def run(script: str, *words: object) -> str:
+def run(script: str, *words: object, python: Path = PYTHON) -> str:
     """What a script of this folder prints in the clients' environment."""
-    command = [str(PYTHON), str(HERE / script), *map(str, words)]
+    command = [str(python), "-W", "ignore", str(HERE / script), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def run_lines(page: str, number: int, *replacements: object) -> str:
-    """What the lines of a page print; the environment has no PyTorch."""
-    return run("run_lines.py", ROOT / "docs" / page, number, *replacements)
+def run_lines(page: str, number: int, *replacements: object, python: Path = PYTHON) -> str:
+    """What the lines of a page print; the clients' environment has no PyTorch."""
+    return run("run_lines.py", ROOT / "docs" / page, number, *replacements, python=python)
 
 
 def test_opensearch(engine: Engine, exported: Path) -> None:
@@ -103,12 +105,25 @@ def parts(engine: Engine) -> tuple[list[dict[str, Any]], bytes]:
     return sent, b"".join(base64.b64decode(part["definition"], validate=True) for part in sent)
 
 
-@pytest.mark.parametrize(("number", "count"), [(0, 13), (1, 4)], ids=["eland", "elasticsearch"])
-def test_elasticsearch(engine: Engine, exported: Path, number: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("python", "number", "count"),
+    [
+        pytest.param(PYTHON, 0, 13, id="eland"),
+        pytest.param(PYTHON, 1, 4, id="elasticsearch"),
+        pytest.param(
+            WHOLE, 0, 13, id="eland-with-its-exporter",
+            marks=[
+                pytest.mark.full,
+                pytest.mark.skipif(not WHOLE.is_file(), reason="no .venv-exporters"),
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_elasticsearch(engine: Engine, exported: Path, python: Path, number: int, count: int) -> None:
     """eland's uploader, and the client that it is made on."""
     [folder] = (exported / "elasticsearch").iterdir()
     written = "model_store/elasticsearch/clip-ViT-B-32-text-cpu-fp32"
-    run_lines("elasticsearch.md", number, ADDRESS, engine.url, written, folder)
+    run_lines("elasticsearch.md", number, ADDRESS, engine.url, written, folder, python=python)
 
     [config] = map(json.loads, engine.bodies("PUT /_ml/trained_models/clip-text"))
     assert config == json.loads((folder / "config.json").read_text(encoding="utf-8"))

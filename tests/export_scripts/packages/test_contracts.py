@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from clipserve.archive_files import file_sha256
-from clipserve.encoder import ExportedTextEncoder
+from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import TOKENIZER_FILE, read_extra_file, read_spec
 from clipserve.errors import ExportError, ParityError, SpecError
 from clipserve.loading import load_torchscript
@@ -325,6 +325,12 @@ def test_our_own_loaders_refuse_it(name: str, wrapped: Path, own: Path, tmp_path
         shutil.rmtree(theirs.parent) if theirs.suffix == ".pt" else theirs.unlink()
 
 
+def test_the_picture_encoder_of_the_sdk_is_refused(wrapped: Path) -> None:
+    """CASES 16: a worker, and the bulk job, have uint8 pixels."""
+    with pytest.raises(SpecError, match=r"an encoder as aias takes it, here .*torchscript.* is wanted"):
+        ExportedImageEncoder(wrapped / "aias" / "clip-image-cpu-fp32.pt", CPU)
+
+
 def test_a_store_with_nothing_but_them_is_not_served(
     wrapped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +349,14 @@ def test_verify(wrapped: Path, made: Path, capsys: pytest.CaptureFixture[str]) -
         [f"opensearch/{STEM}.zip", "opensearch", "fp32"],
         [f"elasticsearch/{STEM}/traced_pytorch_model.pt", "elasticsearch", "fp32"],
     ]
+
+
+def test_verify_looks_at_a_copy_too(own: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its encoder was taken out over the first one's, of which nothing was said then."""
+    shutil.copyfile(own / "opensearch" / f"{STEM}.zip", own / "opensearch" / "copy.zip")
+    assert verify.main(["--store", str(own), *checkpoints_of(made)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {"opensearch/copy.zip", f"opensearch/{STEM}.zip"} <= {line.split()[0] for line in lines}
 
 
 def changed_text(path: Path, before: str, after: str) -> None:

@@ -1,4 +1,4 @@
-"""A Ray Serve with the surface that the tests use of `serving.server.Server`."""
+"""A Ray Serve of its own, with the surface that callers need of a `serving.server.Server`."""
 
 from __future__ import annotations
 
@@ -34,31 +34,59 @@ class RayServer:
 
     @property
     def endpoints(self) -> tuple[str, ...]:
+        """The names that it serves."""
         return tuple(ENDPOINTS)
 
     @property
     def key_file(self) -> KeyFile:
+        """Its tokens."""
         return self.running.keys
 
     @property
     def logs(self) -> Path:
+        """Folder of its logs."""
         return self.folder / "ray" / "session_latest" / "logs"
 
     def client(self) -> Client:
+        """A client of this server, with its key file."""
         return self.running.client()
 
     def processes(self) -> list[psutil.Process]:
+        """The process that started Ray, and all of Ray's."""
         process = psutil.Process(self.running.pid)
         return [process, *process.children(recursive=True)]
 
+    def frontends(self) -> dict[str, psutil.Process]:
+        """Ray Serve's proxy, which takes requests, and our ingress behind it."""
+        actors = {"proxy": "ProxyActor", "ingress": "ServeReplica:clipserve:ingress"}
+        return {name: self._process(actor) for name, actor in actors.items()}
+
+    def _process(self, actor: str) -> psutil.Process:
+        """The one process of an actor, which Ray names by it."""
+        (found,) = [p for p in self.processes() if f"ray::{actor}" in " ".join(p.cmdline())]
+        return found
+
     def wait_ready(self, timeout: float) -> None:
+        """Waits until every endpoint answers its golden inputs.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            ServerError: it does not.
+        """
         with self.client() as client:
             Management(client).wait_ready(timeout)
 
 
 @contextlib.contextmanager
 def ray_server(store: Path) -> Iterator[RayServer]:
-    # Not pytest's folder: Ray's sockets need a short path.
+    """A server of the encoders in `store` on a free port, for as long as the `with` block lasts.
+
+    Raises:
+        ServerError: it does not start.
+    """
+    # A short path, which Ray's sockets need.
     with (
         tempfile.TemporaryDirectory(prefix="ray-") as folder,
         running_ray_serve(store, Path(folder)) as running,
