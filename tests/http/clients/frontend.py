@@ -19,5 +19,8 @@ def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool
     """Whether a failure is one."""
     if not isinstance(failure, ServerError) or case.media_type != "multipart/form-data":
         return True
-    said = json.loads(response.content)
+    try:
+        said = json.loads(response.content)
+    except ValueError:
+        return True
     return not (response.status_code == 500 and said.get("type") == "ErrorDataDecoderException")
