@@ -1,11 +1,9 @@
 """A span for each HTTP request, sent to an OpenTelemetry collector where the application is told of one.
 
-OpenTelemetry's API, which Ray brings, does nothing until a provider is set: `export_spans` sets one. A span
-has a route, a method, a status and its times, and for its parent what the request's `traceparent` names.
-Nothing of a body, a query, a path's free parts or another header is in it.
-
-Ray Serve's own tracing (`TracingConfig`) makes several spans of a request, with the path as it was asked for
-and the messages of exceptions in them.
+A span has a route, a method, a status and its times, and for its parent what the request's `traceparent`
+names. Nothing of a body, a query, a path's free parts or another header is in it. Therefore its provider is not
+OpenTelemetry's global one: FastAPI and Ray Serve write spans of their own into that, with queries, paths as
+they were asked for and the messages of exceptions.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from http import HTTPMethod
 from typing import Any
 from urllib.parse import urlsplit
 
-from opentelemetry import trace
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -31,6 +28,9 @@ from clipserve.errors import SettingsError
 SERVICE = "clipserve"
 # Of the collector, by the OpenTelemetry protocol over HTTP.
 COLLECTOR_PATH = "/v1/traces"
+
+# Of this process; None where nobody is told.
+_provider: TracerProvider | None = None
 
 
 def check_collector(url: str) -> None:
@@ -48,28 +48,27 @@ def check_collector(url: str) -> None:
 
 
 def export_spans(collector: str) -> None:
-    """Sends the spans of this process to a collector from now on, some seconds' worth at a time.
+    """Sends a span for each request of this process to a collector from now on, a few seconds' at a time.
 
     Args:
         collector: its address, without `/v1/traces`. Headers, certificates and timeouts are the exporter's
             own variables of the environment, `OTEL_EXPORTER_OTLP_…`.
     """
+    global _provider
     # Not above: whoever sends no spans need not import protobuf and requests for it.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: SERVICE}))
+    _provider = TracerProvider(resource=Resource.create({SERVICE_NAME: SERVICE}))
     exporter = OTLPSpanExporter(endpoint=collector.rstrip("/") + COLLECTOR_PATH)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
+    _provider.add_span_processor(BatchSpanProcessor(exporter))
 
 
 @contextlib.asynccontextmanager
 async def flushed_at_the_end(_: ASGIApp) -> AsyncIterator[None]:
     """The lifespan of an application whose last spans are not lost."""
     yield
-    provider = trace.get_tracer_provider()
-    if isinstance(provider, TracerProvider):
-        await asyncio.to_thread(provider.shutdown)
+    if _provider is not None:
+        await asyncio.to_thread(_provider.shutdown)
 
 
 class SpanForEachRequest:
@@ -81,38 +80,33 @@ class SpanForEachRequest:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request as the application does."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or _provider is None:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         # A method is any word that a caller likes.
         method = scope["method"] if scope["method"] in HTTPMethod.__members__ else "_OTHER"
-        with trace.get_tracer(SERVICE).start_as_current_span(
-            method,
-            self._parent.extract(headers),
-            SpanKind.SERVER,
-            {"http.request.method": method},
-            # Their messages may quote what was sent.
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
+        span = _provider.get_tracer(SERVICE).start_span(
+            method, self._parent.extract(headers), SpanKind.SERVER, {"http.request.method": method}
+        )
 
-            async def sending(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    _answered(span, message["status"])
-                await send(message)
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                _answered(span, message["status"])
+            await send(message)
 
-            try:
-                await self._app(scope, receive, sending)
-            except Exception:
-                # Starlette answers it with 500, outside of this.
-                _answered(span, 500)
-                raise
-            finally:
-                route = _route(scope)
-                if route is not None:
-                    span.set_attribute("http.route", route)
-                    span.update_name(f"{method} {route}")
+        try:
+            await self._app(scope, receive, sending)
+        except Exception:
+            # Starlette answers it with 500, outside of this.
+            _answered(span, 500)
+            raise
+        finally:
+            route = _route(scope)
+            if route is not None:
+                span.set_attribute("http.route", route)
+                span.update_name(f"{method} {route}")
+            span.end()
 
 
 def _answered(span: Span, status: int) -> None:
