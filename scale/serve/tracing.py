@@ -1,7 +1,7 @@
 """A span for each HTTP request, sent to an OpenTelemetry collector where the application is told of one.
 
 A span has a route, a method, a status and its times, and for its parent what the request's `traceparent`
-names. Nothing of a body, a query, a path's free parts or another header is in it. Therefore its provider is not
+names. Nothing of a body, a query, a path's free parts or another header is in it. So its provider is not
 OpenTelemetry's global one: FastAPI and Ray Serve write spans of their own into that, with queries, paths as
 they were asked for and the messages of exceptions.
 """

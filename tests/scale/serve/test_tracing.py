@@ -13,6 +13,7 @@ if importlib.util.find_spec("opentelemetry") is None:
 
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -22,7 +23,7 @@ from starlette.middleware import Middleware
 from clipserve.errors import SettingsError
 from scale.serve import tracing
 from scale.serve.application import AppArguments
-from scale.serve.tracing import SpanForEachRequest, check_collector
+from scale.serve.tracing import SpanForEachRequest, check_collector, export_spans
 
 SECRET = "zweihundfuenfzig"
 
@@ -86,6 +87,16 @@ def test_nothing_is_sent_unless_it_is_asked_for(http: TestClient) -> None:
     assert AppArguments(store=Path(), key_file=Path()).traces is None
     assert http.get("/full").status_code == 503
     assert tracing._provider is None
+
+
+def test_nobody_else_has_its_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FastAPI writes a request's query into spans of the global one."""
+    monkeypatch.setattr(tracing, "_provider", None)
+    export_spans("http://127.0.0.1:9")
+    found = tracing._provider
+    assert found is not None
+    assert trace.get_tracer_provider() is not found
+    found.shutdown()
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:4318", "grpc://127.0.0.1:4317", "http://", "http://a/?b"])
