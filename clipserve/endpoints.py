@@ -98,7 +98,7 @@ class Endpoint:
             return self.decode(row, limits, spec)
         raise RequestError(
             "empty_request",
-            f"the request has no body; POST {' or '.join(self.bodies)}, as JSON such as "
+            f"the request has no body; POST {', '.join(self.bodies)}, in JSON such as "
             f"{json.dumps(self._pattern(), ensure_ascii=False)}; {spec.model_id} gives {spec.embedding_dim} "
             "numbers for an item; all that can be sent is in docs/http.md",
         )
@@ -110,7 +110,7 @@ class Endpoint:
             "method": "POST",
             "content_types": [*self.bodies],
             "example": self._pattern(),
-            "max_items": {of.modality: getattr(limits, of.limit) for of in self.inputs},
+            "limits": {of.limit: getattr(limits, of.limit) for of in self.inputs},
             **native.space_fields(spec),
             "document": DOCUMENT_PATH,
         }

@@ -57,7 +57,7 @@ DESCRIPTION = closed(
         "method": {"const": "POST"},
         "content_types": {"type": "array", "items": STRING},
         "example": {"type": "object", "description": "a body in JSON, its items to be filled in"},
-        "max_items": {"type": "object", "additionalProperties": INTEGER},
+        "limits": {"type": "object", "additionalProperties": INTEGER, "description": "items of a request"},
         **SPACE,
         "document": STRING,
     }

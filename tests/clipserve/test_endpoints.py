@@ -93,7 +93,7 @@ def test_a_description_is_filled_in_to_a_request(name: str, text_path: Path) -> 
     told = endpoint.description(Settings().requests, spec)
     assert set(told) == set(DESCRIPTION["properties"])
     assert told["embedding_dim"] == spec.embedding_dim
-    assert set(told["max_items"]) == set(endpoint.modalities)
+    assert told["limits"] == {of.limit: getattr(Settings().requests, of.limit) for of in endpoint.inputs}
     body = json.dumps(told["example"]).replace("<base64 or data: URI>", PNG_64).encode()
     request = endpoint.read(Row(body, told["content_types"][0]), Settings().requests, spec)
     assert not [item for items in request.inputs for item in items if isinstance(item, RequestError)]
