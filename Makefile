@@ -14,13 +14,14 @@ PRECISION ?= auto
 FORMAT ?= torchscript
 STORE ?= model_store
 MINUTES ?= 30
+CASES ?= 10000
 
 # What a user may hand in; defaults stand above, for ?= takes what is unexported here for defined. Values reach the
 # recipes as variables of the environment, just as they were typed: make would expand a $, and the shell quotes and
 # backticks, if a recipe named them itself.
-ARGUMENTS := BENCH_STORE CAMERA CAPTIONS COLUMN DEVICE ENCODER EXCLUDE FOR FORGET FORMAT IMAGE IMAGES JSON KIND \
+ARGUMENTS := BENCH_STORE CAMERA CAPTIONS CASES COLUMN DEVICE ENCODER EXCLUDE FOR FORGET FORMAT IMAGE IMAGES JSON KIND \
 	LANGUAGE LEAST LIMIT MINUTES MODEL OUTPUT PAGE PART PLACE PORT PRECISION RAY REQUESTS ROUNDS ROWS SECONDS SHEET \
-	SIMILAR SINCE STORE TABLE TEXT TEXTS TEXT_MODEL UNTIL WATCH WHEELS
+	SIMILAR SINCE STORE TABLE TEXT TEXTS TEXT_MODEL TRACES UNTIL WATCH WHEELS
 unexport $(ARGUMENTS)
 $(foreach name,$(ARGUMENTS),$(eval export GIVEN_$(name) = $$(value $(name))))
 # One of them as a word of the shell; no shell expands a ~ within quotes.

@@ -6,6 +6,7 @@ is what runs one. A new endpoint is a row here, its wire functions, and its sett
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -15,8 +16,11 @@ from clipserve.encoder_spec import EncoderSpec, Modality
 from clipserve.errors import RequestError
 from clipserve.wire import native, openai, similarity
 from clipserve.wire.messages import Request, Result
-from clipserve.wire.rows import Reply, RequestLimits, Row
+from clipserve.wire.rows import FORM, MULTIPART, Reply, RequestLimits, Row, media_type
 from clipserve.wire.schemas import REFUSAL, Schema
+
+# Of the OpenAPI document, where a server has it.
+DOCUMENT_PATH = "/openapi.json"
 
 RequestT = TypeVar("RequestT", bound=Request)
 Decode = Callable[[Row, RequestLimits, EncoderSpec], Request]
@@ -80,6 +84,39 @@ class Endpoint:
     def modalities(self) -> tuple[Modality, ...]:
         """Whose encoders a worker holds."""
         return tuple(dict.fromkeys(of.modality for of in self.inputs))
+
+    def read(self, row: Row, limits: RequestLimits, spec: EncoderSpec) -> Request:
+        """The request in a row, by `decode`; whoever sends nothing at all is told what to send.
+
+        TorchServe hands a `GET` over as a request without a body.
+
+        Raises:
+            RequestError: nothing was sent, or the row is wrong as a whole.
+        """
+        # A form in which the server has found no parts has an answer of its own.
+        if row.body or row.parts or media_type(row.content_type) in (FORM, MULTIPART):
+            return self.decode(row, limits, spec)
+        raise RequestError(
+            "empty_request",
+            f"the request has no body; POST {', '.join(self.bodies)}, in JSON such as "
+            f"{json.dumps(self._pattern(), ensure_ascii=False)}; {spec.model_id} gives {spec.embedding_dim} "
+            "numbers for an item; all that can be sent is in docs/http.md",
+        )
+
+    def description(self, limits: RequestLimits, spec: EncoderSpec) -> dict[str, Any]:
+        """What it takes, and which model it has: JSON of the schema `DESCRIPTION`."""
+        return {
+            "object": "endpoint",
+            "method": "POST",
+            "content_types": [*self.bodies],
+            "example": self._pattern(),
+            "limits": {of.limit: getattr(limits, of.limit) for of in self.inputs},
+            **native.space_fields(spec),
+            "document": DOCUMENT_PATH,
+        }
+
+    def _pattern(self) -> dict[str, Any]:
+        return self.example({"image": ["<base64 or data: URI>"], "text": ["two dogs in the snow"]})
 
 
 def _of_any_model(decode: Callable[[Row, RequestLimits], Request]) -> Decode:

@@ -14,7 +14,7 @@ from clipserve import __version__
 from clipserve.endpoints import ENDPOINTS, Endpoint
 from clipserve.wire import openai
 from clipserve.wire.rows import JSON
-from clipserve.wire.schemas import INTEGER, STRING, Schema, closed
+from clipserve.wire.schemas import DESCRIPTION, INTEGER, STRING, Schema, closed
 
 BOTH, RAY_ONLY = "both servers", "Ray Serve"
 
@@ -41,7 +41,6 @@ REFUSALS = {
 
 def document() -> dict[str, Any]:
     """The document, as JSON values."""
-    door = _asked(ENDPOINTS["v1"]) | {"operationId": "embeddings", "tags": [RAY_ONLY]}
     model = {"name": "model", "in": "path", "required": True, "schema": STRING}
     return {
         "openapi": "3.1.0",
@@ -53,17 +52,18 @@ def document() -> dict[str, Any]:
         },
         "security": [{"token": []}],
         "paths": {
-            **{f"/predictions/{of.path}": {"post": _asked(of)} for of in ENDPOINTS.values()},
-            "/v1/embeddings": {"post": door},
-            "/v1/models": {"get": _read("models", "The one model that is served.", openai.MODELS)},
+            **{f"/predictions/{of.path}": _operations(of, of.name, BOTH) for of in ENDPOINTS.values()},
+            "/v1/embeddings": _operations(ENDPOINTS["v1"], "embeddings", RAY_ONLY),
+            "/v1/models": {"get": _read("models", "The one model that is served.", openai.MODELS, "v1")},
             "/v1/models/{model}": {
                 "parameters": [model],
-                "get": _read("model", "The model of that id.", openai.MODEL),
+                "get": _read("model", "The model of that id.", openai.MODEL, "v1"),
             },
         },
         "components": {
             "schemas": {
                 "TorchServeRefusal": TORCHSERVE_REFUSAL,
+                "description": DESCRIPTION,
                 **{
                     f"{of.name}_{what}": schema
                     for of in ENDPOINTS.values()
@@ -79,26 +79,32 @@ def document() -> dict[str, Any]:
     }
 
 
-def _asked(endpoint: Endpoint) -> dict[str, Any]:
+def _operations(endpoint: Endpoint, name: str, tag: str) -> dict[str, dict[str, Any]]:
+    told = "What it takes, and which model it has; TorchServe says as much in a 400."
+    described = _read(f"describe_{name}", told, _named("description"), endpoint.name)
+    return {"post": _asked(endpoint, name, tag), "get": described}
+
+
+def _asked(endpoint: Endpoint, name: str, tag: str) -> dict[str, Any]:
     kind = endpoint.answer["properties"]["object"]["const"]
     example = endpoint.example({"image": [PNG], "text": ["két kutya a hóban"]})
-    content: dict[str, dict[str, Any]] = {name: {"schema": body} for name, body in endpoint.bodies.items()}
+    content: dict[str, dict[str, Any]] = {of: {"schema": body} for of, body in endpoint.bodies.items()}
     content[JSON] = {"schema": _named(f"{endpoint.name}_request"), "example": example}
     return {
-        "operationId": endpoint.name,
-        "tags": [BOTH],
+        "operationId": name,
+        "tags": [tag],
         "summary": f"{' and '.join(endpoint.modalities)} in, {kind} out",
         "requestBody": {"required": True, "content": content},
         "responses": _responses(_named(f"{endpoint.name}_answer"), endpoint.name),
     }
 
 
-def _read(name: str, summary: str, answer: Schema) -> dict[str, Any]:
+def _read(name: str, summary: str, answer: Schema, endpoint: str) -> dict[str, Any]:
     return {
         "operationId": name,
         "tags": [RAY_ONLY],
         "summary": summary,
-        "responses": _responses(answer, "v1"),
+        "responses": _responses(answer, endpoint),
     }
 
 

@@ -99,9 +99,9 @@ class Pipeline:
     def _decode(self, row: Row, budget: Budget) -> Request | RequestError:
         if budget.left() <= 0:
             return overloaded()
-        decode, limits = self._endpoint.decode, self._settings.requests
+        read, limits = self._endpoint.read, self._settings.requests
         try:
-            return attempt(lambda row: decode(row, limits, self.specs[0]), row)
+            return attempt(lambda row: read(row, limits, self.specs[0]), row)
         except Exception as error:
             # A fault of ours, and this row's alone. Its message, or a traceback's, might quote the payload.
             logger.error("parsing a request failed with %s", type(error).__name__)

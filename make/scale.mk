@@ -9,8 +9,9 @@ bulk: $(SCALE_VENV)/.run-stamp ## IMAGES=folder|x.parquet|x.tar: put a large col
 
 .PHONY: serve-ray
 serve-ray: $(SCALE_VENV)/.run-stamp #: STORE PORT=8000 DEVICE=cpu|cuda: the endpoints, and OpenAI's, on Ray Serve
+#: TRACES=http://127.0.0.1:4318: a span for each request to an OpenTelemetry collector
 	@$(SCALE) -m scale.serve --store=$(call VALUE,STORE) $(call GIVEN,PORT,--port) $(call GIVEN,DEVICE,--device) \
-		$(call GIVEN,MODEL,--model)
+		$(call GIVEN,MODEL,--model) $(call GIVEN,TRACES,--traces)
 
 .PHONY: test-scale
 test-scale: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp $(DEMO_ARCHIVE) test-serve-ray #: types and tests of scale/, on clusters of two nodes here

@@ -33,6 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--server", choices=("torchserve", "ray"), default="torchserve", help="which one tests/http asks"
     )
+    parser.addoption(
+        "--cases", type=int, default=100, help="of schemathesis at least, in tests/http/test_openapi.py"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -38,8 +38,6 @@ def json_object(data: bytes, allowed: AbstractSet[str]) -> dict[str, Any]:
     Raises:
         RequestError: it is not.
     """
-    if not data:
-        raise RequestError("empty_request", "the request has no body")
     body = read_json(data, "the body")
     if not isinstance(body, dict):
         raise RequestError("invalid_request", f"the body is {shown(body)}, should be a JSON object")

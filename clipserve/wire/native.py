@@ -103,8 +103,6 @@ def decode_texts(row: Row, limits: RequestLimits) -> EmbeddingRequest[str]:
     """
     if not has_json(row):
         refuse_form(row)
-        if not row.body:
-            raise RequestError("empty_request", "the request has no body; send a text")
         text = utf8(row.body).removeprefix(BYTE_ORDER_MARK)
         if "\0" in text:
             raise RequestError(
@@ -136,8 +134,6 @@ def decode_images(row: Row, limits: RequestLimits) -> EmbeddingRequest[bytes]:
         form = {name: utf8(part) for name, part in fields.items()}
         return EmbeddingRequest([*files], read_encoding_format(form.get("encoding_format")))
     refuse_form(row)
-    if not row.body:
-        raise RequestError("empty_request", "the request has no body; send a picture's bytes")
     if OPENS_OBJECT.match(row.body):
         raise _mistyped(row)
     return EmbeddingRequest([row.body], "float")

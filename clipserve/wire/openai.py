@@ -30,6 +30,8 @@ EmbeddingType = EncodingFormat | Quantization
 
 # As floats are written, and how they are quantised: both are lists of the same type.
 TYPES: tuple[EmbeddingType, ...] = (*get_args(EncodingFormat), *get_args(Quantization))
+# The one way in which texts are cut, in Cohere's words and in those of Jina and text-embeddings-inference.
+TRUNCATED = ("END", True)
 REQUEST: Schema = {
     **closed(
         {
@@ -45,6 +47,7 @@ REQUEST: Schema = {
             },
             "dimensions": {"type": ["integer", "null"], "description": "the model's own, or 0"},
             "input_type": {"type": ["string", "null"]},
+            "truncate": {"enum": [*TRUNCATED, None], "description": "texts that are too long end early"},
             "user": {"type": ["string", "null"]},
         },
         [],
@@ -141,6 +144,14 @@ def decode(row: Row, limits: RequestLimits, spec: EncoderSpec) -> MixedRequest:
     for name in ("user", "input_type"):
         if not isinstance(body.get(name, ""), str | None):
             raise RequestError("invalid_request", f"{name!r} is {shown(body[name])}, should be a text")
+    truncate = body.get("truncate")
+    # JSON's 1 is no true, but Python's is.
+    if truncate not in (None, *TRUNCATED) or (truncate == 1 and truncate is not True):
+        raise RequestError(
+            "invalid_request",
+            f"'truncate' is {shown(truncate)}, but a text that is too long is cut at its end; allowed are "
+            "'END' and true",
+        )
     modality = body.get("modality")
     if modality is not None and modality not in MODALITIES:
         raise RequestError(

@@ -50,6 +50,18 @@ ANY: Schema = {}
 VECTOR: Schema = {"oneOf": [{"type": "array", "items": NUMBER}, STRING]}
 # Which embeddings may be compared.
 SPACE: dict[str, Schema] = {"model": STRING, "space_id": STRING, "embedding_dim": INTEGER}
+# What an endpoint says of itself.
+DESCRIPTION = closed(
+    {
+        "object": {"const": "endpoint"},
+        "method": {"const": "POST"},
+        "content_types": {"type": "array", "items": STRING},
+        "example": {"type": "object", "description": "a body in JSON, its items to be filled in"},
+        "limits": {"type": "object", "additionalProperties": INTEGER, "description": "items of a request"},
+        **SPACE,
+        "document": STRING,
+    }
+)
 USAGE = closed(dict.fromkeys(("prompt_tokens", "truncated", "unknown_tokens"), INTEGER))
 ERROR = closed({"code": STRING, "message": STRING, "index": INTEGER}, ["code", "message"])
 REFUSAL = closed({"error": ERROR})

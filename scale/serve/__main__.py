@@ -49,6 +49,7 @@ def start(
     key_file: Path | None = None,
     handlers: Path = HANDLERS,
     config: Path = CONFIG,
+    traces: str | None = None,
     temporary: Path | None = None,
 ) -> Iterator[RunningServer]:
     """A server on a Ray of its own on this machine, for as long as the `with` block lasts.
@@ -56,6 +57,7 @@ def start(
     Args:
         model: id of the model; None where the store holds one only.
         key_file: where its tokens are written, and removed at the end; None is a file of the checkout's.
+        traces: address of an OpenTelemetry collector; None where no spans are made.
         temporary: folder of Ray's sessions and logs, with a short path, for this user only; None is one that
             is removed at the end.
 
@@ -78,6 +80,7 @@ def start(
         model=model,
         handlers=handlers.resolve(),
         config=config.resolve(),
+        traces=traces,
     )
     application = app(arguments)
     endpoints = read_endpoints(arguments.handlers)
@@ -178,6 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--key-file", type=Path, help="where to write the tokens")
     parser.add_argument("--handlers", type=Path, default=HANDLERS, help="folder of the endpoints' YAML files")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the server's settings")
+    parser.add_argument(
+        "--traces", metavar="URL", help="an OpenTelemetry collector, such as http://127.0.0.1:4318"
+    )
     parser.add_argument("--temporary", type=Path, help="folder of Ray's sessions and logs, with a short path")
     parser.add_argument(
         "--until-stdin-ends",
@@ -202,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         key_file=arguments.key_file,
                         handlers=arguments.handlers,
                         config=arguments.config,
+                        traces=arguments.traces,
                         temporary=arguments.temporary,
                     )
                 )

@@ -23,6 +23,7 @@ from clipserve.store import Store
 from scale.serve.ingress import Ingress, ServedModel
 from scale.serve.replica import Replica
 from scale.serve.settings import EndpointSettings, ServerSettings, read_endpoints, read_server
+from scale.serve.tracing import check_collector
 from serving.local import CONFIG, ROOT
 
 HANDLERS = ROOT / "handlers"
@@ -43,6 +44,8 @@ class AppArguments(BaseModel):
         max_replicas: of each endpoint, as requests wait, and `minWorkers` at least; None as its settings say.
         handlers: folder with an endpoint's settings, `NAME.yaml` for each.
         config: the server's settings.
+        traces: address of an OpenTelemetry collector, such as `http://127.0.0.1:4318`, which is sent a span
+            for each request; None where nobody is.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -55,6 +58,7 @@ class AppArguments(BaseModel):
     max_replicas: PositiveInt | None = None
     handlers: Path = HANDLERS
     config: Path = CONFIG
+    traces: str | None = None
 
 
 def app(arguments: AppArguments) -> Application:
@@ -64,6 +68,8 @@ def app(arguments: AppArguments) -> Application:
         SpecError: the store has no encoders for this device, or several models and it was not said which.
         SettingsError: the settings are wrong.
     """
+    if arguments.traces is not None:
+        check_collector(arguments.traces)
     server = read_server(arguments.config)
     endpoints = read_endpoints(arguments.handlers)
     if arguments.max_replicas is not None:
@@ -87,8 +93,9 @@ def app(arguments: AppArguments) -> Application:
         # Far enough for the endpoints' queues to refuse first, and in our own words.
         max_queued_requests=waiting,
     )(Ingress)
-    model = ServedModel(text.model_id, int(time.time()))
-    return ingress.bind(replicas, {e.name: e for e in endpoints}, server, str(arguments.key_file), model)
+    model = ServedModel(text, int(time.time()))
+    settings_of = {e.name: e for e in endpoints}
+    return ingress.bind(replicas, settings_of, server, str(arguments.key_file), model, arguments.traces)
 
 
 def _held(settings: EndpointSettings) -> int:

@@ -3,6 +3,7 @@
 ```
 POST /predictions/clip_image | clip_text | clip_similarity       as TorchServe, see clipserve.wire.native
 POST /predictions/v1/embeddings                                  the same, see clipserve.wire.openai
+GET  the same paths                                              what that endpoint takes, which model it has
 GET  /openapi.json                                               what there is, for programs; no token
 GET  /ping                                                       is every endpoint answering?
 GET  /models/NAME                                                workers, encoder specs (management token)
@@ -30,10 +31,12 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 
 from clipserve import openapi
+from clipserve.encoder_spec import EncoderSpec
 from clipserve.endpoint_status import READY, EndpointStatus, Worker
-from clipserve.endpoints import ENDPOINTS
+from clipserve.endpoints import DOCUMENT_PATH, ENDPOINTS
 from clipserve.errors import RequestError
 from clipserve.meter import TIMING_HEADER
 from clipserve.tracing import trace_headers, trace_line
@@ -43,6 +46,7 @@ from scale.serve.answer import Answer
 from scale.serve.multipart import multipart_parts
 from scale.serve.settings import EndpointSettings, ServerSettings
 from scale.serve.tokens import Kind, TokenCheck
+from scale.serve.tracing import SpanForEachRequest, export_spans, flushed_at_the_end
 
 logger = logging.getLogger("ray.serve")
 
@@ -57,9 +61,9 @@ DESCRIBE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What OpenAI's paths say of the model; `created` is a Unix time in seconds."""
+    """What is said of the model, by one of its specs; `created` is a Unix time in seconds."""
 
-    model_id: str
+    spec: EncoderSpec
     created: int
 
 
@@ -88,7 +92,14 @@ class TokenError(RequestError):
         )
 
 
-app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+app = FastAPI(
+    openapi_url=None,
+    docs_url=None,
+    redoc_url=None,
+    redirect_slashes=False,
+    middleware=[Middleware(SpanForEachRequest)],
+    lifespan=flushed_at_the_end,
+)
 
 
 @app.exception_handler(RequestError)
@@ -125,7 +136,8 @@ class Ingress:
     Args:
         endpoints: the replicas of each endpoint, by its name.
         key_file: of the tokens that are asked for.
-        served_model: what OpenAI's paths serve.
+        served_model: what all endpoints serve.
+        traces: address of an OpenTelemetry collector; None where no spans are made.
     """
 
     def __init__(
@@ -135,26 +147,39 @@ class Ingress:
         server: ServerSettings,
         key_file: str,
         served_model: ServedModel,
+        traces: str | None,
     ):
         self._endpoints = endpoints
         self._settings = settings
         self._server = server
         self._tokens = TokenCheck(Path(key_file))
         self._served_model = served_model
+        if traces is not None:
+            export_spans(traces)
 
     @app.post("/predictions/{endpoint}")
     @app.post("/predictions/{endpoint}/{version}")
     async def predict(self, endpoint: str, request: Request, version: str | None = None) -> Response:
         """An endpoint's answer to one request."""
         self._check_token(request, "inference")
-        self._check_name(endpoint)
-        if version not in (None, ENDPOINTS[endpoint].version):
-            raise RequestError("not_found", f"{endpoint} has no version {version[:80]!r} here", 404)
+        self._check_name(endpoint, version)
         answer = await self._ask(endpoint, await self._row(request))
         timed = {"Server-Timing": answer.timing} if TIMING_HEADER in request.headers else {}
         return _response(request, answer.reply, timed)
 
-    @app.get("/openapi.json")
+    @app.get("/predictions/{endpoint}")
+    @app.get("/predictions/{endpoint}/{version}")
+    async def describe_endpoint(
+        self, endpoint: str, request: Request, version: str | None = None
+    ) -> Response:
+        """What an endpoint takes, and which model it has."""
+        self._check_token(request, "inference")
+        self._check_name(endpoint, version)
+        limits = self._settings[endpoint].handler.requests
+        told = ENDPOINTS[endpoint].description(limits, self._served_model.spec)
+        return _response(request, Reply.json(200, told))
+
+    @app.get(DOCUMENT_PATH)
     async def describe_all(self, request: Request) -> Response:
         """What can be asked, as docs/openapi.json says it; nothing of this server, so it needs no token."""
         return _response(request, Reply.json(200, openapi.document()))
@@ -186,29 +211,34 @@ class Ingress:
         """Embeddings of texts and pictures, as OpenAI's clients ask for them."""
         return await self.predict(OPENAI_ENDPOINT, request)
 
+    @app.get("/v1/embeddings")
+    async def describe_openai_embeddings(self, request: Request) -> Response:
+        """What OpenAI's clients may send, and to which model."""
+        return await self.describe_endpoint(OPENAI_ENDPOINT, request)
+
     @app.get("/v1/models")
     async def openai_models(self, request: Request) -> Response:
         """The one model that is served."""
         self._check_token(request, "inference")
-        return _response(
-            request, openai.models_reply(self._served_model.model_id, self._served_model.created)
-        )
+        model = self._served_model
+        return _response(request, openai.models_reply(model.spec.model_id, model.created))
 
     @app.get("/v1/models/{model:path}")
     async def openai_model(self, model: str, request: Request) -> Response:
         """The model of that id."""
         self._check_token(request, "inference")
-        return _response(
-            request, openai.model_reply(model, self._served_model.model_id, self._served_model.created)
-        )
+        served = self._served_model
+        return _response(request, openai.model_reply(model, served.spec.model_id, served.created))
 
     def _check_token(self, request: Request, kind: Kind) -> None:
         if not self._tokens.holds(request.headers.get("authorization", ""), kind):
             raise TokenError(kind)
 
-    def _check_name(self, endpoint: str) -> None:
+    def _check_name(self, endpoint: str, version: str | None = None) -> None:
         if endpoint not in self._endpoints:
             raise RequestError("not_found", f"no such endpoint; there are {', '.join(self._endpoints)}", 404)
+        if version not in (None, ENDPOINTS[endpoint].version):
+            raise RequestError("not_found", f"{endpoint} has no version {version[:80]!r} here", 404)
 
     async def _row(self, request: Request) -> Row:
         content_type = request.headers.get("content-type", "")

@@ -16,6 +16,7 @@ from clipserve.errors import RequestError
 from clipserve.settings import Settings
 from clipserve.wire.messages import Request
 from clipserve.wire.rows import JSON, RequestLimits, Row
+from clipserve.wire.schemas import DESCRIPTION
 from serving.local import CONFIG, read_properties
 from tests.clipserve.wire.bodies import PNG_64
 
@@ -61,6 +62,41 @@ def test_an_example_is_a_request(name: str, text_path: Path) -> None:
         assert isinstance(outcome, RequestError) or all(
             isinstance(item, RequestError) for items in outcome.inputs for item in items
         )
+
+
+@pytest.mark.parametrize("content_type", ["", JSON, "text/plain", "image/png"])
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_who_sends_nothing_is_told_what_to_send(name: str, content_type: str, text_path: Path) -> None:
+    """`GET /predictions/clip_text` was answered with the embedding of no text at all."""
+    endpoint, spec = ENDPOINTS[name], read_spec(text_path)
+    with pytest.raises(RequestError) as refused:
+        endpoint.read(Row(b"", content_type), RequestLimits(), spec)
+    assert (refused.value.code, refused.value.status) == ("empty_request", 400)
+    said = refused.value.message
+    example = json.dumps(endpoint.description(RequestLimits(), spec)["example"], ensure_ascii=False)
+    for words in (*endpoint.bodies, example, spec.model_id, f"gives {spec.embedding_dim} numbers"):
+        assert words in said
+    assert len(said) < 400
+
+
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data"])
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_a_form_without_parts_is_told_of_its_type(name: str, content_type: str, text_path: Path) -> None:
+    with pytest.raises(RequestError) as refused:
+        ENDPOINTS[name].read(Row(b"", content_type), RequestLimits(), read_spec(text_path))
+    assert (refused.value.code, refused.value.status) == ("unsupported_media_type", 415)
+
+
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_a_description_is_filled_in_to_a_request(name: str, text_path: Path) -> None:
+    endpoint, spec = ENDPOINTS[name], read_spec(text_path)
+    told = endpoint.description(Settings().requests, spec)
+    assert set(told) == set(DESCRIPTION["properties"])
+    assert told["embedding_dim"] == spec.embedding_dim
+    assert told["limits"] == {of.limit: getattr(Settings().requests, of.limit) for of in endpoint.inputs}
+    body = json.dumps(told["example"]).replace("<base64 or data: URI>", PNG_64).encode()
+    request = endpoint.read(Row(body, told["content_types"][0]), Settings().requests, spec)
+    assert not [item for items in request.inputs for item in items if isinstance(item, RequestError)]
 
 
 def test_the_table_is_for_those_who_have_no_pytorch() -> None:

@@ -11,8 +11,6 @@ from PIL import Image
 from clipserve.errors import RequestError
 from clipserve.images import ImageLimits, decode_image, preprocess
 from clipserve.preprocessing import ImagePreprocessing
-from clipserve.wire.native import decode_texts
-from clipserve.wire.rows import RequestLimits, Row
 from reliability import corpus
 
 PREPROCESSING = ImagePreprocessing(32, 32, 32, "bicubic", (0.0,) * 3, (1.0,) * 3)
@@ -67,9 +65,3 @@ def test_transparency_is_laid_over_white_tile_by_tile(mode: str, background: obj
         whole = opened.convert("RGBA")
     expected = Image.alpha_composite(Image.new("RGBA", whole.size, (255,) * 4), whole).convert("RGB")
     assert decode_image(buffer.getvalue(), LIMITS).tobytes() == expected.tobytes()
-
-
-def test_a_body_of_nothing_is_no_text() -> None:
-    """`GET /predictions/clip_text` was answered with the embedding of no text at all."""
-    with pytest.raises(RequestError, match="no body"):
-        decode_texts(Row(b"", ""), RequestLimits())

@@ -106,11 +106,12 @@ def test_the_key_file_is_for_its_owner_only(server: AnyServer) -> None:
     assert (server.folder / "key_file.json").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("path", ["/predictions/clip_text", "/predictions/v1/embeddings", "/v1/embeddings"])
 @pytest.mark.parametrize("method", ["OPTIONS", "POST"])
-def test_no_other_origin_is_let_in(api: Api, method: str) -> None:
+def test_no_other_origin_is_let_in(api: Api, method: str, path: str) -> None:
     """CORS is closed: a browser keeps what a page of another origin has asked for to itself."""
     headers = {"Origin": "https://app.example.org", "Access-Control-Request-Method": "POST"}
-    response = api.inference(method, "/predictions/clip_text", json={"input": "a"}, headers=headers)
+    response = api.inference(method, path, json={"input": "a"}, headers=headers)
     assert not [name for name in response.headers if name.startswith("access-control-")]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from clipserve.client import Client, Management
+from clipserve.wire.openai import REQUEST
 from reliability.questions import sentence
 from tests.http.api import JSON, Api, b64, picture, vectors
 
@@ -25,7 +26,12 @@ PICTURES: dict[str, dict[str, Any]] = {
     "image": {"input": {"image": b64(PNG)}},
     "image, data: URI": {"input": [{"image": URI}]},
     "image_url": {"input": [PART]},
+    "image_url, alone": {"input": PART},
+    "image_url, a detail": {"input": [{**PART, "image_url": {"url": URI, "detail": "low"}}]},
+    "image_url, a string": {"input": [{**PART, "image_url": URI}]},
     "content": {"input": [{"content": [PART]}]},
+    "content, not in a list": {"input": [{"content": PART}]},
+    "content, image": {"input": [{"role": "user", "content": [{"image": b64(PNG)}]}]},
     "messages": {"messages": [{"role": "user", "content": [PART]}]},
     "Cohere's inputs": {"inputs": [{"content": [PART]}], "input_type": "image"},
     "infinity's modality": {"input": [URI], "modality": "image"},
@@ -35,13 +41,31 @@ TEXTS: dict[str, dict[str, Any]] = {
     "string": {"input": SENTENCE},
     "strings": {"input": [SENTENCE], "model": "clip"},
     "text": {"input": [{"text": SENTENCE}]},
+    "part": {"input": {"type": "text", "text": SENTENCE}},
     "content": {"input": {"content": [{"type": "text", "text": SENTENCE}]}},
+    "content, a string": {"input": [{"content": SENTENCE}]},
     "messages": {"messages": [{"role": "user", "content": SENTENCE}]},
     "Cohere's inputs": {
         "inputs": [{"content": [{"type": "text", "text": SENTENCE}]}],
         "input_type": "search_query",
     },
+    "Cohere's inputs, strings": {"inputs": [SENTENCE]},
     "modality": {"input": SENTENCE, "modality": "text"},
+    "every field": {
+        "input": [SENTENCE],
+        "model": "clip",
+        "dimensions": 32,
+        "user": "somebody",
+        "input_type": "search_query",
+        "truncate": "END",
+        "encoding_format": "float",
+        "embedding_types": ["float"],
+    },
+    # Clients of typed languages send all that they know of.
+    "every field, null": dict.fromkeys(REQUEST["properties"]) | {"input": [SENTENCE]},
+    "no dimensions, as infinity's client says": {"input": SENTENCE, "dimensions": 0},
+    "truncate, as Jina says": {"input": SENTENCE, "truncate": True},
+    "base64": {"input": SENTENCE, "encoding_format": "base64"},
 }
 
 
@@ -79,8 +103,19 @@ def test_a_list_of_both_is_what_the_two_endpoints_give(api: Api) -> None:
     ("item", "code", "words"),
     [
         (5, "invalid_item", "is 5"),
+        (None, "invalid_item", "is null"),
+        ([URI], "invalid_item", "is a list"),
+        ({}, "invalid_item", "should be a text"),
         ({"content": [{"text": "a"}, PART]}, "invalid_item", "an item of 2 parts"),
         ({"text": "a", "image": b64(PNG)}, "invalid_item", "an item of 2 parts"),
+        ({"text": "a", "image_url": {"url": URI}}, "invalid_item", "an item of 2 parts"),
+        ({"content": []}, "invalid_item", "an item of 0 parts"),
+        ({"content": [{"content": ["a"]}]}, "invalid_item", "should be a text"),
+        ({"content": 5}, "invalid_item", "should be a text"),
+        ({"text": 5}, "invalid_item", "should be a text"),
+        ({"image": None}, "invalid_item", "should be a text"),
+        ({"type": "image_url", "image_url": {"url": 5}}, "invalid_item", "should be a text"),
+        ({"type": "image_url", "text": "a"}, "invalid_item", "should be a text"),
         ({"image": "http://127.0.0.1:1/a.png"}, "url_not_fetched", "no URL is ever fetched"),
         (
             {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
@@ -89,25 +124,53 @@ def test_a_list_of_both_is_what_the_two_endpoints_give(api: Api) -> None:
         ),
         ({"image": "data:image/png;base64,*"}, "invalid_base64", "none of its own"),
         ({"image": b64(PNG[:200])}, "invalid_image", ""),
+        ({"image": b64(b"no picture")}, "unsupported_image_format", ""),
         ({"audio": "…"}, "invalid_item", "should be a text"),
+        ("b" * 20_001, "text_too_long", "20001 characters"),
     ],
 )
 def test_a_wrong_item_is_named(api: Api, item: Any, code: str, words: str) -> None:
-    response = api.post_json(DOOR, {"input": ["a", URI, item, URI]})
+    for field in ("input", "inputs"):
+        response = api.post_json(DOOR, {field: ["a", URI, item, URI]})
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (400, code, f"{field}[2]")
+        assert words in error["message"]
+
+
+def test_a_wrong_message_is_named(api: Api) -> None:
+    parts = [{"type": "text", "text": "a"}, PART]
+    response = api.post_json(DOOR, {"messages": [{"role": "user", "content": parts}]})
     error = response.json()["error"]
-    assert (response.status_code, error["code"], error["param"]) == (400, code, "input[2]")
-    assert words in error["message"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "invalid_item", "messages[0]")
+    assert "an item of 2 parts" in error["message"]
 
 
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
         ({"input": "a", "model": "text-embedding-3-small"}, 404, "model_not_found"),
+        ({"input": "a", "model": 5}, 404, "model_not_found"),
         ({"input": "a", "dimensions": 16}, 400, "invalid_request"),
+        ({"input": "a", "dimensions": True}, 400, "invalid_request"),
         ({"input": [5, 7]}, 400, "invalid_request"),
+        ({"input": [[5, 7], [8]]}, 400, "invalid_request"),
+        ({"input": 5}, 400, "invalid_request"),
+        ({"input": None}, 400, "invalid_request"),
+        ({"input": "a", "inputs": ["b"]}, 400, "invalid_request"),
+        ({"messages": [{"content": "a"}] * 2}, 400, "invalid_item"),
+        ({"messages": {"content": "a"}}, 400, "invalid_request"),
+        ({"input": "a", "user": 5}, 400, "invalid_request"),
+        ({"input": "a", "input_type": []}, 400, "invalid_request"),
+        ({"input": "a", "truncate": "START"}, 400, "invalid_request"),
+        ({"input": "a", "modality": "audio"}, 400, "invalid_request"),
+        ({"input": "a", "encoding_format": "hex"}, 400, "invalid_request"),
+        ({"input": "a", "n": 2}, 400, "invalid_request"),
         ({"input": []}, 400, "empty_request"),
         ({"input": ["a"] * 129}, 413, "too_many_items"),
         ({"input": "a", "embedding_types": ["int4"]}, 400, "invalid_request"),
+        ({"input": "a", "embedding_types": ["int8"] * 2}, 400, "invalid_request"),
+        ({"input": "a", "embedding_types": []}, 400, "invalid_request"),
+        ({"input": "a", "embedding_types": "int8"}, 400, "invalid_request"),
         ({}, 400, "invalid_request"),
     ],
 )
@@ -181,5 +244,6 @@ def test_its_worker_says_what_it_serves(client: Client) -> None:
 @pytest.mark.parametrize("content_type", [JSON, None])
 def test_a_body_of_nothing(api: Api, content_type: str | None) -> None:
     response = api.post(DOOR, b"", content_type)
-    assert response.status_code in (400, 415)
-    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "empty_request")
+    assert set(error) == {"message", "type", "param", "code"}

@@ -14,7 +14,7 @@ from clipserve.wire.native import (
     decode_images,
     decode_texts,
 )
-from clipserve.wire.rows import JSON, RequestLimits, Row
+from clipserve.wire.rows import RequestLimits, Row
 from clipserve.wire.similarity import decode as decode_similarity
 from tests.clipserve.wire.bodies import (
     AROUND,
@@ -61,11 +61,6 @@ def test_what_is_wrong_with_base64_is_named() -> None:
     first, second = (str(item) for item in request.items)
     assert "'%' at character 3" in first
     assert "not base64" in second
-
-
-@ENDPOINTS
-def test_empty_json_bodies(endpoint: str) -> None:
-    assert_refused(PARSERS[endpoint], Row(b"", JSON), "empty_request", 400)
 
 
 @ENDPOINTS

@@ -34,9 +34,8 @@ def test_text_as_the_body(content_type: str) -> None:
     assert request == EmbeddingRequest([text], "float")
 
 
-def test_empty_text_is_a_text_but_an_empty_body_is_a_mistake() -> None:
+def test_empty_text_is_a_text() -> None:
     assert decode_texts(json_row({"input": ""}), LIMITS).items == [""]
-    assert_refused(decode_texts, Row(b"", "text/plain"), "empty_request", 400)
 
 
 @pytest.mark.parametrize(
@@ -223,10 +222,6 @@ def test_wrong_similarity_forms() -> None:
 @pytest.mark.parametrize("content_type", ["image/png", "text/plain", "", "application/octet-stream"])
 def test_similarity_takes_json_or_a_form(content_type: str) -> None:
     assert_refused(decode_similarity, Row(PNG, content_type), "unsupported_media_type", 415, JSON)
-
-
-def test_empty_image_body() -> None:
-    assert_refused(decode_images, Row(b"", "image/png"), "empty_request", 400)
 
 
 def test_text_body_that_is_not_utf_8() -> None:

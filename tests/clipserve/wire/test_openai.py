@@ -77,6 +77,15 @@ def test_its_own_dimensions_are_honoured(door: Pipeline) -> None:
     assert ask(door, input="a", dimensions=0).status == 200
 
 
+@pytest.mark.parametrize("truncate", ["END", True, None])
+def test_a_long_text_is_cut_at_its_end(door: Pipeline, truncate: Any) -> None:
+    start = "two dogs " * 100
+    reply = ask(door, input=[f"{start} in the snow", start], truncate=truncate)
+    cut, whole = embeddings(reply)
+    assert cut == whole
+    assert embeddings(ask(door, input=start)) == [cut]
+
+
 REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "another model": ({"model": "text-embedding-3-small", "input": "a"}, 404, "model_not_found", "'clip' is"),
     "a model that is no text": ({"model": 5, "input": "a"}, 404, "model_not_found", "the model 5"),
@@ -88,6 +97,10 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "two lists": ({"input": "a", "inputs": ["b"]}, 400, "invalid_request", "'input' and 'inputs' are given"),
     "a user": ({"input": "a", "user": 5}, 400, "invalid_request", "'user' is 5"),
     "an input type": ({"input": "a", "input_type": []}, 400, "invalid_request", "'input_type' is a list"),
+    "start": ({"input": "a", "truncate": "START"}, 400, "invalid_request", "'truncate' is 'START'"),
+    "not at all": ({"input": "a", "truncate": False}, 400, "invalid_request", "'truncate' is false"),
+    "truncate 1": ({"input": "a", "truncate": 1}, 400, "invalid_request", "'truncate' is 1"),
+    "truncate a list": ({"input": "a", "truncate": []}, 400, "invalid_request", "'truncate' is a list"),
     "a modality": ({"input": "a", "modality": "audio"}, 400, "invalid_request", "are image, text"),
     "no types": ({"input": "a", "embedding_types": []}, 400, "invalid_request", "should be a list of float"),
     "types": ({"input": "a", "embedding_types": "int8"}, 400, "invalid_request", "is 'int8', should be a"),

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ import httpx
 import numpy as np
 import openai
 import psutil
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from clipserve.client import Client, KeyFile, Management
 from clipserve.encoder_spec import read_spec
@@ -53,8 +57,56 @@ def folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+class Collector:
+    """Takes spans as an OpenTelemetry collector does, by OTLP over HTTP."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        bodies = self.bodies
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                assert (self.path, self.headers["Content-Type"]) == ("/v1/traces", "application/x-protobuf")
+                bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def spans(self, trace_id: str) -> list[Span]:
+        return [
+            span
+            for body in [*self.bodies]
+            for of_resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for of_scope in of_resource.scope_spans
+            for span in of_scope.spans
+            if span.trace_id.hex() == trace_id
+        ]
+
+    def wait(self, trace_id: str) -> list[Span]:
+        deadline = time.monotonic() + 60
+        while not self.spans(trace_id) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.spans(trace_id)
+
+
 @pytest.fixture(scope="module")
-def process(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    thread = threading.Thread(target=collector.server.serve_forever)
+    thread.start()
+    yield collector
+    collector.server.shutdown()
+    thread.join()
+    collector.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def process(folder: Path, collector: Collector) -> Iterator[subprocess.Popen[str]]:
     """The server; the last test of this file ends it."""
     handlers = Path(shutil.copytree(ROOT / "handlers", folder / "handlers"))
     for path in handlers.glob("*.yaml"):
@@ -71,7 +123,7 @@ def process(folder: Path) -> Iterator[subprocess.Popen[str]]:
             [
                 *(sys.executable, "-m", "scale.serve", "--store", STORE, "--port", str(port)),
                 *("--key-file", folder / "key_file.json", "--temporary", folder),
-                *("--handlers", handlers, "--config", config),
+                *("--handlers", handlers, "--config", config, "--traces", collector.url),
             ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -219,6 +271,59 @@ def test_openai_without_the_token(url: str) -> None:
 def test_openai_paths_that_are_not_there(ai: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="Not Found"):
         ai.chat.completions.create(model="demo", messages=[])
+
+
+# ---- traces
+
+
+SECRET = "zweihundfuenfzig"
+
+
+@pytest.mark.parametrize(
+    ("path", "route", "text", "status"),
+    [
+        ("/v1/embeddings", "/v1/embeddings", SECRET, 200),
+        ("/predictions/clip_text", "/predictions/clip_text", SECRET, 200),
+        ("/predictions/v1/embeddings", "/predictions/v1/{version}", SECRET * 2000, 413),
+        (f"/predictions/{SECRET}", "/predictions/{endpoint}", SECRET, 404),
+    ],
+)
+def test_a_request_is_a_span(
+    http: httpx.Client, collector: Collector, token: str, path: str, route: str, text: str, status: int
+) -> None:
+    trace_id, parent = secrets.token_hex(16), secrets.token_hex(8)
+    answer = http.post(
+        path,
+        json={"input": text},
+        params={"key": SECRET},
+        headers={"traceparent": f"00-{trace_id}-{parent}-01", "X-Request-Id": SECRET},
+    )
+    assert answer.status_code == status
+    (span,) = collector.wait(trace_id)
+    assert span.parent_span_id.hex() == parent
+    assert (span.name, span.kind) == (f"POST {route}", Span.SPAN_KIND_SERVER)
+    assert span.end_time_unix_nano > span.start_time_unix_nano
+    # A caller's mistake is none of the server's.
+    assert span.status.code == Status.STATUS_CODE_UNSET
+    found = {a.key: a.value.string_value or a.value.int_value for a in span.attributes}
+    assert found == {
+        "http.request.method": "POST",
+        "http.route": route,
+        "http.response.status_code": status,
+    }
+    assert not span.events
+    sent = b"".join(collector.bodies)
+    assert SECRET.encode() not in sent
+    assert token.encode() not in sent
+
+
+def test_what_is_not_sampled_is_not_sent(http: httpx.Client, collector: Collector) -> None:
+    kept, left_out = secrets.token_hex(16), secrets.token_hex(16)
+    for trace_id, flags in ((left_out, "00"), (kept, "01")):
+        headers = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-{flags}"}
+        assert http.get("/v1/models", headers=headers).status_code == 200
+    assert len(collector.wait(kept)) == 1
+    assert collector.spans(left_out) == []
 
 
 # ---- back-pressure and stuck workers
