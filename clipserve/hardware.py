@@ -32,6 +32,9 @@ INSTRUCTION_SETS = (
 # Of a container with cgroup version 2: how much time of all cores it may take in each period, both in µs.
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
+# Of a signed byte, on either side of zero.
+EXACT_LEVELS = 127
+
 
 def usable_cores() -> int:
     """Cores that this process can keep busy: those that it may run on, fewer where its container has less."""
@@ -84,7 +87,7 @@ def int8_levels() -> int | None:
     """
     if not cpu_has_half_weights():
         return None
-    return 127 if torch.cpu.get_capabilities().get("avx512_vnni") else 63
+    return EXACT_LEVELS if torch.cpu.get_capabilities().get("avx512_vnni") else 63
 
 
 def cpu_has_int8_tiles() -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from clipserve.hardware import cpu_has_half_weights, cpu_has_int8_tiles, int8_levels
+from clipserve.hardware import EXACT_LEVELS, cpu_has_half_weights, cpu_has_int8_tiles, int8_levels
 
 # The graph of `nn.Linear`, and the same through the operator that PyTorch's compiler uses for packed weights.
 # From Python its third last argument cannot be traced or scripted (`Scalar?[]`); as text it can be written.
@@ -111,12 +111,10 @@ def prepack_linear_layers(module: torch.jit.ScriptModule, levels: int | None = N
     Args:
         module: on the CPU.
         levels: of int8's activations; None takes as many as this CPU multiplies exactly, see `int8_levels`.
-            With others it multiplies as CPUs do that are limited to these.
+            With fewer it multiplies as CPUs do that have no more.
     """
-    pack_int8 = (
-        _pack_int8_in_tiles if cpu_has_int8_tiles() and levels in (None, int8_levels()) else _pack_int8
-    )
     levels = int8_levels() if levels is None else levels
+    pack_int8 = _pack_int8_in_tiles if levels == EXACT_LEVELS and cpu_has_int8_tiles() else _pack_int8
     types = set()
     if torch.backends.mkldnn.is_available():
         types.add(torch.float32)
