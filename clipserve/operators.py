@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from clipserve.errors import SpecError
-from clipserve.prepack import INT8_OPERATOR
+from clipserve.prepack import INT8_OPERATOR, TILED_INT8_OPERATOR
 
 # Every operator in the graphs of `export_scripts.encoders`, of every layout and precision.
 OPERATORS = frozenset(
@@ -48,6 +48,7 @@ OPERATORS = frozenset(
         *("aten::reshape", "aten::softmax", "aten::sqrt", "aten::view"),
         # What `clipserve.prepack` puts in the place of `aten::linear`.
         *("mkldnn::_linear_pointwise", "quantized::linear_dynamic_fp16", INT8_OPERATOR),
+        TILED_INT8_OPERATOR,
     }
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from clipserve.hardware import cpu_has_half_weights, int8_levels
+from clipserve.hardware import EXACT_LEVELS, cpu_has_half_weights, cpu_has_int8_tiles, int8_levels
 
 # The graph of `nn.Linear`, and the same through the operator that PyTorch's compiler uses for packed weights.
 # From Python its third last argument cannot be traced or scripted (`Scalar?[]`); as text it can be written.
@@ -49,12 +49,10 @@ graph(%self, %input, %bias, %dtype, %non_blocking, %copy, %format):
   return (%output)
 """
 
-# The graph of a layer in int8 between the division by a row's largest magnitude and the multiplication by
-# it, and FBGEMM's product, which rounds its input to the levels as it packs it: with a scale and a zero point
-# that are the same for all rows, since all are between -1 and 1.
-PACKED_INT8 = "packed_int8_weight"
+# The graph of a layer in int8 between the magnitudes of its input's rows and the multiplication by them.
 PLAIN_INT8_LINEAR = """
-graph(%self, %unit, %levels, %again, %dtype, %non_blocking, %copy, %format, %none):
+graph(%self, %input, %largest, %levels, %again, %dtype, %non_blocking, %copy, %format, %none):
+  %unit = aten::div(%input, %largest)
   %spread = aten::mul(%unit, %levels)
   %whole = aten::round(%spread)
   %rounded = aten::div(%whole, %again)
@@ -65,8 +63,12 @@ graph(%self, %unit, %levels, %again, %dtype, %non_blocking, %copy, %format, %non
   %output = aten::mul(%product, %scale)
   return (%output)
 """
+# FBGEMM's product, which rounds its input to the levels as it packs it: with a scale and a zero point that
+# are the same for all rows, since all are between -1 and 1.
+PACKED_INT8 = "packed_int8_weight"
 PACKED_INT8_LINEAR = """
-graph(%self, %unit, %levels, %again, %dtype, %non_blocking, %copy, %format, %none):
+graph(%self, %input, %largest, %levels, %again, %dtype, %non_blocking, %copy, %format, %none):
+  %unit = aten::div(%input, %largest)
   %packed : __torch__.torch.classes.quantized.LinearPackedParamsBase = prim::GetAttr[name="{name}"](%self)
   %step : float = prim::Constant[value={step!r}]()
   %zero : int = prim::Constant[value={zero}]()
@@ -74,6 +76,30 @@ graph(%self, %unit, %levels, %again, %dtype, %non_blocking, %copy, %format, %non
   return (%output)
 """
 INT8_OPERATOR = "quantized::linear_with_input_q_dq_qweight_dq_output_fp32"
+# oneDNN's, which takes the bytes; it runs on AMX, which FBGEMM knows nothing of.
+INT8 = 1  # in a graph a type is its number among PyTorch's
+ZERO_POINTS = "zero_points"
+TILED_INT8_LINEAR = """
+graph(%self, %input, %largest, %levels, %again, %dtype, %non_blocking, %copy, %format, %none):
+  %most : int = prim::Constant[value={levels}]()
+  %step = aten::div(%largest, %most)
+  %spread = aten::div(%input, %step)
+  %whole = aten::round(%spread)
+  %byte : int = prim::Constant[value={byte}]()
+  %bytes = aten::to(%whole, %byte, %non_blocking, %copy, %format)
+  %weight = prim::GetAttr[name="weight"](%self)
+  %scale = prim::GetAttr[name="scale"](%self)
+  %zeros = prim::GetAttr[name="{zeros}"](%self)
+  %one : float = prim::Constant[value=1.]()
+  %zero : int = prim::Constant[value=0]()
+  %activation : str = prim::Constant[value="none"]()
+  %scalars : Scalar?[] = prim::ListConstruct()
+  %algorithm : str = prim::Constant[value=""]()
+  %output = onednn::qlinear_pointwise(%bytes, %one, %zero, %weight, %scale, %zeros, %none,
+    %one, %zero, %dtype, %activation, %scalars, %algorithm)
+  return (%output)
+"""
+TILED_INT8_OPERATOR = "onednn::qlinear_pointwise"
 
 
 def prepack_linear_layers(module: torch.jit.ScriptModule, levels: int | None = None) -> None:
@@ -85,8 +111,10 @@ def prepack_linear_layers(module: torch.jit.ScriptModule, levels: int | None = N
     Args:
         module: on the CPU.
         levels: of int8's activations; None takes as many as this CPU multiplies exactly, see `int8_levels`.
+            With fewer it multiplies as CPUs do that have no more.
     """
     levels = int8_levels() if levels is None else levels
+    pack_int8 = _pack_int8_in_tiles if levels == EXACT_LEVELS and cpu_has_int8_tiles() else _pack_int8
     types = set()
     if torch.backends.mkldnn.is_available():
         types.add(torch.float32)
@@ -99,7 +127,7 @@ def prepack_linear_layers(module: torch.jit.ScriptModule, levels: int | None = N
             elif layer.original_name == "HalfLinear" and cpu_has_half_weights():
                 _pack_half(layer)
             elif layer.original_name == "QuantizedLinear" and levels is not None:
-                _pack_int8(layer, levels)
+                pack_int8(layer, levels)
 
 
 # The original is dropped at once: no second copy of all weights at any time.
@@ -127,6 +155,17 @@ def _pack_int8(layer: Any, levels: int) -> None:
             weight = torch._make_per_channel_quantized_tensor(layer.weight, layer.scale.double(), zeros, 0)
         # Its bias is added after the row's magnitude has been multiplied in.
         _attach(layer, PACKED_INT8, torch.ops.quantized.linear_prepack(weight, None), torch.int8)
+
+
+def _pack_int8_in_tiles(layer: Any, levels: int) -> None:
+    packed_graph = TILED_INT8_LINEAR.format(levels=levels, byte=INT8, zeros=ZERO_POINTS)
+    if _rewritten(layer, PLAIN_INT8_LINEAR, packed_graph, TILED_INT8_OPERATOR):
+        zeros = torch.zeros(len(layer.scale), dtype=torch.int32)
+        layer._c._register_attribute(ZERO_POINTS, torch._C.TensorType.get(), zeros)
+        # The activations' scale is in the weight's: which of two is multiplied first would depend on how many
+        # rows there are, and with it the last digit.
+        layer.scale = layer.scale / levels
+        layer.weight = torch.ops.onednn.qlinear_prepack(layer.weight, None)
 
 
 def _attach(layer: Any, name: str, packed: Any, dtype: torch.dtype) -> None:

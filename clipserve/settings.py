@@ -12,7 +12,7 @@ from clipserve.image_formats import FORMATS
 from clipserve.images import ImageLimits
 from clipserve.wire.rows import RequestLimits
 
-LEAST = {"draft_factor": 0}
+LEAST = {"draft_factor": 0, "threads": 0}
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Settings:
     """The `handler` section of an archive's YAML.
 
     Attributes:
-        threads: intra-op threads of one worker, and pictures that it decodes at once; workers x threads
-            should not exceed the cores.
+        threads: intra-op threads of one worker, and pictures that it decodes at once; 0 is one for each core
+            that it may use. Workers x threads should not exceed the cores.
         max_batch: the most items that one forward pass takes.
         max_seconds: of a batch. Then requests that have not begun are refused as `overloaded`. Well below the
             server's `responseTimeout`, which would kill the worker and fail the whole batch.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ import torch
 from clipserve.archive_files import share_equal_files, verify_archive_files
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import SettingsError, SpecError
+from clipserve.hardware import usable_cores
 from clipserve.meter import TIMING_HEADER, server_timing, stage_metric
 from clipserve.settings import Settings
 from clipserve.tracing import trace_headers, trace_line
@@ -59,13 +59,13 @@ class TorchServeHandler:
         settings = Settings.from_mapping(config.get("handler") or {})
         device = _device(properties.get("gpu_id"), config.get("deviceType"))
         endpoint = _endpoint(context.manifest)
-        if device.type == "cpu":
-            _warn_of_too_many_threads(endpoint, int(config.get("maxWorkers", 1)), settings.threads)
         folder = Path(properties["model_dir"])
         verify_archive_files(folder)
         share_equal_files(folder)
         response_seconds = float(config.get("responseTimeout", RESPONSE_SECONDS))
         self._worker = Worker(endpoint, folder, device, settings, response_seconds)
+        if device.type == "cpu":
+            _warn_of_too_many_threads(endpoint, int(config.get("maxWorkers", 1)))
         self._reporter = Reporter(context.metrics, context.model_name)
         self._reporter.start()
 
@@ -184,8 +184,8 @@ class Reporter:
             self.report()
 
 
-def _warn_of_too_many_threads(endpoint: str, workers: int, threads: int) -> None:
-    cores = len(os.sched_getaffinity(0))
+def _warn_of_too_many_threads(endpoint: str, workers: int) -> None:
+    threads, cores = torch.get_num_threads(), usable_cores()
     if workers * threads > cores:
         logger.warning(
             "%s: %d workers x %d threads are more than the %d cores here, and wait for each other; lower "

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from clipserve.encoder import ENCODERS
 from clipserve.endpoints import ENDPOINTS
+from clipserve.hardware import usable_cores
 from clipserve.memory import bound_free_memory, resident_bytes, trim_memory
 from clipserve.meter import Meter
 from clipserve.pipeline import Pipeline
@@ -56,6 +58,7 @@ class Worker:
     ):
         bound_free_memory()
         settings, lowered = settings.within(response_seconds)
+        settings = replace(settings, threads=settings.threads or usable_cores())
         torch.set_num_threads(settings.threads)
         endpoint = ENDPOINTS[name]
         found = Store.read(folder).model(model)

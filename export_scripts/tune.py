@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from clipserve.command import run_command
 from clipserve.encoder_spec import Device, Modality, Precision, read_spec
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ExportError, ParityError
-from clipserve.hardware import cpu_capability, int8_levels, native_precisions
+from clipserve.hardware import cpu_capability, int8_levels, native_precisions, usable_cores
 from clipserve.store import EncoderFile, Store
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
@@ -131,7 +130,7 @@ def layouts(device: Device, megabytes: float) -> list[tuple[int, int]]:
     """
     if device == "cuda":
         return [(1, 1)]
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     most = max(1, int(psutil.virtual_memory().total / 1e6 / 2 / len(ENDPOINTS) / megabytes))
     return [
         (workers, cores // workers)
@@ -233,7 +232,7 @@ def tune(
         fitting = layouts(device, sum((store / f).stat().st_size for f in files) / 1e6 + WORKER_MEGABYTES)
         workers, threads = max(layout for layout in fitting if layout[0] <= leading.workers)
         tuned[name] = Tuned(files, workers, threads, leading.batch)
-    machine = {"cores": len(os.sched_getaffinity(0)), "cpu_capability": cpu_capability()}
+    machine = {"cores": usable_cores(), "cpu_capability": cpu_capability()}
     write_tuned(store, pair.space_id, tuned, {"machine": machine, "timings": [asdict(t) for t in timings]})
     plot(timings, [best["image"], best["text"]], store / "tuned.png")
     return tuned

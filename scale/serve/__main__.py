@@ -102,7 +102,7 @@ def _ray(endpoints: Sequence[EndpointSettings], temporary: Path | None) -> Itera
     with private_files(temporary) as folder:
         ray.init(
             # The endpoints take turns on the cores, as TorchServe's workers do.
-            num_cpus=max(os.cpu_count() or 1, sum(e.max_replicas * e.handler.threads for e in endpoints)),
+            num_cpus=max(os.cpu_count() or 1, sum(e.max_replicas * e.cpus for e in endpoints)),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,

@@ -118,7 +118,7 @@ def _deployment(settings: EndpointSettings, server: ServerSettings, gpus: float)
         replicas = {"autoscaling_config": autoscaling}
     return serve.deployment(
         name=settings.name,
-        ray_actor_options={"num_cpus": settings.handler.threads, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": gpus},
         max_ongoing_requests=_held(settings),
         max_queued_requests=server.queue,
         health_check_period_s=2,

@@ -39,6 +39,11 @@ class EndpointSettings:
     response_seconds: float
     handler: Settings
 
+    @property
+    def cpus(self) -> int:
+        """Cores that Ray sets aside for a replica: with `threads: 0` one, though it uses all of its node."""
+        return max(1, self.handler.threads)
+
 
 @dataclass(frozen=True)
 class ServerSettings:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clipserve import hardware, prepack
-from clipserve.hardware import cpu_has_half_weights, int8_levels
+from clipserve.hardware import cpu_has_half_weights, cpu_has_int8_tiles, int8_levels
 from clipserve.prepack import prepack_linear_layers
 from export_scripts.encoders.half import halve_weights
 from export_scripts.encoders.int8 import COARSE_LEVELS, WEIGHT_LEVELS, QuantizedLinear
@@ -141,18 +141,28 @@ def bytes_layers(folder: Path, levels: int = WEIGHT_LEVELS) -> torch.jit.ScriptM
     return module
 
 
-LEVELS = pytest.param(
-    WEIGHT_LEVELS,
-    marks=pytest.mark.skipif(int8_levels() != WEIGHT_LEVELS, reason="products of bytes saturate on this CPU"),
-)
+EXACT = pytest.mark.skipif(int8_levels() != WEIGHT_LEVELS, reason="products of bytes saturate on this CPU")
+TILES = pytest.mark.skipif(not cpu_has_int8_tiles(), reason="this CPU has no AMX")
 
 
 @pytest.mark.skipif(int8_levels() is None, reason="FBGEMM does not run on this CPU")
-@pytest.mark.parametrize("levels", [COARSE_LEVELS, LEVELS])
-def test_packed_bytes_give_the_numbers_of_the_plain_operators(tmp_path: Path, levels: int) -> None:
+@pytest.mark.parametrize(
+    ("levels", "tiles"),
+    [
+        (COARSE_LEVELS, False),
+        pytest.param(WEIGHT_LEVELS, False, marks=EXACT),
+        pytest.param(WEIGHT_LEVELS, True, marks=[EXACT, TILES]),
+    ],
+)
+def test_packed_bytes_give_the_numbers_of_the_plain_operators(
+    tmp_path: Path, levels: int, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepack, "cpu_has_int8_tiles", lambda: tiles)
     plain, packed = bytes_layers(tmp_path, levels), bytes_layers(tmp_path)
     prepack_linear_layers(packed, levels)
-    assert [m.weight.numel() for m in packed.modules() if m.original_name == "QuantizedLinear"] == [0, 0]
+    # The file's weights are gone: what is packed is the only copy.
+    weights = [m.weight for m in packed.modules() if m.original_name == "QuantizedLinear"]
+    assert all(w.layout == torch._mkldnn if tiles else w.numel() == 0 for w in weights)
     with torch.inference_mode():
         for shape in ((2, 5, 48), (1, 50, 48), (8, 3, 48), (7, 48)):
             # Rows whose lengths are far apart, and one of zeros.
@@ -165,9 +175,11 @@ def test_packed_bytes_give_the_numbers_of_the_plain_operators(tmp_path: Path, le
             # By row, whatever is beside it.
             for row in range(x.shape[0]):
                 assert torch.equal(packed(x)[row], packed(x[row : row + 1])[0])
-    assert prepack.INT8_OPERATOR in str(packed.inlined_graph)
+    operator = prepack.TILED_INT8_OPERATOR if tiles else prepack.INT8_OPERATOR
+    assert operator in str(packed.inlined_graph)
     assert "aten::linear" not in str(packed.inlined_graph)
-    assert "aten::round" not in str(packed.inlined_graph)
+    assert ("aten::round" in str(packed.inlined_graph)) == tiles
+    assert "aten::mul" not in str(packed.inlined_graph)
 
 
 @pytest.mark.skipif(int8_levels() is None, reason="FBGEMM does not run on this CPU")
@@ -203,3 +215,23 @@ def test_levels_are_what_the_cpu_adds_exactly(
     assert int8_levels() == levels
     monkeypatch.setattr(hardware, "cpu_has_half_weights", lambda: False)
     assert int8_levels() is None
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_fewer_levels_than_the_cpu_has_are_multiplied_as_on_cpus_that_have_no_more(
+    tmp_path: Path, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepack, "int8_levels", lambda: WEIGHT_LEVELS)
+    monkeypatch.setattr(prepack, "cpu_has_int8_tiles", lambda: tiles)
+    module = bytes_layers(tmp_path)
+    prepack_linear_layers(module, COARSE_LEVELS)
+    assert prepack.INT8_OPERATOR in str(module.inlined_graph)
+
+
+@pytest.mark.parametrize(("amx", "onednn"), [(True, True), (True, False), (False, True)])
+def test_bytes_are_multiplied_in_tiles_where_there_are_some(
+    amx: bool, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_int8": amx})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    assert cpu_has_int8_tiles() == (amx and onednn)

@@ -39,18 +39,19 @@ def test_unknown_settings(key: str) -> None:
         Settings.from_mapping({key: 1})
 
 
-@pytest.mark.parametrize(
-    "key", ["threads", "max_batch", "text_cache_bytes", "max_bytes", "max_items", "max_texts"]
-)
+@pytest.mark.parametrize("key", ["max_batch", "text_cache_bytes", "max_bytes", "max_items", "max_texts"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8", None, True, [1]], ids=str)
 def test_settings_that_are_no_number(key: str, value: Any) -> None:
     with pytest.raises(SettingsError, match=f"{key}: .*whole number >= 1"):
         Settings.from_mapping({key: value})
 
 
-def test_a_draft_factor_below_0() -> None:
-    with pytest.raises(SettingsError, match="draft_factor: -1, should be a whole number >= 0"):
-        Settings.from_mapping({"draft_factor": -1})
+@pytest.mark.parametrize("key", ["draft_factor", "threads"])
+@pytest.mark.parametrize("value", [-1, 1.5, "all", None, True], ids=str)
+def test_settings_that_may_be_0(key: str, value: Any) -> None:
+    assert getattr(Settings.from_mapping({key: 0}), key) == 0
+    with pytest.raises(SettingsError, match=f"{key}: .*whole number >= 0"):
+        Settings.from_mapping({key: value})
 
 
 @pytest.mark.parametrize("value", ["sRGB", "", None, 1, ["srgb"]], ids=str)

@@ -508,6 +508,18 @@ def test_torchserve_settings_reach_the_worker(start: Start) -> None:
         assert torch.get_num_threads() == 1
 
 
+def test_torchserve_no_threads_are_all_cores(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    alone = {"maxWorkers": 1, "handler": {"threads": 0}}
+    start("clip_text", model_yaml_config=alone)
+    assert torch.get_num_threads() == 3
+    assert "are more than" not in caplog.text
+    start("clip_text", model_yaml_config=alone | {"maxWorkers": 2})
+    assert "clip_text: 2 workers x 3 threads are more than the 3 cores here" in caplog.text
+
+
 def test_torchserve_wrong_settings(start: Start) -> None:
     with pytest.raises(SettingsError, match="'max_batches' is unknown"):
         start("clip_text", model_yaml_config={"handler": {"max_batches": 8}})
