@@ -90,7 +90,6 @@ class Products:
         import torch
 
         from clipserve.loading import load_for_inference
-        from clipserve.prepack import PACKED_INT8
 
         torch.set_num_threads(job["threads"])
         self._torch = torch
@@ -100,20 +99,20 @@ class Products:
         names = [name for name, layer in named.items() if layer.original_name == "QuantizedLinear"]
         pooled = {name for name, layer in named.items() if layer.original_name == "PooledLayer"}
         here = dict(module.named_modules())
-        self._layers: list[tuple[Any, int, bool]] = []
+        self._layers: list[tuple[Callable[[Any], Any], int, bool]] = []
         for name in names:
-            width = torch.ops.quantized.linear_unpack(getattr(named[name], PACKED_INT8))[0].shape[1]
+            product, width = _int8_product(named[name])
             few = any(name.startswith(f"{of}.") for of in pooled) and not name.endswith("key_value")
             layer = here[name]
-            bare = job["bare"] and layer.original_name == "QuantizedLinear"
-            self._layers.append((getattr(layer, PACKED_INT8) if bare else layer, width, few))
-        self._bare: bool = job["bare"]
+            if job["bare"] and layer.original_name == "QuantizedLinear":
+                layer, _ = _int8_product(layer)
+            self._layers.append((layer, width, few))
+        self._in_bytes = bool(job["bare"]) and any(map(_is_in_tiles, here.values()))
 
     def embed(self, inputs: Arrays) -> Any:
         """See `Engine`; what comes out is no embedding."""
         torch = self._torch
         batch, tokens = inputs["shape"]
-        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         found = None
         with torch.inference_mode():
             given: dict[tuple[int, int], Any] = {}
@@ -121,14 +120,39 @@ class Products:
                 # One row has another product: those that are pooled go in twos.
                 rows = batch * (2 if few else tokens)
                 if (rows, width) not in given:
-                    given[rows, width] = torch.linspace(-1, 1, rows * width).view(rows, width)
-                x = given[rows, width]
-                found = product(x, 1 / 127, 128, layer) if self._bare else layer(x)
+                    x = torch.linspace(-1, 1, rows * width).view(rows, width)
+                    given[rows, width] = (127 * x).round().to(torch.int8) if self._in_bytes else x
+                found = layer(given[rows, width])
         return found
 
     def settings(self) -> str:
         """See `Engine`."""
         return f"{len(self._layers)} layers"
+
+
+def _is_in_tiles(layer: Any) -> bool:
+    """Whether a worker has packed an int8 layer for oneDNN, as it does with AMX, and not for FBGEMM."""
+    from clipserve.prepack import ZERO_POINTS
+
+    return hasattr(layer, ZERO_POINTS)
+
+
+def _int8_product(layer: Any) -> tuple[Callable[[Any], Any], int]:
+    """The product of a packed int8 layer alone, and how wide its input is; oneDNN's takes bytes."""
+    import torch
+
+    from clipserve.prepack import PACKED_INT8, ZERO_POINTS
+
+    if _is_in_tiles(layer):
+        weight, scale, zeros = layer.weight, layer.scale, getattr(layer, ZERO_POINTS)
+        in_tiles = torch.ops.onednn.qlinear_pointwise
+        return (
+            lambda x: in_tiles(x, 1.0, 0, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""),
+            weight.shape[0],
+        )
+    packed = getattr(layer, PACKED_INT8)
+    product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    return lambda x: product(x, 1 / 127, 128, packed), torch.ops.quantized.linear_unpack(packed)[0].shape[1]
 
 
 class OnnxRuntime:
