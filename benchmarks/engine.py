@@ -101,7 +101,7 @@ class Products:
         here = dict(module.named_modules())
         self._layers: list[tuple[Callable[[Any], Any], int, bool]] = []
         for name in names:
-            product, width = _int8_product(named[name])
+            _, width = _int8_product(named[name])
             few = any(name.startswith(f"{of}.") for of in pooled) and not name.endswith("key_value")
             layer = here[name]
             if job["bare"] and layer.original_name == "QuantizedLinear":
