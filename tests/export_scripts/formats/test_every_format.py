@@ -50,6 +50,7 @@ OTHER_FORMATS = sorted(FORMATS.keys() - {"torchscript"})
 ENCODERS = [
     *("image", "clip", "multilingual", "m-clip-xlm-r"),
     *("siglip-image", "siglip", "metaclip-2", "chinese-clip"),
+    "open-clip-pe-core-image",
 ]
 
 # Compiling takes half a minute of a core: one picture and one text encoder are for every day.

@@ -250,10 +250,17 @@ def said(value: str | Change | list[str]) -> str:
         ("open-clip", says("preprocess_cfg", resize_mode="longest"), ["resize_mode 'longest'", "'squash'"]),
         ("open-clip", says("preprocess_cfg", interpolation="lanczos"), ["interpolation 'lanczos'"]),
         ("open-clip-siglip", says("vision_cfg", timm_pool="avg"), ["timm_pool 'avg'", "is 'map'"]),
+        ("open-clip-pe-core", says("vision_cfg", timm_proj="linear"), ["timm_proj 'linear'", "is None"]),
+        ("open-clip-pe-core", says("vision_cfg", image_size=72), ["do not fit its open_clip_config.json"]),
         (
-            "open-clip-siglip",
-            says("vision_cfg", timm_model_name="vit_pe_core_base_patch16_224", timm_proj=None),
-            ["vit_pe_core_base_patch16_224", "RoPE"],
+            "open-clip-pe-core",
+            says("vision_cfg", timm_model_name="vit_pe_core_gigantic_patch14_448"),
+            ["vit_pe_core_gigantic_patch14_448", "no class token", "take PE-Core-L-14-336"],
+        ),
+        (
+            "open-clip-pe-core",
+            edit_tensors(SAFE, drop("visual.trunk.attn_pool.latent")),
+            ["weights are missing: trunk.attn_pool.latent"],
         ),
         (
             "open-clip-siglip",
@@ -264,7 +271,7 @@ def said(value: str | Change | list[str]) -> str:
         (
             "open-clip-siglip",
             says("vision_cfg", timm_model_name="convnext_base"),
-            ["convnext_base", "vit_base_patch16_siglip_224"],
+            ["convnext_base", "vit_base_patch16_siglip_224", "vit_pe_core_base_patch16_224"],
         ),
     ],
     ids=said,
