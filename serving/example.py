@@ -61,7 +61,7 @@ def curl_lines(url: str, token: str) -> str:
     return f"""# image -> vector
 curl -s {auth} -H 'Content-Type: image/jpeg' --data-binary @{image} {predictions}/clip_image
 
-# text -> vector, in any of 40 languages
+# texts -> vectors
 curl -s {auth} -H 'Content-Type: application/json' -d '{texts}' {predictions}/clip_text
 
 # one picture against three labels

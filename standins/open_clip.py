@@ -7,7 +7,7 @@ open_clip itself gave for it can be kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -148,19 +148,20 @@ def timm_pe_core_image(config: Mapping[str, Any], *, width: int, layer_count: in
 
 
 def transformers_text(base: transformers.PretrainedConfig) -> Callable[[Mapping[str, Any]], Shapes]:
-    """A text tower that transformers has, and the two layers behind its mean."""
+    """A text tower that transformers has, and the two layers behind its mean, or the one."""
 
     def shapes(config: Mapping[str, Any]) -> Shapes:
         with torch.device("meta"):
             model = transformers.AutoModel.from_config(base, add_pooling_layer=False)
         width, dimension = base.hidden_size, config["embed_dim"]
         hidden = (width + dimension) // 2
+        two: Shapes = {"text.proj.0.weight": (hidden, width), "text.proj.2.weight": (dimension, hidden)}
+        one: Shapes = {"text.proj.weight": (dimension, width)}
         return {
             **{
                 f"text.transformer.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()
             },
-            "text.proj.0.weight": (hidden, width),
-            "text.proj.2.weight": (dimension, hidden),
+            **(one if config["text_cfg"].get("hf_proj_type") == "linear" else two),
         }
 
     return shapes
@@ -378,6 +379,17 @@ KINDS = {
         partial(timm_pe_core_image, width=96, layer_count=2), own_text, write_openai_bpe, 600,
     ),
 }  # fmt: skip
+
+# One of these with another value: for the test of that value, and no layout of its own.
+VARIANTS = {
+    "open-clip-xlm-r-linear": replace(
+        KINDS["open-clip-xlm-r"],
+        model={
+            **KINDS["open-clip-xlm-r"].model,
+            "text_cfg": {**KINDS["open-clip-xlm-r"].model["text_cfg"], "hf_proj_type": "linear"},
+        },
+    ),
+}
 
 # As published.
 _VIT_B_32 = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}

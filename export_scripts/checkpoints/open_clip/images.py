@@ -26,6 +26,7 @@ TIMM: Mapping[re.Pattern[str], Callable[..., ImageModel]] = {
 REFUSED = {
     "fastvit": "a MobileCLIP's image tower (FastViT) is a convolutional network, of which nothing is shared "
     "with the encoders here; take a ViT of DataComp",
+    "vit_base_mci": "a MobileCLIP-B's image tower begins with convolutions; take a ViT of DataComp",
     "vit_pe_core_gigantic": "PE-Core-bigG has no class token, and counts the places of its patches from 0; "
     "take PE-Core-L-14-336",
 }
