@@ -19,7 +19,7 @@ EXAMPLE_TEXTS = ("Two dogs in the snow", "A cat on a table", "A picture of Londo
 
 SAID: dict[ScoreKind, str] = {
     "softmax": "softmax: which of these fits best",
-    "sigmoid": "sigmoid: whether each fits, by itself",
+    "sigmoid": 'sigmoid: whether each fits, by itself; which fits best says "score": "softmax"',
 }
 
 SHOWN = 4  # components printed at either end of an embedding
