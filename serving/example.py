@@ -19,7 +19,7 @@ EXAMPLE_TEXTS = ("Two dogs in the snow", "A cat on a table", "A picture of Londo
 
 SAID: dict[ScoreKind, str] = {
     "softmax": "softmax: which of these fits best",
-    "sigmoid": "sigmoid: whether each fits, by itself",
+    "sigmoid": 'sigmoid: whether each fits, by itself; which fits best says "score": "softmax"',
 }
 
 SHOWN = 4  # components printed at either end of an embedding
@@ -61,7 +61,7 @@ def curl_lines(url: str, token: str) -> str:
     return f"""# image -> vector
 curl -s {auth} -H 'Content-Type: image/jpeg' --data-binary @{image} {predictions}/clip_image
 
-# text -> vector, in any of 40 languages
+# texts -> vectors
 curl -s {auth} -H 'Content-Type: application/json' -d '{texts}' {predictions}/clip_text
 
 # one picture against three labels

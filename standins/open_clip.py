@@ -7,7 +7,7 @@ open_clip itself gave for it can be kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,12 +104,14 @@ def own_text(config: Mapping[str, Any]) -> Shapes:
     }
 
 
-def timm_siglip_image(config: Mapping[str, Any], *, layer_count: int, patch: int = 16) -> Shapes:
-    """Timm's vision transformer with attention pooling, as wide as an embedding is long."""
-    width, names = config["embed_dim"], {
-        "norm1": "norm1", "qkv_weight": "attn.qkv.weight", "qkv_bias": "attn.qkv.bias", "out": "attn.proj",
-        "norm2": "norm2", "up": "mlp.fc1", "down": "mlp.fc2",
-    }  # fmt: skip
+TIMM_NAMES = {
+    "norm1": "norm1", "qkv_weight": "attn.qkv.weight", "qkv_bias": "attn.qkv.bias", "out": "attn.proj",
+    "norm2": "norm2", "up": "mlp.fc1", "down": "mlp.fc2",
+}  # fmt: skip
+
+
+def timm_image(width: int, patches: int, layer_count: int, patch: int, own: Shapes) -> Shapes:
+    """Timm's vision transformers with attention pooling; `own` is what one of them has beside the others."""
     pooling = {
         "latent": (1, 1, width), "q.weight": (width, width), "q.bias": (width,),
         "kv.weight": (2 * width, width), "kv.bias": (2 * width,), "proj.weight": (width, width),
@@ -118,31 +120,48 @@ def timm_siglip_image(config: Mapping[str, Any], *, layer_count: int, patch: int
         "mlp.fc2.weight": (width, 4 * width), "mlp.fc2.bias": (width,),
     }  # fmt: skip
     inside: Shapes = {
-        "pos_embed": (1, (config["vision_cfg"]["image_size"] // patch) ** 2, width),
+        "pos_embed": (1, patches, width),
         "patch_embed.proj.weight": (width, 3, patch, patch),
-        "patch_embed.proj.bias": (width,),
+        **own,
         "norm.weight": (width,),
         "norm.bias": (width,),
         **{f"attn_pool.{name}": shape for name, shape in pooling.items()},
-        **layers("blocks", Tower(width, layer_count), names, layer_scale=False),
+        **layers("blocks", Tower(width, layer_count), TIMM_NAMES, layer_scale=False),
     }
     return {f"visual.trunk.{name}": shape for name, shape in inside.items()}
 
 
+def timm_siglip_image(config: Mapping[str, Any], *, layer_count: int, patch: int = 16) -> Shapes:
+    """SigLIP's, as wide as an embedding is long."""
+    width, patches = config["embed_dim"], (config["vision_cfg"]["image_size"] // patch) ** 2
+    return timm_image(width, patches, layer_count, patch, {"patch_embed.proj.bias": (width,)})
+
+
+def timm_pe_core_image(config: Mapping[str, Any], *, width: int, layer_count: int, patch: int = 16) -> Shapes:
+    """PE-Core's, with a class token and a projection."""
+    dimension, patches = config["embed_dim"], (config["vision_cfg"]["image_size"] // patch) ** 2
+    own: Shapes = {
+        "cls_token": (1, 1, width), "norm_pre.weight": (width,), "norm_pre.bias": (width,),
+        "head.weight": (dimension, width), "head.bias": (dimension,),
+    }  # fmt: skip
+    return timm_image(width, patches + 1, layer_count, patch, own)
+
+
 def transformers_text(base: transformers.PretrainedConfig) -> Callable[[Mapping[str, Any]], Shapes]:
-    """A text tower that transformers has, and the two layers behind its mean."""
+    """A text tower that transformers has, and the two layers behind its mean, or the one."""
 
     def shapes(config: Mapping[str, Any]) -> Shapes:
         with torch.device("meta"):
             model = transformers.AutoModel.from_config(base, add_pooling_layer=False)
         width, dimension = base.hidden_size, config["embed_dim"]
         hidden = (width + dimension) // 2
+        two: Shapes = {"text.proj.0.weight": (hidden, width), "text.proj.2.weight": (dimension, hidden)}
+        one: Shapes = {"text.proj.weight": (dimension, width)}
         return {
             **{
                 f"text.transformer.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()
             },
-            "text.proj.0.weight": (hidden, width),
-            "text.proj.2.weight": (dimension, hidden),
+            **(one if config["text_cfg"].get("hf_proj_type") == "linear" else two),
         }
 
     return shapes
@@ -269,6 +288,24 @@ def siglip(width: int, vocabulary: int, image_size: int, text_layers: int, **tex
     }
 
 
+def pe_core(dimension: int, image_size: int, text: Mapping[str, int]) -> dict[str, Any]:
+    """`model_cfg` of PE-Core-B-16, in sizes of its own; `text` are those of its texts."""
+    return {
+        "embed_dim": dimension,
+        "vision_cfg": {
+            "image_size": image_size,
+            "timm_model_name": "vit_pe_core_base_patch16_224",
+            "timm_model_pretrained": False,
+            "timm_pool": "map",
+            "timm_proj": None,
+        },
+        "text_cfg": {"context_length": 32, **text},
+        "custom_text": True,
+    }
+
+
+PE_CORE_PREPROCESS = {**SIGLIP_PREPROCESS, "interpolation": "bilinear"}
+
 _CLIPA_RESIZE = {"interpolation": "bilinear", "resize_mode": "squash"}
 _XLM_R = xlm_roberta(48, 2, 2, 2000)
 
@@ -336,7 +373,23 @@ KINDS = {
         SIGLIP_PREPROCESS,
         partial(timm_siglip_image, layer_count=2), own_text, write_gemma, 2000,
     ),
+    # Meta's: places turn queries and keys, in twelve heads of eight numbers.
+    "open-clip-pe-core": Kind(
+        pe_core(32, 56, {"vocab_size": 600, "width": 48, "heads": 2, "layers": 2}), PE_CORE_PREPROCESS,
+        partial(timm_pe_core_image, width=96, layer_count=2), own_text, write_openai_bpe, 600,
+    ),
 }  # fmt: skip
+
+# One of these with another value: for the test of that value, and no layout of its own.
+VARIANTS = {
+    "open-clip-xlm-r-linear": replace(
+        KINDS["open-clip-xlm-r"],
+        model={
+            **KINDS["open-clip-xlm-r"].model,
+            "text_cfg": {**KINDS["open-clip-xlm-r"].model["text_cfg"], "hf_proj_type": "linear"},
+        },
+    ),
+}
 
 # As published.
 _VIT_B_32 = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}
@@ -366,5 +419,10 @@ FULL_SIZE = {
     "ViT-B-16-SigLIP": Kind(
         siglip(768, 32000, 224, 12), SIGLIP_PREPROCESS,
         partial(timm_siglip_image, layer_count=12), own_text, write_t5, 32000,
+    ),
+    "PE-Core-B-16": Kind(
+        pe_core(1024, 224, {"vocab_size": 49408, "width": 1024, "heads": 16, "layers": 24}),
+        PE_CORE_PREPROCESS,
+        partial(timm_pe_core_image, width=768, layer_count=12), own_text, write_openai_bpe, 49408,
     ),
 }  # fmt: skip

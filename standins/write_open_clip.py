@@ -7,14 +7,14 @@ from pathlib import Path
 
 import transformers
 
-from standins.open_clip import KINDS, write_open_clip
+from standins.open_clip import KINDS, VARIANTS, write_open_clip
 
 
 def main() -> None:
     """Command line."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name, kind in KINDS.items():
+    for name, kind in (KINDS | VARIANTS).items():
         write_open_clip(Path(sys.argv[1]) / name, kind)
 
 

@@ -129,7 +129,7 @@ class SiglipImageEncoder(nn.Module):
             pre_norm_layer(layer, architecture, causal=False) for layer in vision.encoder.layers
         )
         self.norm_after = vision.post_layernorm
-        self.pool = AttentionPooling(vision.head, architecture)
+        self.pool = AttentionPooling(vision.head, architecture.heads, architecture.activation)
         self.output = output
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -152,12 +152,18 @@ class SiglipImageEncoder(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """Attention of one learned query over all patches, and an MLP beside it."""
+    """Attention of one learned query over all patches, and an MLP beside it.
 
-    def __init__(self, head: Any, architecture: SiglipImageArchitecture):
+    Args:
+        head: the original, a `SiglipMultiheadAttentionPoolingHead`; float32.
+        heads: of the attention.
+        activation: see `Architecture`.
+    """
+
+    def __init__(self, head: Any, heads: int, activation: str):
         super().__init__()
         attention = head.attention
-        width, heads = attention.embed_dim, architecture.heads
+        width = attention.embed_dim
         weight, bias = attention.in_proj_weight.detach(), attention.in_proj_bias.detach()
         self.heads = heads
         # It asks the same of every picture.
@@ -166,7 +172,7 @@ class AttentionPooling(nn.Module):
         self.key_value = linear(weight[width:], bias[width:])
         self.out = linear(attention.out_proj.weight, attention.out_proj.bias)
         self.norm = head.layernorm
-        self.mlp = Mlp(head.mlp.fc1, head.mlp.fc2, architecture.activation)
+        self.mlp = Mlp(head.mlp.fc1, head.mlp.fc2, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, L, W]` to `[N, W]`."""

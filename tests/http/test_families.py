@@ -154,6 +154,7 @@ ORIGINALS = {
     "open-clip-xlm-r": of_open_clip(
         "open-clip-xlm-r", length=77, resize="shortest_edge", crop_offset="round"
     ),
+    "open-clip-pe-core": of_open_clip("open-clip-pe-core", length=32),
 }
 
 

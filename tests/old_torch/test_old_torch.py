@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipserve.encoder_spec import Precision
+from clipserve.encoder_spec import Modality, Precision
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.publish import export_encoder
+from standins import tiny
+from tests.conftest import FolderOf
 from tests.golden import OTHER_PIXELS, flip_golden, save_golden_inputs
 from tests.old_torch.torches import OLDEST, needs, python_of
 
@@ -33,22 +35,23 @@ def read(*encoders: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
+# Those of which the other precisions are read, too.
+OFTEN = ("clip", "multilingual", "m-clip-bert", "m-clip-xlm-r")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_golden_embeddings_in_the_old_torch(
-    precision: Precision,
-    clip_folder: Path,
-    multilingual_folder: Path,
-    m_clip_bert_folder: Path,
-    m_clip_xlm_roberta_folder: Path,
-    tmp_path: Path,
+    precision: Precision, folder_of: FolderOf, tmp_path: Path
 ) -> None:
+    """Of every layout."""
     encoders = []
-    for text in (clip_folder, multilingual_folder, m_clip_bert_folder, m_clip_xlm_roberta_folder):
-        pair = load_pair(str(clip_folder), str(text))
-        folder = tmp_path / text.name
-        if text == clip_folder:
-            encoders.append(folder / export_encoder(pair, "image", "cpu", precision, folder).file_name)
-        encoders.append(folder / export_encoder(pair, "text", "cpu", precision, folder).file_name)
+    for layout in tiny.ALL if precision == "fp32" else OFTEN:
+        own = layout in tiny.PAIRS
+        pair = load_pair(str(folder_of(layout if own else "clip")), str(folder_of(layout)))
+        modalities: list[Modality] = ["image", "text"] if own else ["text"]
+        for modality in modalities:
+            spec = export_encoder(pair, modality, "cpu", precision, tmp_path / layout)
+            encoders.append(tmp_path / layout / spec.file_name)
     done = read(*encoders)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,7 +9,7 @@ gave (`tests/export_scripts/checkpoints/open_clip/`).
 | `config` | what a configuration may say; anything else is refused |
 | `weights` | the state dict, and a transformer's layers in transformers' names |
 | `images`, `texts` | the towers, a row a kind |
-| `timm_siglip` | SigLIP's image tower, which open_clip takes from timm |
+| `timm_siglip`, `timm_pe_core` | image towers that open_clip takes from timm |
 | `transforms`, `tokens` | open_clip's preparation of pictures and texts |
 | `loading` | both sides of a folder |
 """

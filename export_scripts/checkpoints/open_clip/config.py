@@ -145,6 +145,28 @@ def _section(outer: Section, name: str) -> Section:
     return Section(f"{outer.path.removesuffix(': model_cfg')}: {name}", values)
 
 
+def check_timm(section: Section, *, pool: str, proj: str | None) -> None:
+    """Checks what a configuration says of a tower of timm's beside its name.
+
+    Args:
+        pool, proj: the values of `timm_pool` and `timm_proj` that are supported.
+
+    Raises:
+        ExportError: it says something else.
+    """
+    said = section.read(
+        {"timm_pool": "avg", "timm_proj": "linear"},
+        {},
+        (
+            "timm_model_name", "image_size", "timm_model_pretrained", "timm_drop", "timm_drop_path",
+            "timm_proj_bias", "patch_dropout",
+        ),
+    )  # fmt: skip
+    for setting, supported in (("timm_pool", pool), ("timm_proj", proj)):
+        if said[setting] != supported:
+            raise section.refusal(setting, supported)
+
+
 def activation(section: Section, quick_gelu: bool, act_kwargs: Mapping[str, Any] | None) -> str:
     """In transformers' names.
 

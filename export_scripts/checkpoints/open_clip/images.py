@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
+
 import transformers
 from torch import Tensor, nn
 
 from clipserve.errors import ExportError
+from export_scripts.checkpoints.open_clip import timm_pe_core, timm_siglip
 from export_scripts.checkpoints.open_clip.config import PLAIN_BLOCKS, Config, activation, norm_eps
 from export_scripts.checkpoints.open_clip.models import ImageModel
-from export_scripts.checkpoints.open_clip.timm_siglip import timm_siglip
 from export_scripts.checkpoints.open_clip.weights import OPEN_CLIP, Renamed, Weights
 from export_scripts.encoders import clip
 from export_scripts.encoders.layers import linear
+
+# timm's towers, by their names, whose groups each takes.
+TIMM: Mapping[re.Pattern[str], Callable[..., ImageModel]] = {
+    timm_siglip.NAME: timm_siglip.image_model,
+    timm_pe_core.NAME: timm_pe_core.image_model,
+}
+
+# Others that people ask for, by the beginning of their names: why not.
+REFUSED = {
+    "fastvit": "a MobileCLIP's image tower (FastViT) is a convolutional network, of which nothing is shared "
+    "with the encoders here; take a ViT of DataComp",
+    "vit_base_mci": "a MobileCLIP-B's image tower begins with convolutions; take a ViT of DataComp",
+    "vit_pe_core_gigantic": "PE-Core-bigG has no class token, and counts the places of its patches from 0; "
+    "take PE-Core-L-14-336",
+}
 
 
 def image_model(config: Config, weights: Weights) -> ImageModel:
@@ -21,8 +39,24 @@ def image_model(config: Config, weights: Weights) -> ImageModel:
         ExportError: it is not supported, or its weights do not fit.
     """
     if config.vision.values.get("timm_model_name"):
-        return timm_siglip(config, weights)
+        return _of_timm(config, weights)
     return _vision_transformer(config, weights)
+
+
+def _of_timm(config: Config, weights: Weights) -> ImageModel:
+    section = config.vision
+    name = str(section.values["timm_model_name"])
+    for pattern, tower in TIMM.items():
+        if found := pattern.fullmatch(name):
+            return tower(config, weights, *found.groups())
+    if reason := next((why for begin, why in REFUSED.items() if name.startswith(begin)), None):
+        raise ExportError(f"{section.path}: timm_model_name {name!r} is not supported: {reason}")
+    raise section.refusal(
+        "timm_model_name",
+        "vit_base_patch16_siglip_224",
+        "vit_pe_core_base_patch16_224",
+        "another size of these",
+    )
 
 
 def _vision_transformer(config: Config, weights: Weights) -> ImageModel:

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import re
 
-import torch
 import transformers
 from torch import Tensor
 
-from clipserve.errors import ExportError
-from export_scripts.checkpoints.open_clip.config import Config
+from export_scripts.checkpoints.open_clip.config import Config, check_timm
 from export_scripts.checkpoints.open_clip.models import ImageModel
 from export_scripts.checkpoints.open_clip.weights import TIMM, Renamed, Weights
 from export_scripts.encoders import siglip
@@ -23,59 +21,22 @@ HEADS = {"base": 12, "large": 16, "so400m": 16, "giantopt": 16}
 # By timm 1.0 (`timm/models/vision_transformer.py`): size and patch. All others have GELU itself.
 TANH = {("base", "32"), ("so400m", "16"), ("giantopt", "16")}
 
-# Other towers of timm's that people ask for, by the beginning of their names: why not.
-REFUSED = {
-    "fastvit": "a MobileCLIP's image tower (FastViT) is a convolutional network, of which nothing is shared "
-    "with the encoders here; take a ViT of DataComp",
-    "vit_pe": "PE-Core's image tower turns its queries and keys by position (RoPE), which no encoder here "
-    "does; take a ViT of DFN or a SigLIP 2",
-}
 
-
-def timm_siglip(config: Config, weights: Weights) -> ImageModel:
+def image_model(config: Config, weights: Weights, size: str, patch: str) -> ImageModel:
     """SigLIP's vision transformer with its pooling head.
 
+    Args:
+        size, patch: of the name.
+
     Raises:
-        ExportError: it is another model of timm's, or its weights do not fit.
+        ExportError: its settings are not supported, or its weights do not fit.
     """
-    section = config.vision
-    name = str(section.values["timm_model_name"])
-    if reason := next((why for begin, why in REFUSED.items() if name.startswith(begin)), None):
-        raise ExportError(f"{section.path}: timm_model_name {name!r} is not supported: {reason}")
-    known = NAME.fullmatch(name)
-    if known is None:
-        raise section.refusal("timm_model_name", "vit_base_patch16_siglip_224", "another size of SigLIP's")
-    said = section.read(
-        {"timm_pool": "avg", "timm_proj": "linear"},
-        {},
-        (
-            "timm_model_name", "image_size", "timm_model_pretrained", "timm_drop", "timm_drop_path",
-            "timm_proj_bias", "patch_dropout",
-        ),
-    )  # fmt: skip
-    for setting, supported in (("timm_pool", "map"), ("timm_proj", "none")):
-        if said[setting] != supported:
-            raise section.refusal(setting, supported)
-    size, patch = known.groups()
+    check_timm(config.vision, pool="map", proj="none")
     renamed = Renamed(weights.image, config.folder)
     positions = renamed.take("trunk.pos_embed")[0]
-    renamed.state |= {
-        "embeddings.position_embedding.weight": positions,
-        "head.probe": renamed.take("trunk.attn_pool.latent"),
-    }
-    for part in ("weight", "bias"):
-        query, key_value = (renamed.take(f"trunk.attn_pool.{which}.{part}") for which in ("q", "kv"))
-        renamed.state[f"head.attention.in_proj_{part}"] = torch.cat([query, key_value])
-    renamed.move(
-        {
-            "trunk.patch_embed.proj": "embeddings.patch_embedding",
-            "trunk.norm": "post_layernorm",
-            "trunk.attn_pool.proj": "head.attention.out_proj",
-            "trunk.attn_pool.norm": "head.layernorm",
-            "trunk.attn_pool.mlp.fc1": "head.mlp.fc1",
-            "trunk.attn_pool.mlp.fc2": "head.mlp.fc2",
-        }
-    )
+    renamed.state["embeddings.position_embedding.weight"] = positions
+    renamed.move({"trunk.patch_embed.proj": "embeddings.patch_embedding", "trunk.norm": "post_layernorm"})
+    renamed.move_pooling("trunk.attn_pool", "head")
     layers, mlp_width = renamed.move_layers(TIMM)
     vision = transformers.SiglipVisionModel(
         transformers.SiglipVisionConfig(

@@ -92,6 +92,19 @@ TIMM = LayerNames(
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class ModelNames:
+    """Where a model of transformers has its layers, and what is called otherwise in each by another model."""
+
+    layers: str
+    norm1: str
+    norm2: str
+    out: str
+
+
+CLIP_LIKE = ModelNames("encoder.layers", "layer_norm1", "layer_norm2", "out_proj")
+
+
 class Renamed:
     """A tower's weights on their way to transformers' names; each is used once, and none is left over.
 
@@ -124,7 +137,7 @@ class Renamed:
             for part in ("weight", "bias"):
                 self.state[f"{new}.{part}"] = self.take(f"{old}.{part}")
 
-    def move_layers(self, names: LayerNames) -> tuple[int, int]:
+    def move_layers(self, names: LayerNames, to: ModelNames = CLIP_LIKE) -> tuple[int, int]:
         """All layers, with LayerScale multiplied into the products that it stands behind.
 
         Returns:
@@ -132,25 +145,40 @@ class Renamed:
         """
         count = len({name.split(".")[names.layers.count(".") + 1] for name in self._of(names.layers)})
         for number in range(count):
-            old, new = f"{names.layers}.{number}", f"encoder.layers.{number}"
+            old, new = f"{names.layers}.{number}", f"{to.layers}.{number}"
             self.move(
-                {f"{old}.{names.norm1}": f"{new}.layer_norm1", f"{old}.{names.norm2}": f"{new}.layer_norm2"}
+                {f"{old}.{names.norm1}": f"{new}.{to.norm1}", f"{old}.{names.norm2}": f"{new}.{to.norm2}"}
             )
             for part, name in (("weight", names.qkv_weight), ("bias", names.qkv_bias)):
                 thirds = self.take(f"{old}.{name}").chunk(3)
                 for which, third in zip("qkv", thirds, strict=True):
                     self.state[f"{new}.self_attn.{which}_proj.{part}"] = third
             self.move({f"{old}.{names.up}": f"{new}.mlp.fc1"})
-            for module, to, scale in (
-                (names.out, "self_attn.out_proj", names.scale1),
+            for module, moved, scale in (
+                (names.out, f"self_attn.{to.out}", names.scale1),
                 (names.down, "mlp.fc2", names.scale2),
             ):
                 weight, bias = (self.take(f"{old}.{module}.{part}") for part in ("weight", "bias"))
                 if f"{old}.{scale}" in self:
                     factors = self.take(f"{old}.{scale}")
                     weight, bias = factors[:, None] * weight, factors * bias
-                self.state |= {f"{new}.{to}.weight": weight, f"{new}.{to}.bias": bias}
-        return count, self.state["encoder.layers.0.mlp.fc1.weight"].shape[0] if count else 0
+                self.state |= {f"{new}.{moved}.weight": weight, f"{new}.{moved}.bias": bias}
+        return count, self.state[f"{to.layers}.0.mlp.fc1.weight"].shape[0] if count else 0
+
+    def move_pooling(self, old: str, new: str) -> None:
+        """Attention pooling as timm has it, in the names of SigLIP's."""
+        self.state[f"{new}.probe"] = self.take(f"{old}.latent")
+        for part in ("weight", "bias"):
+            query, key_value = (self.take(f"{old}.{which}.{part}") for which in ("q", "kv"))
+            self.state[f"{new}.attention.in_proj_{part}"] = torch.cat([query, key_value])
+        self.move(
+            {
+                f"{old}.proj": f"{new}.attention.out_proj",
+                f"{old}.norm": f"{new}.layernorm",
+                f"{old}.mlp.fc1": f"{new}.mlp.fc1",
+                f"{old}.mlp.fc2": f"{new}.mlp.fc2",
+            }
+        )
 
     def load_into(self, model: nn.Module) -> None:
         """Gives a model of transformers all that has been moved.

@@ -19,6 +19,7 @@ from clipserve.encoder_spec import (
     EncoderSpec,
     FloatArray,
     Format,
+    Modality,
     Precision,
     description_path,
     has_half_weights,
@@ -36,8 +37,9 @@ from export_scripts.formats import FORMATS
 from export_scripts.parity.proof import recheck
 from export_scripts.parity.subjects import SUBJECTS
 from export_scripts.publish import check_device, export_encoder
+from standins import tiny
 from tests.conftest import ExportedAs
-from tests.export_scripts.exports import format_of, read_any_spec, rebuilt
+from tests.export_scripts.exports import Pairs, format_of, read_any_spec, rebuilt
 from tests.golden import OTHER_PIXELS
 
 CPU = torch.device("cpu")
@@ -50,6 +52,7 @@ OTHER_FORMATS = sorted(FORMATS.keys() - {"torchscript"})
 ENCODERS = [
     *("image", "clip", "multilingual", "m-clip-xlm-r"),
     *("siglip-image", "siglip", "metaclip-2", "chinese-clip"),
+    *("open-clip-clipa-image", "open-clip-pe-core-image"),
 ]
 
 # Compiling takes half a minute of a core: one picture and one text encoder are for every day.
@@ -119,6 +122,24 @@ def assert_batch_invariant(path: Path) -> None:
         # The same row among others, at another place.
         found = module(*padded(rows[::-1], spec, 7)).numpy()[::-1]
         assert within(spec, found, alone)
+
+
+def test_every_kind_of_encoder_is_among_them(pairs: Pairs) -> None:
+    """A family with a graph of its own fails until it has its name above."""
+
+    def kind(layout: str, modality: Modality) -> str:
+        pair = pairs[layout]
+        module = pair.image.build(True) if modality == "image" else pair.text.build(True)
+        return type(module).__name__
+
+    both: tuple[Modality, Modality] = ("image", "text")
+    kinds = {kind(layout, modality) for layout in tiny.PAIRS for modality in both}
+    kinds |= {kind(layout, "text") for layout in tiny.TEXTS}
+    tried = {
+        kind(name.removesuffix("image").rstrip("-") or "clip", "image" if name.endswith("image") else "text")
+        for name in ENCODERS
+    }
+    assert tried == kinds
 
 
 @pytest.mark.parametrize(("name", "format", "precision"), BATCH_INVARIANCE)

@@ -6,7 +6,8 @@
     /tmp/of-open-clip/bin/python tests/export_scripts/checkpoints/open_clip/recipe.py /tmp/open-clip
 
 Two things are not as published, for the stand-ins are small: the byte-level BPE's merges, which open_clip
-carries in its package, are the folder's; and timm's model of a name is told its width, depth and image size.
+carries in its package, are the folder's; and timm's model of a name is told its width, depth and image size,
+and that this is the size at which its places count whole steps.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import torch
 import torchvision
 import transformers
 from PIL import Image
+from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).with_name("golden.json")
 
@@ -150,9 +152,15 @@ def fingerprint(folder: Path) -> str:
 
 def small(folder: Path) -> dict[str, Any]:
     """What timm is told beside a name."""
-    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-    width, vision = config["embed_dim"], config["vision_cfg"]
-    return {"embed_dim": width, "depth": 2, "img_size": vision["image_size"]}
+    vision = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["vision_cfg"]
+    if "timm_model_name" not in vision:
+        return {}
+    state = load_file(folder / "open_clip_model.safetensors")
+    width, _, patch, _ = state["visual.trunk.patch_embed.proj.weight"].shape
+    told = {"embed_dim": width, "depth": 2, "img_size": vision["image_size"]}
+    if "visual.trunk.cls_token" in state:  # PE-Core
+        told["ref_feat_shape"] = [vision["image_size"] // patch] * 2
+    return told
 
 
 def golden(folder: Path, files: dict[str, bytes]) -> dict[str, Any]:
