@@ -51,8 +51,8 @@ def _heic(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def _two_frames(format: str, **options: object) -> Encode:
-    return lambda image: _pillow(format, save_all=True, append_images=[image.rotate(180)], **options)(image)
+def _two_frames(format: str) -> Encode:
+    return lambda image: _pillow(format, save_all=True, append_images=[image.rotate(180)])(image)
 
 
 # By their ending.
@@ -189,8 +189,8 @@ def _odd_ones(made: Collection) -> None:
         # As messengers and converters name them.
         number = len(made.indexed)
         made.add(f"misnamed/{number}{'.png' if encode is KINDS['.jpg'] else '.jpg'}", encode(next(images)))
-    for name in FILES:
-        made.add(f"twenty/{name}", file(name))
+    for one in FILES:
+        made.add(f"twenty/{one}", file(one))
     made.add("/".join(["deep"] * 60) + "/deep.jpg", KINDS[".jpg"](next(images)))
     made.add("a folder.jpg/inside.png", KINDS[".png"](next(draw_pictures(1, seed=2))))
     # 48 megapixels.
@@ -200,8 +200,8 @@ def _odd_ones(made: Collection) -> None:
     os.symlink("..", made.path("links/round and round"))  # noqa: PTH211
     os.symlink("nowhere", made.path("links/nowhere.png"))  # noqa: PTH211
     os.mkfifo(made.path("links/pipe.jpg"))
-    for name in ("to a picture.jpg", "round and round", "nowhere.png"):
-        made.refused[made.path(f"links/{name}")] = "a symbolic link, not followed"
+    for one in ("to a picture.jpg", "round and round", "nowhere.png"):
+        made.refused[made.path(f"links/{one}")] = "a symbolic link, not followed"
     made.refused[made.path("links/pipe.jpg")] = "not a regular file"
 
 
