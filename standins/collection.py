@@ -209,7 +209,8 @@ def _broken_ones(made: Collection, number: int) -> None:
     image = next(draw_pictures(1, seed=100 + number))
     for kind in (".jpg", ".png", ".gif", ".bmp", ".tif", ".webp", ".avif", ".heic"):
         data = KINDS[kind](image)
-        made.refuse(f"{number}/broken/half{kind}", data[: len(data) // 2], "")  # decoders say it variously
+        # In the first of two frames; decoders say it variously.
+        made.refuse(f"{number}/broken/cut{kind}", data[: len(data) // 4], "")
     unknown = "no picture in an allowed format"
     made.refuse(f"{number}/broken/text.jpg", f"this is text {number}".encode(), unknown)
     made.refuse(f"{number}/broken/jpeg 2000.jpg", _pillow("JPEG2000")(image), unknown)
