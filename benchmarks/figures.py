@@ -271,6 +271,21 @@ def search() -> str:
     return _table((*head, "index", "on disk", "peak memory"), rows)
 
 
+def page() -> str:
+    """From Enter to results, and memory: what `make bench-page` measured."""
+    path = RESULTS / "page.json"
+    if not path.is_file():
+        return "Not measured yet on a quiet machine.\n"
+    of = _read(path)
+    loads = " and ".join(f"{load:.1f}" for load in of["load_averages"])
+    return (
+        f"{of['rows']:,} pictures: first results {of['p50_ms']} ms after Enter (median of {of['queries']} "
+        f"queries; 95 % within {of['p95_ms']} ms);\nthe page's process took {of['peak_rss_mb']} MB at most, "
+        f"{of['scrolled_through']:,} pictures scrolled through. {of['cores']} cores of\n{of['cpu']}, server "
+        f"and browser beside it, load average {loads} before and after.\n"
+    )
+
+
 def gpu() -> str:
     """What `make gpu-proof` found on a GPU, where its report lies among the results."""
     path = RESULTS / gpu_report.RESULTS
@@ -375,6 +390,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "int8": int8,
     "bulk": bulk,
     "search": search,
+    "page": page,
     "gpu": gpu,
     "evaluation": evaluation,
     "models": lambda: _table(models.KINDS_HEAD, models.kinds()),

@@ -47,3 +47,7 @@ bench-bulk: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp #: the bulk job beside p
 .PHONY: bench-search
 bench-search: $(SEARCH_VENV)/.run-stamp #: ROWS=100000 KIND=clustered|uniform: latency, recall, size and memory
 	@$(SEARCH) -m search.benchmark $(call GIVEN,ROWS,--rows) $(call GIVEN,KIND,--kind)
+
+.PHONY: bench-page
+bench-page: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp $(DEMO_ARCHIVE) #: the page on 100,000 pictures: from Enter to results, memory; in Chromium
+	@$(SEARCH) -m tests.search.page.measure_page

@@ -51,5 +51,5 @@ test-search: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp $(DEMO_ARCHIVE) #: typ
 	@$(SEARCH) -m pytest --confcutdir tests/search tests/pictures tests/search -m "not full" $(PYTEST_ARGS)
 
 .PHONY: test-search-full
-test-search-full: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp #: 2,000 pictures: killed, resumed, changed, compared
+test-search-full: $(VENV)/.run-stamp $(SEARCH_VENV)/.dev-stamp #: 7,000 pictures, every trap, killed and resumed; the whole walk through the page
 	@$(SEARCH) -m pytest --confcutdir tests/search tests/search -m full $(PYTEST_ARGS)

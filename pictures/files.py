@@ -49,6 +49,7 @@ class Listing:
         pictures: sorted by path.
         skipped: path and reason of what looks like a picture or a folder, and is not taken.
         unreadable_folders: paths of folders whose contents are not known.
+        unreadable_files: paths of files that are there, and of which nothing is known.
         other_endings: how many files of which ending were passed over.
         excluded_folders: how many folders which pattern of `pictures.exclusions` left out, with all
             below them.
@@ -58,6 +59,7 @@ class Listing:
     pictures: list[FoundFile] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     unreadable_folders: list[str] = field(default_factory=list)
+    unreadable_files: set[str] = field(default_factory=set)
     other_endings: collections.Counter[str] = field(default_factory=collections.Counter)
     excluded_folders: collections.Counter[str] = field(default_factory=collections.Counter)
     excluded_files: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -130,8 +132,11 @@ def _sort_in(entry: os.DirEntry[bytes], listing: Listing) -> None:
         return
     try:
         status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return  # gone since the folder was listed
     except OSError as error:
-        # Gone since the folder was listed.
+        # As on a network disk whose server is away.
+        listing.unreadable_files.add(text)
         listing.skipped.append((text, f"cannot be read: {error.strerror}"))
         return
     if not stat.S_ISREG(status.st_mode):

@@ -110,8 +110,8 @@ class PictureReader:
             return {}
         names = [field.name for field in COLUMNS]
         found = {}
-        for named in naming("path", paths):
-            for row in self._table.search().where(named).select(["path", *names]).to_arrow().to_pylist():
+        for rows in self._named(paths, ["path", *names]):
+            for row in rows.to_pylist():
                 found[row["path"]] = Facts(*(row[name] for name in names))
         return found
 
@@ -138,20 +138,23 @@ class PictureReader:
         with storage_errors(self.folder, "read"):
             yield from self._table.search().select([*columns]).to_batches(rows)
 
-    def states(self) -> dict[str, FileState]:
-        """The state of every file, by path."""
+    def states(self, paths: Iterable[str] | None = None) -> dict[str, FileState]:
+        """The state of every file, or of those of some paths that have a row, by path."""
         columns = ["path", *FileState._fields]
         states: dict[str, FileState] = {}
-        for batch in self.batches(columns):
-            values = [batch.column(name).to_pylist() for name in columns]
+        for batch in self.batches(columns) if paths is None else self._named(paths, columns):
+            values = [batch[name].to_pylist() for name in columns]
             states |= {path: FileState(*state) for path, *state in zip(*values, strict=True)}
         return states
 
     def state(self, path: str) -> FileState | None:
         """The state of one file, None where it has no row."""
-        query = self._table.search().where(f"path = {sql_text(path)}").select([*FileState._fields])
-        rows = query.limit(1).to_arrow().to_pylist()
-        return FileState(**rows[0]) if rows else None
+        return self.states([path]).get(path)
+
+    def _named(self, paths: Iterable[str], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Columns of the rows of some paths."""
+        for named in naming("path", paths):
+            yield self._table.search().where(named).select([*columns]).to_arrow()
 
     def paths(self, hashes: Iterable[str]) -> tuple[str, ...]:
         """Paths of all files of some contents, sorted."""
@@ -262,10 +265,9 @@ class PictureReader:
 
     def thumbnails(self, paths: Iterable[str]) -> dict[str, bytes]:
         """The thumbnails of those of some paths that have a row."""
-        found = {}
-        for named in naming("path", paths):
-            for row in self._table.search().where(named).select(["path", "thumbnail"]).to_arrow().to_pylist():
-                found[row["path"]] = row["thumbnail"]
+        found: dict[str, bytes] = {}
+        for rows in self._named(paths, ["path", "thumbnail"]):
+            found |= {row["path"]: row["thumbnail"] for row in rows.to_pylist()}
         return found
 
     def newest(self, limit: int, *, condition: str | None = None) -> list[str]:

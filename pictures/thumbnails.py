@@ -9,10 +9,12 @@ from PIL import Image
 from clipserve.images import ImageLimits, decode_image
 
 EDGE = 224  # pixels of the longer side; 8 to 10 kB each
+# Of panoramas, which a gallery shows as high as other pictures: the shorter side, and the longer at most.
+SHORTER, LONGEST = 112, 448
 
 
 def make_thumbnail(data: bytes) -> bytes:
-    """A JPEG of at most `EDGE` x `EDGE` pixels, of the picture that the server sees in these bytes.
+    """A JPEG as of `shrink`, of the picture that the server sees in these bytes.
 
     Raises:
         RequestError: it is none.
@@ -21,8 +23,10 @@ def make_thumbnail(data: bytes) -> bytes:
 
 
 def shrink(image: Image.Image) -> bytes:
-    """A JPEG of at most `EDGE` x `EDGE` pixels, of an RGB picture; the picture itself is reduced."""
-    image.thumbnail((EDGE, EDGE))
+    """A JPEG of an RGB picture, which is itself reduced: to `EDGE`, panoramas to `LONGEST` at most."""
+    shorter, longer = sorted(image.size)
+    edge = min(max(EDGE, SHORTER * longer // shorter), LONGEST)
+    image.thumbnail((edge, edge))
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=80)
     return stream.getvalue()

@@ -40,7 +40,9 @@ def index(arguments: argparse.Namespace) -> None:
     say_what_ends_it(sys.stderr)
     with _client(arguments) as client:
         words = client, arguments.images, arguments.table
-        print_report(index_folder(*words, exclude=arguments.exclude, again=arguments.again))
+        # Of what is followed, no disk is known yet to be away.
+        away = None if arguments.watch is None else tuple
+        print_report(index_folder(*words, exclude=arguments.exclude, again=arguments.again, away=away))
         if arguments.watch is None:
             return
         from search.watching import follow
@@ -51,6 +53,7 @@ def index(arguments: argparse.Namespace) -> None:
                 print(f"{printable(str(told))}; tried again", file=sys.stderr, flush=True)
             elif told.written or told.removed or told.missing:
                 print_report(told)
+                sys.stdout.flush()  # in a log, too, it is read while it goes on
 
 
 def search(arguments: argparse.Namespace) -> None:

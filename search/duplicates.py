@@ -146,6 +146,16 @@ def to_json(duplicates: Duplicates) -> str:
     return json.dumps(answer, ensure_ascii=False, indent=2)
 
 
+def read_json(text: str) -> Duplicates:
+    """What `to_json` wrote."""
+    answer = json.loads(text)
+    equal = [Equal(group["sha256"], group["bytes"], tuple(group["paths"])) for group in answer["equal"]]
+    similar = [
+        Similar(tuple(group["paths"]), tuple(group["cosine_similarity"])) for group in answer["similar"]
+    ]
+    return Duplicates(equal, similar, answer["threshold"])
+
+
 def summary(duplicates: Duplicates) -> str:
     """One line."""
     equal = sum(len(group.paths) for group in duplicates.equal)

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -92,7 +92,7 @@ def index_folder(
     *,
     exclude: Sequence[str] = (),
     again: bool = False,
-    doubts: bool = False,
+    away: Callable[[], Collection[str]] | None = None,
 ) -> Report:
     """Brings the table in `folder` to what lies in `root`.
 
@@ -103,8 +103,8 @@ def index_folder(
         exclude: patterns of what is left out, see `pictures.exclusions`.
         again: embeds again what does not count: all rows, where they are of another embedding space, and what
             the server failed on before.
-        doubts: keeps the rows of files that are gone where these are more than half of all: nobody looks on,
-            and it may be a disk below `root` that is not mounted.
+        away: where nobody looks on: gives the folders below `root`, in text form, whose disks are not there.
+            Rows of files below these are kept, and of all that are gone where more are gone than are there.
 
     Raises:
         SearchError: `root` holds no pictures.
@@ -136,7 +136,7 @@ def index_folder(
             if again:
                 journal.forget_failures()
             run = _Run(client, table, journal, listing)
-            run.bring_up_to_date(path_to_text(os.fsencode(root.resolve())).rstrip("/") + "/", doubts)
+            run.bring_up_to_date(path_to_text(os.fsencode(root.resolve())).rstrip("/") + "/", away)
         run.report.failed_list = write_failed(folder, run.report.failed)
     run.report.seconds = time.monotonic() - start
     return run.report
@@ -165,7 +165,7 @@ class _Run:
         # Rows whose file was read and is no picture any more.
         self._outdated: list[str] = []
 
-    def bring_up_to_date(self, below: str, doubts: bool) -> None:
+    def bring_up_to_date(self, below: str, away: Callable[[], Collection[str]] | None) -> None:
         """Adds, replaces and removes rows; `below` is the text form of the folder, with its last slash."""
         todo = [found for found in self.report.listing.pictures if not self._is_unchanged(found)]
         # New paths first: a moved file finds its embedding in a row that a changed one may replace.
@@ -189,7 +189,7 @@ class _Run:
                 self._commit()
         for found in self._suspects:
             self._fail(found, "the server failed; the same command asks again")
-        self._remove_gone(below, doubts)
+        self._remove_gone(below, away)
         if self.report.written or self.report.removed:
             self._table.maintain()
         if self._table.has_index:
@@ -373,18 +373,27 @@ class _Run:
                 self.report.embedded += read.is_new
         return rows
 
-    def _remove_gone(self, below: str, doubts: bool) -> None:
+    def _remove_gone(self, below: str, away: Callable[[], Collection[str]] | None) -> None:
         """Removes rows of files that are gone from the folder, or hold no picture any more."""
-        there = {found.path for found in self.report.listing.pictures}
-        unknown = tuple(f"{folder}/" for folder in self.report.listing.unreadable_folders)
+        listing = self.report.listing
+        there = {found.path for found in listing.pictures} | listing.unreadable_files
+        unknown = tuple(f"{folder}/" for folder in listing.unreadable_folders)
         gone = [
             path
             for path in self._states
             if path.startswith(below) and path not in there and not path.startswith(unknown)
         ]
-        if doubts and len(gone) > len(there):
-            self.report.missing = len(gone)
-            gone = []
+        if away is not None:
+            # Asked for after the folder was listed: what was there by then is not gone.
+            kept = tuple(f"{folder}/" for folder in away())
+            # What is there under another name was moved, however much of it.
+            moved = {self._states[path].sha256 for path in there if path in self._states}
+            lost = [path for path in gone if self._states[path].sha256 not in moved]
+            doubtful = {path for path in gone if path.startswith(kept)}
+            if len(lost) > len(there):
+                doubtful.update(lost)
+            self.report.missing = len(doubtful)
+            gone = [path for path in gone if path not in doubtful]
         gone += self._outdated
         self._table.remove(gone)
         self.report.removed = len(gone)

@@ -116,6 +116,7 @@ def write_contact_sheet(
             # A row may have gone since.
             if small := thumbnails.get(hit.path):
                 with Image.open(io.BytesIO(small)) as thumbnail:
+                    thumbnail.thumbnail((EDGE, EDGE))  # a panorama's is wider
                     inset = (EDGE - thumbnail.width) // 2, (EDGE - thumbnail.height) // 2
                     sheet.paste(thumbnail, (left + inset[0], upper + inset[1]))
             copies = f"   and {len(hit.copies)} copies" if hit.copies else ""

@@ -118,8 +118,8 @@ def print_report(report: Report) -> None:
     print(f"in the table: {report.changed} changed, {report.removed} removed")
     if report.missing:
         print(
-            f"{report.missing} files are gone, more than are there: their rows are kept, since a disk may "
-            "not be mounted; the same command without WATCH removes them"
+            f"{report.missing} files are gone, with a disk or more than are there: their rows are kept, as "
+            "disks may be unmounted; the same command without WATCH removes them"
         )
     if report.recall is not None:
         print(f"ANN index: recall@{RECALL_AT} {report.recall:.3f} against exact search")

@@ -7,19 +7,25 @@ table, so that nothing depends on every change being told, and renames are recog
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from watchfiles import Change, watch
 
 from clipserve.client import Client
 from clipserve.errors import ClipServeError
 from pictures.files import ENDINGS
-from pictures.paths import printable
+from pictures.paths import path_to_text, printable
 from search.errors import SearchError
 from search.indexer import index_folder
 from search.report import Report
+
+# Linux's table of what is mounted where; white space and backslashes are written as three octal digits.
+MOUNTS = Path("/proc/self/mountinfo")
+_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 # Between looks at whether the folder is still there, in seconds.
 STEP = 1.0
@@ -36,7 +42,8 @@ def follow(
 ) -> Iterator[Report | ClipServeError]:
     """Brings the table to what lies in a folder, again and again, until the iterator is closed.
 
-    A folder that vanishes, as with a disk that is unmounted, is waited for, and its rows stay.
+    A folder that vanishes, as with a disk that is unmounted, is waited for, and its rows stay; so do those of
+    a disk that was mounted below it.
 
     Args:
         client: of the server that embeds.
@@ -51,8 +58,10 @@ def follow(
     Raises:
         SearchError: the system cannot watch so many folders.
     """
+    disks: set[str] = set()
     while True:
         place = _place(root)
+        disks.update(place.mounts if place else ())
         if place is None:
             yield SearchError(f"{printable(str(root))}: not there; its rows stay, and it is waited for")
             while _place(root) is None:
@@ -66,7 +75,9 @@ def follow(
             if not changes and time.monotonic() < due:
                 continue
             try:
-                yield index_folder(client, root, folder, exclude=exclude, doubts=True)
+                yield index_folder(
+                    client, root, folder, exclude=exclude, away=lambda: disks - mounts_below(root)
+                )
                 due = time.monotonic() + PATROL
             except ClipServeError as error:
                 yield error
@@ -103,10 +114,26 @@ def _changes(root: Path, folder: Path, poll: bool) -> Iterator[bool]:
         ) from error
 
 
-def _place(root: Path) -> tuple[int, int] | None:
-    """Device and number of the folder, which another disk mounted there does not share; None without one."""
+class _Place(NamedTuple):
+    """What another disk does not share that is mounted there, or below: device, number, disks below."""
+
+    device: int
+    number: int
+    mounts: frozenset[str]
+
+
+def _place(root: Path) -> _Place | None:
+    """That of the folder; None without one."""
     try:
         status = root.stat()
     except OSError:
         return None
-    return (status.st_dev, status.st_ino) if root.is_dir() else None
+    return _Place(status.st_dev, status.st_ino, mounts_below(root)) if root.is_dir() else None
+
+
+def mounts_below(root: Path) -> frozenset[str]:
+    """Folders below another at which a disk is mounted, in text form."""
+    inner = os.fsencode(root.resolve()).rstrip(b"/") + b"/"
+    lines = MOUNTS.read_bytes().splitlines()
+    mounts = (_OCTAL.sub(lambda digits: bytes([int(digits[1], 8)]), line.split()[4]) for line in lines)
+    return frozenset(path_to_text(mount) for mount in mounts if mount.startswith(inner))

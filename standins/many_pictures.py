@@ -19,7 +19,7 @@ AGE_NS = 3600 * 10**9
 def write_pictures(folder: Path, count: int, seed: int = 0, size: tuple[int, int] = SIZE) -> list[Path]:
     """Writes `count` JPEGs of `size`, no two of the same bytes, in subfolders of a thousand."""
     written = []
-    for number, image in enumerate(_images(count, seed, size)):
+    for number, image in enumerate(draw_pictures(count, seed, size)):
         path = folder / f"{number // 1000:03d}" / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, quality=85)
@@ -29,7 +29,8 @@ def write_pictures(folder: Path, count: int, seed: int = 0, size: tuple[int, int
     return written
 
 
-def _images(count: int, seed: int, size: tuple[int, int]) -> Iterator[Image.Image]:
+def draw_pictures(count: int, seed: int = 0, size: tuple[int, int] = SIZE) -> Iterator[Image.Image]:
+    """Gives `count` pictures of `size`, no two of the same pixels."""
     rng = np.random.default_rng(seed)
     larger = (size[0] * 4 // 3, size[1] * 4 // 3)
     bases = [

@@ -5,6 +5,7 @@ HTML is rendered here; `static/` holds the style and the scripts. Nothing is loa
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import secrets
@@ -33,9 +34,11 @@ from clipserve.errors import ClipServeError, RequestError, ServerError
 from clipserve.images import ImageLimits
 from pictures.facts import UNKNOWN
 from pictures.paths import printable
+from search.duplicates import THRESHOLD
 from search.errors import SearchError
 from search.examples import LABELS, QUERIES
-from search.page.originals import NotServedError, find_original, read_original
+from search.page.copies import KINDS, MAX_GROUPS, THRESHOLDS, Copies, part, readable_size
+from search.page.originals import NotServedError, converted, find_original, read_original
 from search.page.searcher import CLOSENESS, LIMIT, Query, Searcher
 from search.page.strangers import PARAMETER, SameOrigin, TokenHolders
 from search.queries import normalized
@@ -65,6 +68,8 @@ class Page:
         # Two, since the first accepts answers in the table's space only.
         self._searcher = Searcher(connect(), folder)
         self._comparing = connect()
+        self._copies = Copies()
+        self._reading = asyncio.Lock()
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(FOLDER / "templates"),
             autoescape=True,
@@ -96,7 +101,7 @@ class Page:
     def _answer(self, request: Request) -> tuple[int, dict[str, Any]]:
         try:
             query = Query.read(request.query_params)
-            answer = self._searcher.answer(query, _offset(request))
+            answer = self._searcher.answer(query, _offset(request, LIMIT))
         except (ClipServeError, OSError) as error:
             return _status(error), {"problem": printable(str(error))}
         return HTTPStatus.OK, {"problem": None, "query": query, "limit": LIMIT, **vars(answer)}
@@ -123,7 +128,9 @@ class Page:
                 "path": found.path,
                 "folder": f"{folder}/",
                 "name": printable(name),
-                "bytes": found.size,
+                "size": readable_size(found.size),
+                "width": facts.width,
+                "height": facts.height,
                 "changed": changed.isoformat(timespec="seconds"),
                 "picture": sha256,
                 "taken": facts.taken and facts.taken.isoformat(),
@@ -135,13 +142,45 @@ class Page:
             }
         )
 
-    def picture(self, request: Request) -> Response:
-        """The picture of a row, as it is on disk."""
-        original = read_original(self._searcher.table, request.query_params.get("path", ""), LIMITS)
-        headers = {"cache-control": "private, no-cache", "etag": f'"{original.sha256}"'}
-        if request.headers.get("if-none-match") == headers["etag"]:
-            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    async def picture(self, request: Request) -> Response:
+        """The picture of a row: as it is on disk if browsers show its format, else converted."""
+        path = request.query_params.get("path", "")
+        # One at a time, since converting takes up to `max_memory`; and none for whoever has leafed on.
+        async with self._reading:
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            original = await run_in_threadpool(lambda: read_original(self._searcher.table, path))
+            headers = {"cache-control": "private, no-cache", "etag": f'"{original.sha256}"'}
+            if request.headers.get("if-none-match") == headers["etag"]:
+                return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+            if original.media_type is None:
+                original = await run_in_threadpool(converted, original, LIMITS)
         return Response(original.data, media_type=original.media_type, headers=headers)
+
+    def copies(self, request: Request) -> Response:
+        """The page of equal and nearly equal pictures; the groups follow, since they take their time."""
+        return self._html(
+            "copies.html", HTTPStatus.OK, thresholds=THRESHOLDS, default=THRESHOLD, max_bytes=LIMITS.max_bytes
+        )
+
+    async def groups(self, request: Request) -> Response:
+        """The groups of equal and nearly equal pictures, from `offset` on."""
+        parameters = request.query_params
+        try:
+            kind, least = parameters.get("kind", ""), parameters.get("least", str(THRESHOLD))
+            threshold = {str(one): one for one in THRESHOLDS}.get(least)
+            if threshold is None or kind not in KINDS:
+                raise SearchError(
+                    f"kind {kind!r}, least {least!r}: allowed are {', '.join(map(repr, KINDS))} and "
+                    f"{', '.join(map(str, THRESHOLDS))}"
+                )
+            offset = _offset(request, MAX_GROUPS)
+            table = await run_in_threadpool(lambda: self._searcher.table)
+            found = await self._copies.compare(table, threshold, again=not offset)
+            shown = await run_in_threadpool(part, table, found, kind, offset)
+        except (ClipServeError, OSError) as error:
+            return self._html("groups.html", _status(error), problem=printable(str(error)))
+        return self._html("groups.html", HTTPStatus.OK, problem=None, **vars(shown))
 
     def comparison(self, request: Request) -> Response:
         """The page that compares pictures with texts."""
@@ -174,10 +213,10 @@ class Page:
         return HTMLResponse(self._templates.get_template(template).render(context), status, headers)
 
 
-def _offset(request: Request) -> int:
+def _offset(request: Request, most: int) -> int:
     text = request.query_params.get("offset", "0")
-    if not text.isdecimal() or int(text) > LIMIT:
-        raise SearchError(f"offset: {text!r} is no number from 0 to {LIMIT}")
+    if not text.isdecimal() or int(text) > most:
+        raise SearchError(f"offset: {text!r} is no number from 0 to {most}")
     return int(text)
 
 
@@ -237,6 +276,8 @@ def application(page: Page, token: str, port: int) -> Starlette:
             Route("/thumbnail/{sha256}", page.thumbnail),
             Route("/details", page.details),
             Route("/picture", page.picture),
+            Route("/copies", page.copies),
+            Route("/copies/groups", page.groups),
             Route("/compare", page.comparison),
             Route("/comparison", page.compare, methods=["POST"]),
             Mount("/static", StaticFiles(directory=FOLDER / "static")),

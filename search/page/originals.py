@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
@@ -28,10 +28,18 @@ class NotServedError(SearchError):
 
 @dataclass(frozen=True)
 class Original:
-    """A picture as a browser shows it: bytes, their media type, and the file's SHA-256."""
+    """A picture of a row.
 
+    Attributes:
+        path: in text form, see `pictures.paths`.
+        data: the file's bytes, or what was made of them.
+        media_type: under which browsers show these; None where they do not.
+        sha256: of the file's bytes.
+    """
+
+    path: str
     data: bytes
-    media_type: str
+    media_type: str | None
     sha256: str
 
 
@@ -61,28 +69,34 @@ def find_original(table: PictureTable, path: str) -> tuple[FoundFile, str]:
     return FoundFile(path, location, status.st_size, status.st_mtime_ns), state.sha256
 
 
-def read_original(table: PictureTable, path: str, limits: ImageLimits) -> Original:
-    """The picture of a row: unchanged if browsers show its format, else a JPEG of `SHOWN_EDGE` at most.
+def read_original(table: PictureTable, path: str) -> Original:
+    """The picture of a row, as its file is now.
 
     Raises:
-        NotServedError: see `find_original`; or the file holds no picture any more.
+        NotServedError: see `find_original`; or it cannot be read.
     """
     found, _ = find_original(table, path)
     try:
         contents = read_contents(found)
     except OSError as error:
         raise NotServedError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+    return Original(path, contents.data, _shown_as(contents.data), contents.sha256)
+
+
+def converted(original: Original, limits: ImageLimits) -> Original:
+    """As a JPEG of `SHOWN_EDGE` at most: a picture that browsers do not show, such as HEIC and TIFF.
+
+    Raises:
+        NotServedError: the file holds no picture any more, or none that can be decoded here.
+    """
     try:
-        media_type = _shown_as(contents.data)
-        if media_type is not None:
-            return Original(contents.data, media_type, contents.sha256)
-        stream = io.BytesIO()
-        image = decode_image(contents.data, limits)
-        image.thumbnail((SHOWN_EDGE, SHOWN_EDGE))
-        image.save(stream, "JPEG", quality=JPEG_QUALITY)
+        image = decode_image(original.data, limits)
     except RequestError as error:
-        raise NotServedError(f"{printable(path)}: no picture any more: {error.message}") from error
-    return Original(stream.getvalue(), "image/jpeg", contents.sha256)
+        raise NotServedError(f"{printable(original.path)}: cannot be shown: {error.message}") from error
+    image.thumbnail((SHOWN_EDGE, SHOWN_EDGE))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=JPEG_QUALITY)
+    return replace(original, data=stream.getvalue(), media_type="image/jpeg")
 
 
 def _shown_as(data: bytes) -> str | None:

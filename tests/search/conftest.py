@@ -28,15 +28,25 @@ def picture(path: Path, seed: int, size: tuple[int, int] = (96, 64)) -> Path:
     """Writes a picture of coloured patches; every seed gives another."""
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(path, quality=90)
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+    if path.suffix == ".heic":
+        import pillow_heif  # an extra, and other rooms' tests draw with this, too
+
+        pillow_heif.from_pillow(image).save(path, quality=90)
+    else:
+        image.save(path, quality=90)
     return path
+
+
+def write_tiny_store(folder: Path) -> Path:
+    """Archives of a tiny pair, the same ones each time."""
+    subprocess.run([TORCHSERVE_PYTHON, "-m", "standins.tiny_store", folder, "0"], cwd=ROOT, check=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    store = tmp_path_factory.mktemp("store")
-    subprocess.run([TORCHSERVE_PYTHON, "-m", "standins.tiny_store", store, "0"], cwd=ROOT, check=True)
-    with running_torchserve(store) as server:
+    with running_torchserve(write_tiny_store(tmp_path_factory.mktemp("store"))) as server:
         yield server
 
 
@@ -46,27 +56,32 @@ def client(server: RunningServer) -> Iterator[Client]:
         yield client
 
 
+def count_embedded(server: RunningServer) -> int:
+    """Pictures that a server was asked to embed since its start; a request is a picture."""
+    metrics = httpx.get(f"{server.metrics_url}/metrics", timeout=120, trust_env=False).text
+    lines = [line for line in metrics.splitlines() if line.startswith("ts_inference_requests_total")]
+    return sum(int(float(line.split()[-1])) for line in lines if 'model_name="clip_image"' in line)
+
+
 @pytest.fixture
 def embedded(server: RunningServer) -> Callable[[], int]:
-    """Counts, at the server, the pictures that it embedded since the test began; a request is a picture."""
-
-    def count() -> int:
-        metrics = httpx.get(f"{server.metrics_url}/metrics", timeout=120, trust_env=False).text
-        lines = [line for line in metrics.splitlines() if line.startswith("ts_inference_requests_total")]
-        return sum(int(float(line.split()[-1])) for line in lines if 'model_name="clip_image"' in line)
-
-    start = count()
-    return lambda: count() - start
+    """Counts, at the server, the pictures that it embedded since the test began."""
+    start = count_embedded(server)
+    return lambda: count_embedded(server) - start
 
 
-@pytest.fixture
-def arguments(server: RunningServer) -> list[str]:
-    """The command line's words for the server."""
+def words_for(server: RunningServer) -> list[str]:
+    """The command line's words for a server."""
     return [
         *("--url", server.url),
         *("--management-url", server.management_url),
         *("--key-file", server.key_file),
     ]
+
+
+@pytest.fixture
+def arguments(server: RunningServer) -> list[str]:
+    return words_for(server)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from clipserve.errors import RequestError, ServerError
+from pictures import files
 from pictures.errors import PicturesError
 from pictures.table import open_or_create_table, open_table
 from search import indexer
@@ -214,3 +216,33 @@ def test_an_empty_table_of_another_size_of_embeddings_is_replaced(folder: Path, 
     open_or_create_table(tmp_path / "table", "old", "model", DIM + 1)
     assert run(StandIn(), folder, again=True).written == 12
     assert open_table(tmp_path / "table").embedding_dim == DIM
+
+
+@pytest.mark.parametrize(("error", "removed"), [(errno.ESTALE, 0), (errno.EIO, 0), (errno.ENOENT, 1)])
+def test_a_file_that_cannot_be_looked_at_keeps_its_row(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, removed: int
+) -> None:
+    """As on a network disk whose server is away; one that is gone meanwhile does not."""
+    run(StandIn(), folder)
+    sort_in = files._sort_in
+
+    class Away:
+        name, path = b"0.png", os.fsencode(folder / "0" / "0.png")
+
+        def is_symlink(self) -> bool:
+            return False
+
+        def stat(self, *, follow_symlinks: bool) -> os.stat_result:
+            raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(
+        files,
+        "_sort_in",
+        lambda entry, listing: sort_in(Away() if entry.name == b"0.png" else entry, listing),
+    )
+    report = index_folder(StandIn().as_client(), folder, tmp_path / "table")
+    assert (report.removed, report.unchanged) == (removed, 11)
+    assert [reason for _, reason in report.failed] == [f"cannot be read: {os.strerror(error)}"] * (
+        1 - removed
+    )
+    assert len(open_table(tmp_path / "table")) == 12 - removed

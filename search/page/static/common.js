@@ -7,6 +7,15 @@ export function say(text) {
   notice.hidden = !text;
 }
 
+export function button(text, name) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = text;
+  made.title = name;
+  made.setAttribute("aria-label", name);
+  return made;
+}
+
 // The page's own server was ended, or what went wrong there, in a sentence.
 export async function failure(error) {
   if (!(error instanceof Response)) {

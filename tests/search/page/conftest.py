@@ -7,4 +7,4 @@ import importlib.util
 if importlib.util.find_spec("lancedb") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
-    from tests.search.page.pages import browser, page, pictures, tab  # noqa: F401  # fixtures
+    from tests.search.page.pages import browser, many, page, pictures, tab  # noqa: F401  # fixtures

@@ -17,12 +17,20 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import numpy as np
+import pillow_heif
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from clipserve.client import Management
+from demo.scenes import draw
+from demo.world import all_scenes
+from pictures.rows import FileState, Row
+from pictures.table import open_or_create_table
+from pictures.thumbnails import make_thumbnail
 from search.indexer import index_folder
+from search.page.searcher import LIMIT
 from serving.local import ROOT
 from serving.running import RunningServer
 from tests.search.conftest import picture
@@ -40,11 +48,15 @@ FLAGS = [
 MILLISECONDS = 240_000.0  # generous: the machine may be busy
 
 DESKTOP = (1440, 900)
+TABLET = (1024, 768)
 PHONE = (390, 844)
+
+NOBODY = "http://127.0.0.1:1"  # where no server is
 
 # Where set, the screenshots are kept in this folder, to be looked at.
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 
+MANY = LIMIT + 7  # more pictures than an answer has
 COUNT = 10  # pictures of the folder that is indexed
 NAME = "{} <b>&.png"
 TAKEN = NAME.format(4)
@@ -75,6 +87,22 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Image.open(folder / TAKEN) as image:
         image.save(folder / TAKEN, exif=exif)
     return folder
+
+
+# Pixels of what people have: from the camera, from the phone held upright, square, and a panorama.
+SHAPES = ((480, 320), (320, 480), (360, 360), (800, 240), (480, 360))
+
+
+def drawing(path: Path, number: int) -> Path:
+    """Writes a picture of something, of another shape than the one before."""
+    scenes = all_scenes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = draw(scenes[(number * 37) % len(scenes)], number, SHAPES[number % len(SHAPES)])
+    if path.suffix == ".heic":
+        pillow_heif.from_pillow(drawn).save(path, quality=80)
+    else:
+        drawn.save(path)
+    return path
 
 
 @dataclass(frozen=True)
@@ -160,6 +188,29 @@ def page(server: RunningServer, pictures: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
+def many(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A page with more pictures than it sends at once; only their thumbnails exist."""
+    folder = tmp_path_factory.mktemp("many").resolve()
+    with server.client() as client:
+        spec = Management(client).specs("clip_image")[0]
+    dimension = spec.embedding_dim
+    table = open_or_create_table(folder / "table", spec.space_id, spec.model_id, dimension)
+    random = np.random.default_rng(1)
+    small = [make_thumbnail(drawing(folder / f"{i}.jpg", i).read_bytes()) for i in range(3 * len(SHAPES))]
+    vectors = random.normal(size=(MANY, dimension)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    table.write(
+        [
+            Row(f"/none/{i:04}.png", FileState(1, i, f"{i:064x}", 1), vector, small[i % len(small)])
+            for i, vector in enumerate(vectors)
+        ],
+        [],
+    )
+    with served(server.url, server.key_file, folder / "table", folder) as page:
+        yield page
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.fail("no chromium on PATH: apt-get install chromium")
@@ -171,18 +222,27 @@ def browser() -> Iterator[Browser]:
 
 @contextlib.contextmanager
 def opened(
-    browser: Browser, url: str, size: tuple[int, int] = DESKTOP, problems: bool = False, **options: Any
+    browser: Browser,
+    url: str,
+    size: tuple[int, int] = DESKTOP,
+    problems: bool = False,
+    direction: str = "ltr",
+    **options: Any,
 ) -> Iterator[Page]:
     """A tab; every address that it asks for must be of this machine, and no script may fail.
 
     Args:
         url: of the page.
         size: of the window.
+        direction: `rtl` turns it as a browser's own translation does, for whoever reads from the right.
         problems: the server is to answer with 4xx or 5xx, which the browser writes into its console.
     """
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
     context.set_default_timeout(MILLISECONDS)
     expect.set_options(timeout=MILLISECONDS)
+    context.add_init_script(
+        f"addEventListener('DOMContentLoaded', () => (document.documentElement.dir = '{direction}'))"
+    )
     tab = context.new_page()
     asked: list[str] = []
     failures: list[str] = []

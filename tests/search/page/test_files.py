@@ -19,7 +19,7 @@ from pictures.paths import path_to_text
 from pictures.rows import FileState, Row
 from pictures.table import PictureTable, open_or_create_table
 from pictures.thumbnails import make_thumbnail
-from search.page.originals import SHOWN_EDGE, NotServedError, read_original
+from search.page.originals import SHOWN_EDGE, NotServedError, Original, converted, read_original
 from tests.search.conftest import picture
 from tests.search.page.pages import (
     NAME,
@@ -90,6 +90,12 @@ def table_of(folder: Path, paths: Sequence[Path], dimension: int = 4) -> Picture
     return table
 
 
+def served(table: PictureTable, path: Path) -> Original:
+    """As the page does."""
+    original = read_original(table, path_to_text(os.fsencode(path)))
+    return original if original.media_type else converted(original, ImageLimits())
+
+
 @pytest.mark.parametrize(
     ("case", "complaint"),
     [
@@ -97,8 +103,8 @@ def table_of(folder: Path, paths: Sequence[Path], dimension: int = 4) -> Picture
         ("a link to a secret", "a link has taken its place"),
         ("a folder that is a link", "a link has taken its place"),
         ("a pipe", "a link has taken its place"),
-        ("a secret with a picture's name", "no picture any more"),
-        ("mark-up with a picture's name", "no picture any more"),
+        ("a secret with a picture's name", "cannot be shown"),
+        ("mark-up with a picture's name", "cannot be shown"),
         ("grown too large", "cannot be read"),
         ("a planted path", "cannot be read any more"),
     ],
@@ -130,7 +136,7 @@ def test_what_took_a_pictures_place_is_not_served(tmp_path: Path, case: str, com
         path = indexed / "nowhere" / ".." / "album" / "a.png"
     table = table_of(tmp_path / "table", [path])
     with pytest.raises(NotServedError, match=complaint):
-        read_original(table, path_to_text(os.fsencode(path)), ImageLimits())
+        served(table, path)
 
 
 @pytest.mark.parametrize("name", ["a.png", "ä b%2f?&#.png", "back\\slash.png", b"not utf-8 \xff.png"])
@@ -138,21 +144,20 @@ def test_any_name_is_served(tmp_path: Path, name: str | bytes) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path.resolve()) + b"/" + os.fsencode(name)))
     data = picture(tmp_path / "source.png", 3).read_bytes()
     path.write_bytes(data)
-    original = read_original(
-        table_of(tmp_path / "table", [path]), path_to_text(os.fsencode(path)), ImageLimits()
-    )
+    original = served(table_of(tmp_path / "table", [path]), path)
     assert (original.data, original.media_type) == (data, "image/png")
 
 
-def test_a_format_that_browsers_do_not_show_is_converted(tmp_path: Path) -> None:
-    path = tmp_path.resolve() / "scan.tiff"
+@pytest.mark.parametrize("name", ["scan.tiff", "phone.heic"])
+def test_a_format_that_browsers_do_not_show_is_converted(tmp_path: Path, name: str) -> None:
+    path = tmp_path.resolve() / name
     picture(path, 4)
-    original = read_original(table_of(tmp_path / "table", [path]), str(path), ImageLimits())
+    original = served(table_of(tmp_path / "table", [path]), path)
     assert original.media_type == "image/jpeg"
     with Image.open(io.BytesIO(original.data)) as image:
         assert (image.format, image.size) == ("JPEG", (96, 64))
-    # A scan is as large as what it was made from; what is sent is not.
+    # It is as large as the camera or the scanner made it; what is sent is not.
     picture(path, 4, (2880, 2160))
-    original = read_original(table_of(tmp_path / "table", [path]), str(path), ImageLimits())
+    original = served(table_of(tmp_path / "table", [path]), path)
     with Image.open(io.BytesIO(original.data)) as image:
         assert image.size == (SHOWN_EDGE, SHOWN_EDGE * 3 // 4)
