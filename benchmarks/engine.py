@@ -246,7 +246,9 @@ class SentenceTransformers:
 
         from sentence_transformers import SentenceTransformer
 
-        logging.disable(logging.WARNING)
+        # Both warn of files that are as they should be.
+        for name in ("sentence_transformers", "optimum"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         settings = {"ov_config": {"INFERENCE_NUM_THREADS": job["threads"], "PERFORMANCE_HINT": "LATENCY"}}
         kept = Path(job["keep"])
         self._model = SentenceTransformer(

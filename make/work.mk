@@ -1,14 +1,15 @@
 ##@ work on it
 
-# Files of tests side by side, since each test has one thread; a file's own fixtures are made once.
-TWO_AT_ONCE := --numprocesses 2 --dist loadfile
+# Files of tests side by side, since each test has one thread; a file's own fixtures are made once. Three on two cores,
+# for some wait for a server.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadfile
 
 .PHONY: setup
 setup: $(VENV)/.run-stamp #: create .venv with pinned versions, and a Java where there is none
 
 .PHONY: test
 test: $(VENV)/.bench-stamp #: every test that needs no GPU, a real TorchServe included
-	@$(RUN) -m pytest -m "not full" $(TWO_AT_ONCE) $(PYTEST_ARGS)
+	@$(RUN) -m pytest -m "not full" $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 .PHONY: test-full
 test-full: $(VENV)/.dev-stamp #: the whole flow with full-size checkpoints (random weights): minutes, 6 GB

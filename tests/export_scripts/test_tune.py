@@ -39,7 +39,8 @@ def settings_of(archive: Path) -> dict[str, object]:
 
 
 # Each precision is timed in processes of its own, half a minute.
-@pytest.mark.parametrize("layout", ["multilingual", pytest.param("siglip-2", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("layout", ["multilingual", "siglip-2"])
 def test_tuning_end_to_end(
     layout: str, folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,6 +269,7 @@ def test_nothing_is_published_beyond_the_bound(name: str, pair: CheckpointPair, 
     assert [path.name for path in (tmp_path / name).iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.full
 def test_equal_checkpoints_give_equal_files(made: Path, wrapped: Path, tmp_path: Path) -> None:
     """From a checkout in another folder, of checkpoints in another folder, in a process of its own."""
     for room in ("clipserve", "export_scripts"):
