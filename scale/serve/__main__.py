@@ -37,6 +37,9 @@ HANDLERS = ROOT / "handlers"
 # Bodies on their way to a replica, and answers: twice as many of the largest as one endpoint's batch holds.
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 
+# For the process that listens to start, within the minute that Ray Serve itself waits for it.
+PROXY_READY_SECONDS = 60
+
 
 @contextlib.contextmanager
 def start(
@@ -69,6 +72,8 @@ def start(
     # it needs no other, although the name speaks of two systems where it never does.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Else Ray Serve kills it after 5 s, and its own start fails with it: on a busy machine that is too soon.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_READY_SECONDS))
     # Ray's workers import this checkout, whatever folder they run in.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     from scale.serve.application import AppArguments, app
