@@ -184,7 +184,7 @@ def test_unreadable_files_are_listed_and_stop_nothing(client: Client, folder: Pa
     report = index_folder(client, folder, tmp_path / "table")
     reasons = {Path(path).name: reason for path, reason in report.failed}
     assert set(reasons) == {"text.jpg", "half.png", "empty.jpg", "loop"}
-    assert reasons["text.jpg"].startswith("the bytes are no picture in an allowed format (JPEG, PNG")
+    assert reasons["text.jpg"].startswith("the bytes are no picture in an allowed format (")
     assert reasons["half.png"].startswith("the image cannot be decoded")
     assert path_to_text(name) in open_table(tmp_path / "table").states()
     assert report.written == 13
