@@ -15,6 +15,7 @@ import httpx
 import psutil
 
 from clipserve.client import Client, KeyFile
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ClipServeError
 from reliability.questions import Question
 
@@ -180,7 +181,7 @@ def send_once(
     """
     token = server.key_file.token("inference")
     return http.post(
-        f"{server.properties['inference_address']}/predictions/{endpoint}",
+        f"{server.properties['inference_address']}/predictions/{ENDPOINTS[endpoint].path}",
         content=body,
         headers={"Content-Type": content_type, "Authorization": f"Bearer {token}"},
     )

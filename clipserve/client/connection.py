@@ -18,6 +18,7 @@ from clipserve.client.tokens import (
     refuses_token,
     token_auth,
 )
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ServerError
 
 INFERENCE_URL = "http://127.0.0.1:8080"
@@ -73,7 +74,9 @@ class Connection:
         Raises:
             ServerError: the server cannot be reached.
         """
-        url = f"{self._url}/predictions/{endpoint}"
+        # Its whole path: the documented proxy lets no other through.
+        path = ENDPOINTS[endpoint].path if endpoint in ENDPOINTS else endpoint
+        url = f"{self._url}/predictions/{path}"
         headers = {"Content-Type": content_type}
         return self._send(
             "inference", self._http.build_request("POST", url, content=content, headers=headers)

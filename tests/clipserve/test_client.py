@@ -27,6 +27,7 @@ from clipserve.encoder_spec import (
     encode_vector,
 )
 from clipserve.endpoint_status import EndpointStatus, Worker
+from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import RequestError, ServerError
 from clipserve.preprocessing import TextPreprocessing
 
@@ -366,6 +367,14 @@ def as_torchserve(status: EndpointStatus, told: Any = None) -> Any:
 
 
 STATUS = EndpointStatus([Worker(7, "READY"), Worker(-1, "LOADING")], 2, [json.loads(spec().to_json())])
+
+
+@pytest.mark.parametrize("name", list(ENDPOINTS))
+def test_an_endpoint_is_asked_by_its_whole_path(name: str) -> None:
+    """The proxy of docs/deployment.md lets no other through: `/predictions/v1` was 404 there."""
+    server = httpx.MockTransport(lambda request: httpx.Response(200, text=request.url.path))
+    with httpx.Client(transport=server) as http, Client(tokens=None, http=http) as client:
+        assert client.post(name, b"", "text/plain").text == f"/predictions/{ENDPOINTS[name].path}"
 
 
 @pytest.mark.parametrize("answer", [STATUS.to_json(), as_torchserve(STATUS)], ids=["ours", "TorchServe"])
