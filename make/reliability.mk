@@ -19,7 +19,7 @@ fuzz: $(VENV)/.dev-stamp #: REQUESTS=50000 damaged ones among good ones, and MIN
 
 .PHONY: fuzz-openapi
 fuzz-openapi: $(VENV)/.dev-stamp $(CLIENTS_VENV)/.run-stamp $(SCALE_VENV)/.run-stamp #: CASES=10000 that schemathesis makes of docs/openapi.json, for each server
-	@for server in torchserve ray; do $(RUN) -m pytest tests/http/test_openapi.py --server $$server --cases=$(call VALUE,CASES) -s; done
+	@for server in torchserve ray; do $(RUN) -m pytest tests/http/test_openapi.py --server $$server --cases=$(call VALUE,CASES) -s || exit 1; done
 
 .PHONY: attack
 attack: setup $(if $(value RAY),$(SCALE_VENV)/.run-stamp) #: MINUTES=30: requests that cost as much as they can, four at once among good ones
