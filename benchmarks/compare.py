@@ -40,14 +40,7 @@ from export_scripts.checkpoints.loading import load_pair
 from export_scripts.packages.archive import build_archives
 from export_scripts.publish import export_encoder
 from export_scripts.tune import tune
-from standins.checkpoints import (
-    DISTILBERT_MULTILINGUAL,
-    TINY_CLIP,
-    TINY_TEXT,
-    VIT_B_32,
-    write_clip,
-    write_multilingual,
-)
+from standins.checkpoints import write_pair
 
 # Checkpoints, pictures and archives; the first two are made once.
 WORK = Path(__file__).parents[1] / ".bench"
@@ -257,12 +250,10 @@ def run(
 
 def _random_checkpoints(folder: Path, *, small: bool) -> tuple[Path, Path]:
     """Writes the checkpoints where they are not there yet: CLIP and text, full size or tiny."""
-    clip, text = (TINY_CLIP, TINY_TEXT) if small else (VIT_B_32, DISTILBERT_MULTILINGUAL)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".checkpoints-", dir=folder.parent) as name:
-            write_clip(Path(name) / "new" / "clip-ViT-B-32", clip)
-            write_multilingual(Path(name) / "new" / "multilingual", text)
+            write_pair(Path(name) / "new", tiny=small)
             (Path(name) / "new").rename(folder)
     return folder / "clip-ViT-B-32", folder / "multilingual"
 

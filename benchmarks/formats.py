@@ -31,14 +31,7 @@ from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.formats import FORMATS
 from export_scripts.publish import export_encoder
-from standins.checkpoints import (
-    DISTILBERT_MULTILINGUAL,
-    TINY_CLIP,
-    TINY_TEXT,
-    VIT_B_32,
-    write_clip,
-    write_multilingual,
-)
+from standins.checkpoints import write_pair
 
 VARIANTS: tuple[tuple[Format, Precision], ...] = (
     ("torchscript", "fp32"),
@@ -144,13 +137,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(rounds: int, tiny: bool) -> None:
-    clip_shape, text_shape = (TINY_CLIP, TINY_TEXT) if tiny else (VIT_B_32, DISTILBERT_MULTILINGUAL)
     loads = [os.getloadavg()[0]]
     measured: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="clipserve-formats-") as name:
         work = Path(name)
-        clip = write_clip(work / "clip-ViT-B-32", clip_shape)
-        pair = load_pair(str(clip), str(write_multilingual(work / "multilingual", text_shape)))
+        clip, text = write_pair(work, tiny=tiny)
+        pair = load_pair(str(clip), str(text))
         modalities: tuple[Modality, ...] = ("image", "text")
         for modality in modalities:
             measured += measure(pair, modality, work / "store", rounds)

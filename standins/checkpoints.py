@@ -333,6 +333,12 @@ def write_m_clip_xlm_roberta(folder: Path, shape: TextShape = TINY_TEXT, seed: i
     return folder
 
 
+def write_pair(folder: Path, *, tiny: bool) -> tuple[Path, Path]:
+    """CLIP ViT-B/32 and the multilingual DistilBERT, full size or tiny, as folders of `folder`."""
+    clip, text = (TINY_CLIP, TINY_TEXT) if tiny else (VIT_B_32, DISTILBERT_MULTILINGUAL)
+    return write_clip(folder / "clip-ViT-B-32", clip), write_multilingual(folder / "multilingual", text)
+
+
 def _write_clip_model(folder: Path, shape: ClipShape, seed: int) -> None:
     torch.manual_seed(seed)
     vocabulary = write_clip_tokenizer(folder, shape.vocabulary, shape.context_length)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipserve.encoder_spec import Device, Modality, Precision
+from clipserve.hardware import usable_cores
 from clipserve.store import EncoderFile, Store
 from standins import checkpoints
 
@@ -96,7 +96,7 @@ class Plan:
 
     dry: bool
     work: Path
-    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    cores: int = field(default_factory=usable_cores)
 
     @property
     def sizes(self) -> Sizes:
