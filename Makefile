@@ -5,6 +5,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 # `make export archive serve` is an order, also where MAKEFLAGS has -j.
 .NOTPARALLEL:
+# Where it is set (in many containers), each process compiles PyTorch, transformers or Ray anew: 1.5 to 6 s, ten times
+# for a Ray cluster. The environments are make's own, and what it writes there goes with them.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
 MODEL ?= clip-ViT-B-32

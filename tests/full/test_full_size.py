@@ -7,6 +7,7 @@ and client are those of the real thing.
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -73,18 +74,22 @@ def served(
     request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Client, CheckpointPair, Precision]]:
     image, text, precision = request.param
-    store = tmp_path_factory.mktemp("store")
+    root = tmp_path_factory.mktemp("served")
     image_folder, text_folder = str(folders[image]), str(folders[text])
-    export_pair(image_folder, text_folder, "cpu", precision, store)
-    build_archives(store, None, None)
-    server = private_server(store, tmp_path_factory.mktemp("server"))
     try:
-        server.start()
-        server.wait_ready(300)
-        with server.client() as client:
-            yield client, load_pair(image_folder, text_folder), precision
+        export_pair(image_folder, text_folder, "cpu", precision, root / "store")
+        build_archives(root / "store", None, None)
+        server = private_server(root / "store", root / "server")
+        try:
+            server.start()
+            server.wait_ready(300)
+            with server.client() as client:
+                yield client, load_pair(image_folder, text_folder), precision
+        finally:
+            server.stop()
     finally:
-        server.stop()
+        # Gigabytes each: all of them at once would fill a disk.
+        shutil.rmtree(root)
 
 
 @pytest.fixture(scope="module")
