@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,30 @@ def write_json(path: Path, content: object) -> None:
     """Writes JSON for people to read, and the folders that the file lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_clip_tokenizer_files(
+    folder: Path, vocabulary: Mapping[str, int], merges: Iterable[str], max_tokens: int
+) -> None:
+    """Writes the files of a `CLIPTokenizer`.
+
+    Args:
+        merges: of the byte-level BPE, each two tokens with a space between; the first is done first.
+        max_tokens: of a text.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *merges, ""]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    specials = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+    }
+    write_json(folder / "special_tokens_map.json", specials)
+    more = {"model_max_length": max_tokens, "tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
+    write_json(folder / "tokenizer_config.json", {**specials, **more})
 
 
 def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:

@@ -115,12 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def work() -> None:
+        seed: int = arguments.seed
         with tempfile.TemporaryDirectory(prefix="clipserve-quantized-") as folder:
             store = Path(folder)
             export_pair("demo", None, "cpu", "fp32", store)
             build_archives(store, None, None)
             with Server.private(store) as server, server.client() as client:
-                results = measure(client, arguments.seed)
+                results = measure(client, seed)
         DATA.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         for way, found in results["ways"].items():
             print(

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, DistilBertTokenizer
 
 from demo.captions import caption, load_vocabularies
-from demo.layouts import write_json
+from demo.layouts import write_clip_tokenizer_files
 from demo.models import MAX_TOKENS
 from demo.world import trained_scenes
 
@@ -30,19 +30,7 @@ def train_english_tokenizer(folder: Path) -> None:
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    lines = ["#version: 0.2", *map(" ".join, merges), ""]
-    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
-    specials = {
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-    }
-    write_json(folder / "special_tokens_map.json", specials)
-    more = {"model_max_length": MAX_TOKENS["teacher"], "tokenizer_class": "CLIPTokenizer"}
-    write_json(folder / "tokenizer_config.json", {**specials, **more})
+    write_clip_tokenizer_files(folder, vocab, map(" ".join, merges), MAX_TOKENS["teacher"])
 
 
 def train_multilingual_tokenizer(folder: Path) -> None:

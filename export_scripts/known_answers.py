@@ -79,11 +79,11 @@ class NotHadError(Exception):
     """A checkpoint or a picture is not here; its text says which, and how to get it."""
 
 
-def known_answers(picture: Path | None) -> list[KnownAnswer]:
+def known_answers(picture: bytes | None) -> list[KnownAnswer]:
     """All of them.
 
     Args:
-        picture: the photograph of two dogs in snow; None where the user has none.
+        picture: the file of the photograph of two dogs in snow; None where the user has none.
     """
     return [
         KnownAnswer("all-MiniLM-L6-v2, text", MINILM_HELLO, MINILM_WITHIN, _minilm),
@@ -161,16 +161,15 @@ def _clip_text() -> FloatArray:
     return _texts(_clip(), [HELLO])[0, : len(CLIP_HELLO)]
 
 
-def _two_dogs(picture: Path | None) -> FloatArray:
+def _two_dogs(picture: bytes | None) -> FloatArray:
     if picture is None:
         raise NotHadError("no picture; IMAGE=two_dogs_in_snow.jpg, from sentence-transformers' examples")
-    data = picture.read_bytes()
     pair = _clip()
     texts = _texts(pair, list(DOGS_TEXTS))
     with tempfile.TemporaryDirectory() as folder:
         spec = export_encoder(pair, "image", "cpu", "fp32", Path(folder))
         encoder = ExportedImageEncoder(Path(folder) / spec.file_name, CPU)
-        pixels = preprocess(decode_image(data, ImageLimits()), encoder.preprocessing, ImageLimits())
+        pixels = preprocess(decode_image(picture, ImageLimits()), encoder.preprocessing, ImageLimits())
         cosines: FloatArray = texts @ encoder.embed([pixels])[0]
     return cosines
 
@@ -200,7 +199,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    return run_command("known-answers", lambda: compare(known_answers(arguments.image)))
+
+    def work() -> None:
+        image: Path | None = arguments.image
+        # Read first: a wrong name is told before the minutes of an export.
+        compare(known_answers(image.read_bytes() if image else None))
+
+    return run_command("known-answers", work)
 
 
 if __name__ == "__main__":

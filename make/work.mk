@@ -1,8 +1,8 @@
 ##@ work on it
 
-# Files of tests side by side, since each test has one thread; a file's own fixtures are made once. Three on two cores,
-# for some wait for a server.
-SIDE_BY_SIDE := --numprocesses 3 --dist loadfile
+# Files of tests side by side, since each test has one thread; a file's own fixtures are made once. Four on two cores,
+# for many wait for a server; in the order of tests/conftest.py.
+SIDE_BY_SIDE := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup
 setup: $(VENV)/.run-stamp #: create .venv with pinned versions, and a Java where there is none

@@ -8,6 +8,7 @@ count.
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 
@@ -52,7 +53,19 @@ DEFAULTS = (
 MARKER = b".nomedia"
 
 
-def read_patterns(text: str) -> list[str]:
+def add_exclude_option(parser: argparse.ArgumentParser) -> None:
+    """`--exclude` of a command line: a list of patterns, each word of it `PATTERN|PATTERN`."""
+    parser.add_argument(
+        "--exclude",
+        type=_read_patterns,
+        action="extend",
+        default=[],
+        metavar="PATTERN|PATTERN",
+        help="leave out what matches, as in .gitignore; besides hidden files, bins and thumbnails",
+    )
+
+
+def _read_patterns(text: str) -> list[str]:
     """The patterns of one word of a command line, `PATTERN|PATTERN`."""
     return [pattern.strip() for pattern in text.split("|") if pattern.strip()]
 

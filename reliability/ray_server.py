@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,12 @@ from clipserve.client import Client, KeyFile, Management
 from clipserve.endpoints import ENDPOINTS
 from scale.serve.server_process import running_ray_serve
 from serving.running import RunningServer
+
+
+def actor_process(processes: Iterable[psutil.Process], actor: str) -> psutil.Process:
+    """The one process of an actor, which Ray names by it."""
+    (found,) = [p for p in processes if f"ray::{actor}" in " ".join(p.cmdline())]
+    return found
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,8 @@ class RayServer:
     def frontends(self) -> dict[str, psutil.Process]:
         """Ray Serve's proxy, which takes requests, and our ingress behind it."""
         actors = {"proxy": "ProxyActor", "ingress": "ServeReplica:clipserve:ingress"}
-        return {name: self._process(actor) for name, actor in actors.items()}
-
-    def _process(self, actor: str) -> psutil.Process:
-        """The one process of an actor, which Ray names by it."""
-        (found,) = [p for p in self.processes() if f"ray::{actor}" in " ".join(p.cmdline())]
-        return found
+        processes = self.processes()
+        return {name: actor_process(processes, actor) for name, actor in actors.items()}
 
     def wait_ready(self, timeout: float) -> None:
         """Waits until every endpoint answers its golden inputs.

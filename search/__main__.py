@@ -14,7 +14,7 @@ from clipserve.client import INFERENCE_URL, KEY_FILE, MANAGEMENT_URL, Client, Ke
 from clipserve.command import run_command
 from clipserve.errors import ClipServeError
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
-from pictures.exclusions import read_patterns
+from pictures.exclusions import add_exclude_option
 from pictures.filters import Filter
 from pictures.paths import printable
 from pictures.table import open_table
@@ -179,14 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     folder.add_argument(
         "--forget", type=path, metavar="FOLDER", help="remove the rows of its pictures; no file is touched"
     )
-    of_index.add_argument(
-        "--exclude",
-        type=read_patterns,
-        action="extend",
-        default=[],
-        metavar="PATTERN|PATTERN",
-        help="leave out what matches, as in .gitignore; besides hidden files, bins and thumbnails",
-    )
+    add_exclude_option(of_index)
     of_index.add_argument(
         "--again",
         action="store_true",

@@ -80,14 +80,28 @@ class Server:
         Raises:
             ServerError: it does not start.
         """
-        with tempfile.TemporaryDirectory(prefix="clipserve-server-") as folder:
-            server = private_server(store, Path(folder))
-            try:
-                server.start()
-                server.wait_ready(timeout)
-                yield server
-            finally:
-                server.stop()
+        with (
+            tempfile.TemporaryDirectory(prefix="clipserve-server-") as folder,
+            private_server(store, Path(folder)).started(timeout) as server,
+        ):
+            yield server
+
+    @contextlib.contextmanager
+    def started(self, timeout: float) -> Iterator[Server]:
+        """This server, ready, for as long as the `with` block lasts.
+
+        Args:
+            timeout: seconds that it may take to be ready.
+
+        Raises:
+            ServerError: it does not start.
+        """
+        try:
+            self.start()
+            self.wait_ready(timeout)
+            yield self
+        finally:
+            self.stop()
 
     @property
     def properties(self) -> dict[str, str]:

@@ -20,6 +20,7 @@ from tokenizers import (
 )
 
 from demo.captions import load_vocabularies
+from demo.layouts import write_clip_tokenizer_files, write_json
 
 
 def corpus() -> list[str]:
@@ -58,25 +59,7 @@ def write_clip_tokenizer(folder: Path, size: int, context_length: int) -> dict[s
     tokens += [f"unused{i}</w>" for i in range(size - 2 - len(tokens))]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    special = {
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-    }
-    write_json(folder / "special_tokens_map.json", special)
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            **special,
-            "model_max_length": context_length,
-            "tokenizer_class": "CLIPTokenizer",
-            "do_lower_case": True,
-        },
-    )
+    write_clip_tokenizer_files(folder, vocabulary, merges, context_length)
     return vocabulary
 
 
@@ -270,9 +253,3 @@ def write_gemma_tokenizer(folder: Path, size: int, context_length: int) -> None:
             "tokenizer_class": "GemmaTokenizer",
         },
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, and the folder that it is in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2))

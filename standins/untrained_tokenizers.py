@@ -16,7 +16,8 @@ from typing import Any
 
 import transformers
 
-from standins.tokenizers import corpus, write_json
+from demo.layouts import write_json
+from standins.tokenizers import corpus
 
 WORD = re.compile(r"[^\W\d_]+")
 

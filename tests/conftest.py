@@ -26,6 +26,8 @@ from standins import tiny
 
 CPU = torch.device("cpu")
 
+TESTS = Path(__file__).parent
+
 ExportedAs = Callable[[str, Format, Precision], Path]
 
 
@@ -43,7 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
+# The rooms whose files take minutes.
+LONGEST = ("export_scripts", "http")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # They come first: at the end, one process would have one of them to itself.
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONGEST)
     if torch.cuda.is_available():
         return
     for item in items:

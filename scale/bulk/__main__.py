@@ -15,7 +15,7 @@ from clipserve.command import run_command
 from clipserve.encoder_spec import read_spec
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from clipserve.store import Store
-from pictures.exclusions import read_patterns
+from pictures.exclusions import add_exclude_option
 from scale.bulk.cluster import connect
 from scale.bulk.sources import find_source
 
@@ -38,14 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         "--table", type=path, default=TABLE, help=f"folder of the table ({TABLE}), seen likewise"
     )
     parser.add_argument("--column", help="of the pictures' bytes in Parquet (the only one of bytes)")
-    parser.add_argument(
-        "--exclude",
-        type=read_patterns,
-        action="extend",
-        default=[],
-        metavar="PATTERN|PATTERN",
-        help="leave out what matches, as in .gitignore; besides hidden files, bins and thumbnails",
-    )
+    add_exclude_option(parser)
     encoder = parser.add_argument_group("the encoder, at the same path on every node")
     encoder.add_argument("--encoder", type=path, help="traced image encoder, .pt (the one in --store)")
     encoder.add_argument("--store", type=path, default=STORE, help=f"folder of encoders ({STORE})")

@@ -28,7 +28,7 @@ from demo.languages import (
 from demo.world import Scene, all_scenes
 from export_scripts.export import export_pair
 from export_scripts.packages.archive import build_archives
-from serving.server import private_server
+from serving.server import Server
 
 pytestmark = pytest.mark.server
 
@@ -41,14 +41,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     store = tmp_path_factory.mktemp("demo-store")
     export_pair("demo", None, "cpu", "fp32", store)
     build_archives(store, None, None)
-    server = private_server(store, tmp_path_factory.mktemp("demo-server"))
-    try:
-        server.start()
-        server.wait_ready()
-        with server.client() as connected:
-            yield connected
-    finally:
-        server.stop()
+    with Server.private(store) as server, server.client() as connected:
+        yield connected
 
 
 @pytest.fixture(scope="module")

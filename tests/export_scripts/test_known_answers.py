@@ -175,15 +175,17 @@ def test_what_the_hub_has_is_compared(
     ]
 
 
-def test_a_picture_that_is_not_there(hub_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before an export."""
     assert known_answers.main(["--image", "no/such.jpg"]) == 1
-    assert capsys.readouterr().err == "known-answers: no/such.jpg: No such file or directory\n"
+    assert capsys.readouterr() == ("", "known-answers: no/such.jpg: No such file or directory\n")
 
 
 def test_a_damaged_checkpoint_of_the_hub_is_an_error(
-    hub_cache: Path, capsys: pytest.CaptureFixture[str]
+    hub_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not a checkpoint that is not had."""
+    monkeypatch.setattr(known_answers, "PACKAGE", "no_such_package")
     shutil.rmtree(hub_cache / "0_CLIPModel")
     assert known_answers.main([]) == 1
     assert "clip-ViT-B-32" in capsys.readouterr().err

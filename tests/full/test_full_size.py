@@ -25,7 +25,7 @@ from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.export import export_pair
 from export_scripts.packages.archive import build_archives
-from serving.server import private_server
+from serving.server import Server
 from standins.checkpoints import (
     DISTILBERT_MULTILINGUAL,
     M_BERT_BASE,
@@ -74,22 +74,16 @@ def served(
     request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Client, CheckpointPair, Precision]]:
     image, text, precision = request.param
-    root = tmp_path_factory.mktemp("served")
+    store = tmp_path_factory.mktemp("served")
     image_folder, text_folder = str(folders[image]), str(folders[text])
     try:
-        export_pair(image_folder, text_folder, "cpu", precision, root / "store")
-        build_archives(root / "store", None, None)
-        server = private_server(root / "store", root / "server")
-        try:
-            server.start()
-            server.wait_ready(300)
-            with server.client() as client:
-                yield client, load_pair(image_folder, text_folder), precision
-        finally:
-            server.stop()
+        export_pair(image_folder, text_folder, "cpu", precision, store)
+        build_archives(store, None, None)
+        with Server.private(store, 300) as server, server.client() as client:
+            yield client, load_pair(image_folder, text_folder), precision
     finally:
         # Gigabytes each: all of them at once would fill a disk.
-        shutil.rmtree(root)
+        shutil.rmtree(store)
 
 
 @pytest.fixture(scope="module")

@@ -64,14 +64,9 @@ def serving(archives: Path, folder: Path, config: pytest.Config) -> Iterator[Any
             yield ray
         assert not [p for p in family if p.is_running()]
         return
-    server = private_server(archives, folder)
-    server.start()
-    try:
-        server.wait_ready(READY_SECONDS)
+    with private_server(archives, folder).started(READY_SECONDS) as server:
         family = server.processes()
         yield server
-    finally:
-        server.stop()
     assert not [p for p in family if p.is_running()]
 
 

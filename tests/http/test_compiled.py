@@ -25,6 +25,9 @@ COMPILERS = re.compile(r"(.*-)?(g\+\+|gcc|c\+\+|cc|c99|cpp|clang.*|ld(\..*)?|as)
 
 TEXTS = ["két kutya a hóban", "a", "三只猫在桌子上"]
 
+# Two encoders are compiled, half a minute each.
+pytestmark = [pytest.mark.full, pytest.mark.torchserve_only("it starts one of its own")]
+
 
 def path_without_compilers(folder: Path) -> str:
     """A PATH of links to all programs of this one but compilers, assemblers and linkers."""
@@ -53,13 +56,8 @@ def compiled(exported_as: ExportedAs, tmp_path_factory: pytest.TempPathFactory) 
         patch.delenv("CXX", raising=False)
         assert shutil.which("g++") is None
         assert shutil.which("java") is not None or "JAVA_HOME" in os.environ
-        server = private_server(store, work / "server")
-        server.start()
-    try:
-        server.wait_ready(READY_SECONDS)
-        yield server
-    finally:
-        server.stop()
+        with private_server(store, work / "server").started(READY_SECONDS) as server:
+            yield server
 
 
 def test_compiled_encoders_answer_as_their_originals(compiled: Server, pair: CheckpointPair) -> None:

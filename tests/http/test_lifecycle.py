@@ -306,14 +306,9 @@ def test_more_threads_than_cores_are_warned_of(store: Path, tmp_path: Path) -> N
     threads = len(os.sched_getaffinity(0)) + 1
     write_tuned(own, spec.space_id, {"clip_text": Tuned((spec.file_name,), 1, threads, 8)}, {})
     build_archives(own, None, None)
-    server = private_server(own, tmp_path / "server", overrides=TEXT_ONLY)
-    try:
-        server.start()
-        server.wait_ready(READY_SECONDS)
+    with private_server(own, tmp_path / "server", overrides=TEXT_ONLY).started(READY_SECONDS) as server:
         [warning] = server.warnings()
-        assert warning.startswith(f"clip_text: 1 workers x {threads} threads are more than the {threads - 1}")
-    finally:
-        server.stop()
+    assert warning.startswith(f"clip_text: 1 workers x {threads} threads are more than the {threads - 1}")
 
 
 def test_an_archive_that_was_cut_off(archives: Path, tmp_path: Path) -> None:

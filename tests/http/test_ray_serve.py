@@ -19,6 +19,7 @@ import pytest
 
 from clipserve.client import Management
 from clipserve.encoder_spec import FloatArray
+from reliability.ray_server import actor_process
 from scale.ray_files import token_file
 from scale.serve.server_process import SCALE_PYTHON
 from serving.local import ROOT, free_ports
@@ -31,8 +32,7 @@ SAME = 2e-6
 
 def replica(server: AnyServer, name: str) -> psutil.Process:
     """The one process of a deployment's replica."""
-    (found,) = [p for p in server.processes() if f"ServeReplica:clipserve:{name}" in " ".join(p.cmdline())]
-    return found
+    return actor_process(server.processes(), f"ServeReplica:clipserve:{name}")
 
 
 # ---- its files

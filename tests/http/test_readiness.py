@@ -173,13 +173,8 @@ def hasty(archives: Path, tmp_path: Path) -> Iterator[Server]:
     folder.mkdir()
     shutil.copy(archives / "clip_text.mar", folder)
     overrides = {"load_models": "clip_text=clip_text.mar", "token_expiration_min": "0.05"}
-    server = private_server(folder, tmp_path / "hasty", overrides=overrides)
-    server.start()
-    try:
-        server.wait_ready(READY_SECONDS)
+    with private_server(folder, tmp_path / "hasty", overrides=overrides).started(READY_SECONDS) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.mark.torchserve_only("its tokens expire")

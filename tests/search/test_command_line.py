@@ -18,6 +18,7 @@ from search.__main__ import main
 from search.errors import SearchError
 from search.indexer import index_folder
 from search.report import Report
+from tests.command_lines import told
 from tests.search.conftest import picture
 from tests.search.stand_in import StandIn
 
@@ -182,12 +183,10 @@ NO_FILE = "no file or folder is named"
         *((["ui", "--port", port], f"'{port}': allowed are whole numbers from 1 to 65535") for port in PORTS),
     ],
 )
-def test_usage(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage(words: list[str], sentence: str) -> None:
     """CASES 50, 61: one sentence; what is empty is nothing, and not the folder that one is in."""
-    with pytest.raises(SystemExit) as stopped:
-        main(words)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
+    status, error = told(main, words)
+    assert status == 2
     assert sentence in error
     assert len(error.splitlines()) == 1
 

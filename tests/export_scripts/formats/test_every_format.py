@@ -55,15 +55,21 @@ ENCODERS = [
     *("open-clip-clipa-image", "open-clip-pe-core-image"),
 ]
 
-# Compiling takes half a minute of a core: one is for every day, and tests/http/test_compiled.py serves both.
-EVERY_DAY = [("multilingual", "fp32")]
+# Compiling takes half a minute of a core, and an export to ONNX ten seconds.
+EVERY_DAY: dict[Format, list[tuple[str, Precision]]] = {
+    "aoti": [("image", "fp32")],
+    "onnx": [*((name, "fp32") for name in ENCODERS), ("image", "fp16"), ("clip", "fp16")],
+}
+
+
+def is_for_every_day(name: str, format: Format, precision: Precision) -> bool:
+    return format not in EVERY_DAY or (name, precision) in EVERY_DAY[format]
+
 
 BATCH_INVARIANCE = [
     pytest.param(
-        name,
-        format,
-        precision,
-        marks=[pytest.mark.full] if format == "aoti" and (name, precision) not in EVERY_DAY else [],
+        *(name, format, precision),
+        marks=[] if is_for_every_day(name, format, precision) else [pytest.mark.full],
     )
     for name in ENCODERS
     for format, precision in VARIANTS
@@ -164,7 +170,7 @@ def without_mask(pair: CheckpointPair) -> CheckpointPair:
     return replace(pair, text=replace(pair.text, build=lambda normalized: WithoutMask(build(normalized))))
 
 
-@pytest.mark.parametrize("format", ["torchscript", "onnx"])
+@pytest.mark.parametrize("format", ["torchscript", pytest.param("onnx", marks=pytest.mark.full)])
 def test_an_encoder_that_averages_over_padding_is_found(
     format: Format, pair: CheckpointPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ from scale.bulk.plan import Plan, open_plan, write_plan
 from scale.bulk.sources import UNREADABLE, Failure, Picture, Source, find_source
 from scale.bulk.stages import decode_shard, write_shard
 from standins.many_pictures import write_pictures
+from tests.command_lines import told
 
 STORE = Path(__file__).parents[3] / "model_store" / "demo"
 ENCODER = STORE / "demo-image-cpu-fp32.pt"
@@ -330,11 +331,9 @@ def test_table_of_another_space_is_refused(images: list[Path], tmp_path: Path) -
         ([".", "--encoder-cpus", "none"], "'none': allowed is more than 0"),
     ],
 )
-def test_usage(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage(words: list[str], sentence: str) -> None:
     """CASES 50: an empty name is no name, not the folder that one is in; one sentence."""
-    with pytest.raises(SystemExit) as stopped:
-        main(words)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
+    status, error = told(main, words)
+    assert status == 2
     assert sentence in error
     assert len(error.splitlines()) == 1

@@ -40,6 +40,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from clipserve.client import Client, KeyFile, Management
 from clipserve.encoder_spec import read_spec
+from reliability.ray_server import actor_process
 from serving.local import CONFIG, ROOT, free_ports
 
 STORE = ROOT / "model_store" / "demo"
@@ -184,8 +185,7 @@ def replica(process: subprocess.Popen[str]) -> Callable[[str], psutil.Process]:
 
     def find(name: str) -> psutil.Process:
         family = psutil.Process(process.pid).children(recursive=True)
-        (found,) = [p for p in family if f"ServeReplica:clipserve:{name}" in " ".join(p.cmdline())]
-        return found
+        return actor_process(family, f"ServeReplica:clipserve:{name}")
 
     return find
 
