@@ -19,7 +19,7 @@ from demo.models import EMBEDDING, IMAGE_SIZE, MAX_TOKENS, Student
 def write_json(path: Path, content: object) -> None:
     """Writes JSON for people to read, and the folders that the file lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def write_clip_tokenizer_files(

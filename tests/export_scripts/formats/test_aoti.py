@@ -147,6 +147,7 @@ def test_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
         FORMATS["aoti"].check()
 
 
+@pytest.mark.full
 def test_image_package_serves(exported_as: ExportedAs) -> None:
     encoder = ExportedImageEncoder(exported_as("image", "aoti", "fp32"), CPU)
     assert encoder.embed([np.zeros((3, 48, 48), np.uint8)] * 3).shape == (3, 32)

@@ -57,20 +57,19 @@ ENCODERS = [
 
 # Compiling takes half a minute of a core, and an export to ONNX ten seconds.
 EVERY_DAY: dict[Format, list[tuple[str, Precision]]] = {
-    "aoti": [("image", "fp32")],
-    "onnx": [*((name, "fp32") for name in ENCODERS), ("image", "fp16"), ("clip", "fp16")],
+    "aoti": [("multilingual", "fp32")],
+    "onnx": [("image", "fp32"), ("multilingual", "fp32"), ("clip", "fp16"), ("siglip-image", "fp32")],
 }
 
 
-def is_for_every_day(name: str, format: Format, precision: Precision) -> bool:
-    return format not in EVERY_DAY or (name, precision) in EVERY_DAY[format]
+def when(name: str, format: Format, precision: Precision = "fp32") -> list[pytest.MarkDecorator]:
+    """The marks of a test of an exported encoder."""
+    for_every_day = format not in EVERY_DAY or (name, precision) in EVERY_DAY[format]
+    return [] if for_every_day else [pytest.mark.full]
 
 
 BATCH_INVARIANCE = [
-    pytest.param(
-        *(name, format, precision),
-        marks=[] if is_for_every_day(name, format, precision) else [pytest.mark.full],
-    )
+    pytest.param(name, format, precision, marks=when(name, format, precision))
     for name in ENCODERS
     for format, precision in VARIANTS
 ]
@@ -205,7 +204,7 @@ def test_other_pixels_are_refused(
 
 
 @pytest.mark.parametrize("pixels", OTHER_PIXELS.values(), ids=OTHER_PIXELS)
-@pytest.mark.parametrize("format", ["torchscript", "aoti"])
+@pytest.mark.parametrize("format", ["torchscript", pytest.param("aoti", marks=when("image", "aoti"))])
 def test_a_worker_embeds_no_other_pixels(format: Format, pixels: Tensor, exported_as: ExportedAs) -> None:
     """CASES 16, for files that do not refuse them: compiled packages, and those from before."""
     encoder = ExportedImageEncoder(exported_as("image", format, "fp32"), CPU)
@@ -236,8 +235,14 @@ def test_a_worker_runs_a_file_from_before(pair: CheckpointPair, tmp_path: Path) 
         encoder.embed(list(floats.numpy()))
 
 
-@pytest.mark.parametrize("format", OTHER_FORMATS)
-@pytest.mark.parametrize("name", ["image", "multilingual"])
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        pytest.param(name, format, marks=when(name, format))
+        for name in ("image", "multilingual")
+        for format in OTHER_FORMATS
+    ],
+)
 def test_published_file(name: str, format: Format, exported_as: ExportedAs, pair: CheckpointPair) -> None:
     path = exported_as(name, format, "fp32")
     spec = read_any_spec(path)
@@ -260,6 +265,7 @@ def test_published_file(name: str, format: Format, exported_as: ExportedAs, pair
         assert format_of(path).extra_file(path, TOKENIZER_FILE).decode() == pair.text.tokenizer
 
 
+@pytest.mark.full
 def test_formats_lie_beside_each_other(exported_as: ExportedAs) -> None:
     paths = [exported_as("image", format, "fp32") for format in FORMATS]
     folder = paths[0].parent

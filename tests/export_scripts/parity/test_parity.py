@@ -162,7 +162,7 @@ def test_dynamic_batch_and_length(layout: str, pairs: Pairs, exported: Exported)
     rng = np.random.default_rng(0)
     tokenizer = ExportedTextEncoder(path, CPU).tokenizer
     *first, last = tokenizer.tokenize("").ids
-    for count, length in ((1, 2), (1, 3), (1, longest), (5, 31), (33, 6), (2, longest - 1)):
+    for count, length in ((1, 2), (1, 3), (1, longest), (5, min(31, longest)), (33, 6), (2, longest - 1)):
         lengths = [*rng.integers(2, length + 1, count - 1), length]
         rows = [[*first, *rng.integers(10, 500, n - 1 - len(first)), last] for n in lengths]
         ids, mask = map(torch.from_numpy, tokenizer.pad(rows))
