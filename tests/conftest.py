@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 # Before transformers is imported: no test asks the hub for anything, and none draws progress bars.
@@ -60,10 +61,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _same_threads_after_each_test() -> Iterator[None]:
-    """A worker sets the process's threads; the next test should not inherit them."""
+def _same_process_after_each_test() -> Iterator[None]:
+    """A worker sets the process's threads, a command how much is logged; the next test should inherit neither."""
+    logger = logging.getLogger("clipserve")
+    level = logger.level
     yield
     torch.set_num_threads(1)
+    logger.setLevel(level)
 
 
 WrittenOnce = Callable[[str, Callable[[Path], Path]], Path]
