@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _same_process_after_each_test() -> Iterator[None]:
-    """A worker sets the process's threads, a command how much is logged; the next test should inherit neither."""
+    """A worker sets the process's threads, a command what is logged; the next test inherits neither."""
     logger = logging.getLogger("clipserve")
     level = logger.level
     yield
