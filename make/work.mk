@@ -2,18 +2,18 @@
 
 # Files of tests side by side, since each test has one thread; a file's own fixtures are made once. Four on two cores,
 # for many wait for a server; in the order of tests/conftest.py.
-SIDE_BY_SIDE := --numprocesses 4 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder --numprocesses
 
 .PHONY: setup
 setup: $(VENV)/.run-stamp #: create .venv with pinned versions, and a Java where there is none
 
 .PHONY: test
 test: $(VENV)/.bench-stamp #: every test that needs no GPU, a real TorchServe included
-	@$(RUN) -m pytest -m "not full" $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+	@$(RUN) -m pytest -m "not full" $(SIDE_BY_SIDE) 4 $(PYTEST_ARGS)
 
 .PHONY: test-full
 test-full: $(VENV)/.dev-stamp #: the whole flow with full-size checkpoints (random weights): minutes, 6 GB
-	@$(RUN) -m pytest -m full tests/full tests/export_scripts tests/demo tests/http $(PYTEST_ARGS)
+	@$(RUN) -m pytest -m full tests/full tests/export_scripts tests/demo tests/http $(SIDE_BY_SIDE) 2 $(PYTEST_ARGS)
 
 .PHONY: test-old-torch
 test-old-torch: $(VENV)/.dev-stamp $(patsubst %,$(OLD_TORCH_VENV)%/.run-stamp,1.13.1 2.0.0) #: today's encoder files in the oldest PyTorch that opens them, and the AIAS SDK's in its own

@@ -13,10 +13,12 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
+from xdist.scheduler import LoadFileScheduling
 
 from clipserve.encoder import ExportedImageEncoder, ExportedTextEncoder
 from clipserve.encoder_spec import SUFFIXES, Format, Modality, Precision, encoder_stem
@@ -41,18 +43,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+class SideBySide(LoadFileScheduling):
+    """Files side by side, but those of tests/http one after the other: a server is started once for them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "tests/http" if file.startswith("tests/http/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SideBySide:
+    return SideBySide(config, log)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # The models are tiny: more threads cost more than they bring.
     torch.set_num_threads(1)
 
 
-# The rooms whose files take minutes.
-LONGEST = ("export_scripts", "http")
+# The rooms that take minutes, the longest first.
+LONGEST = ("http", "export_scripts")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # They come first: at the end, one process would have one of them to itself.
-    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONGEST)
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.relative_to(TESTS).parts[0], len(order)))
     if torch.cuda.is_available():
         return
     for item in items:
