@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from clipserve.store import Store
 from scale.serve.ingress import Ingress, ServedModel
@@ -30,6 +30,10 @@ HANDLERS = ROOT / "handlers"
 
 # A worker that fails for want of memory may succeed the second time; one with a wrong encoder never does.
 START_ATTEMPTS = 2
+
+# Requests wait in the router while each replica holds its most. Ray looks for room after up to half a second;
+# a batch takes a tenth of that, and the replica would have nothing to do for the rest.
+ROUTER = RequestRouterConfig.model_validate({"initial_backoff_s": 0.005, "max_backoff_s": 0.02})
 
 
 class AppArguments(BaseModel):
@@ -121,6 +125,7 @@ def _deployment(settings: EndpointSettings, server: ServerSettings, gpus: float)
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": gpus},
         max_ongoing_requests=_held(settings),
         max_queued_requests=server.queue,
+        request_router_config=ROUTER,
         health_check_period_s=2,
         # Three missed checks are one dead worker; a busy one answers them beside its work.
         health_check_timeout_s=settings.response_seconds / 3,
