@@ -217,6 +217,8 @@ def test_walk_through_two_thousand(browser: Browser, many: Served, walk: Walk) -
             tab.evaluate("() => scrollTo(0, document.documentElement.scrollHeight)")
             tab.wait_for_timeout(50)
         expect(tiles(tab)).to_have_count(LIMIT)
+        # The last ones came after the last look below.
+        tab.evaluate("() => scrollTo(0, document.documentElement.scrollHeight)")
         expect(tab.locator("#end")).to_be_in_viewport()
         walk.look(tab, "19-the-end-of-2000")
         tab.evaluate("() => scrollTo(0, document.documentElement.scrollHeight / 2)")
