@@ -12,7 +12,7 @@ test: $(VENV)/.bench-stamp #: every test that needs no GPU, a real TorchServe in
 	@$(RUN) -m pytest -m "not full" $(SIDE_BY_SIDE) 4 $(PYTEST_ARGS)
 
 .PHONY: test-full
-test-full: $(VENV)/.dev-stamp #: the whole flow with full-size checkpoints (random weights): minutes, 6 GB
+test-full: $(VENV)/.dev-stamp #: the whole flow with full-size checkpoints (random weights): half an hour, 20 GB of disk, 10 of memory
 	@$(RUN) -m pytest -m full tests/full tests/export_scripts tests/demo tests/http $(SIDE_BY_SIDE) 2 $(PYTEST_ARGS)
 
 .PHONY: test-old-torch
