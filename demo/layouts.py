@@ -19,17 +19,17 @@ from demo.models import EMBEDDING, IMAGE_SIZE, MAX_TOKENS, Student
 def write_json(path: Path, content: object) -> None:
     """Writes JSON for people to read, and the folders that the file lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_clip_tokenizer_files(
-    folder: Path, vocabulary: Mapping[str, int], merges: Iterable[str], max_tokens: int
+    folder: Path, vocabulary: Mapping[str, int], merges: Iterable[str], config: Mapping[str, object]
 ) -> None:
     """Writes the files of a `CLIPTokenizer`.
 
     Args:
         merges: of the byte-level BPE, each two tokens with a space between; the first is done first.
-        max_tokens: of a text.
+        config: what `tokenizer_config.json` says besides the special tokens and the class.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
@@ -42,8 +42,7 @@ def write_clip_tokenizer_files(
         "unk_token": "<|endoftext|>",
     }
     write_json(folder / "special_tokens_map.json", specials)
-    more = {"model_max_length": max_tokens, "tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
-    write_json(folder / "tokenizer_config.json", {**specials, **more})
+    write_json(folder / "tokenizer_config.json", {**specials, **config, "tokenizer_class": "CLIPTokenizer"})
 
 
 def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:

@@ -30,7 +30,9 @@ def train_english_tokenizer(folder: Path) -> None:
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
-    write_clip_tokenizer_files(folder, vocab, map(" ".join, merges), MAX_TOKENS["teacher"])
+    write_clip_tokenizer_files(
+        folder, vocab, map(" ".join, merges), {"model_max_length": MAX_TOKENS["teacher"]}
+    )
 
 
 def train_multilingual_tokenizer(folder: Path) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import transformers
 
-from demo.layouts import write_json
 from standins.tokenizers import (
     write_clip_tokenizer,
     write_gemma_tokenizer,
+    write_json,
     write_siglip_tokenizer,
     write_unigram,
     write_wordpiece,

@@ -19,8 +19,8 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from demo.layouts import write_json
 from standins.checkpoints import CLIP_MEAN, CLIP_STD
+from standins.tokenizers import write_json
 from standins.untrained_tokenizers import (
     write_bert,
     write_gemma,

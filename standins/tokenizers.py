@@ -20,7 +20,7 @@ from tokenizers import (
 )
 
 from demo.captions import load_vocabularies
-from demo.layouts import write_clip_tokenizer_files, write_json
+from demo.layouts import write_clip_tokenizer_files
 
 
 def corpus() -> list[str]:
@@ -59,7 +59,9 @@ def write_clip_tokenizer(folder: Path, size: int, context_length: int) -> dict[s
     tokens += [f"unused{i}</w>" for i in range(size - 2 - len(tokens))]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    write_clip_tokenizer_files(folder, vocabulary, merges, context_length)
+    write_clip_tokenizer_files(
+        folder, vocabulary, merges, {"model_max_length": context_length, "do_lower_case": True}
+    )
     return vocabulary
 
 
@@ -253,3 +255,9 @@ def write_gemma_tokenizer(folder: Path, size: int, context_length: int) -> None:
             "tokenizer_class": "GemmaTokenizer",
         },
     )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, and the folder that it is in; `golden.json` knows some to the last byte."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2))

@@ -16,8 +16,7 @@ from typing import Any
 
 import transformers
 
-from demo.layouts import write_json
-from standins.tokenizers import corpus
+from standins.tokenizers import corpus, write_json
 
 WORD = re.compile(r"[^\W\d_]+")
 

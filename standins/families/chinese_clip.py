@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from demo.layouts import write_json
 from standins.checkpoints import CLIP_MEAN, CLIP_STD, ClipShape
-from standins.tokenizers import write_wordpiece
+from standins.tokenizers import write_json, write_wordpiece
 
 TINY = ClipShape(48, 16, 64, 2, 2, 48, 2, 2, 32, 2000, 140)
 # OFA-Sys/chinese-clip-vit-base-patch16

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from demo.layouts import write_json
 from standins.checkpoints import CLIP_MEAN, CLIP_STD, ClipShape
-from standins.tokenizers import write_unigram
+from standins.tokenizers import write_json, write_unigram
 
 TINY = ClipShape(48, 16, 64, 2, 2, 48, 2, 2, 32, 2000, 77)
 # facebook/metaclip-2-worldwide-b32: XLM-V's 901,629 tokens.
