@@ -16,7 +16,8 @@ from benchmarks.child import PeerError
 from clipserve.encoder_spec import SUFFIXES, description_path
 from clipserve.endpoints import ENDPOINTS
 from clipserve.store import Store
-from export_scripts.packages.archive import Tuned, build_archives, write_tuned
+from clipserve.tuned import Tuned, write_tuned
+from export_scripts.packages.archive import build_archives
 from export_scripts.packages.folders import link_or_copy
 
 # Those whose layout and precision are compared.

@@ -166,6 +166,10 @@ class Store:
             )
         return self.where(lambda spec: model_id in (None, spec.model_id))
 
+    def named(self, names: Collection[str]) -> Store:
+        """The encoders in files of these names."""
+        return Store(self.folder, tuple(file for file in self.encoders if file.path.name in names))
+
     def where(self, holds: Callable[[EncoderSpec], bool]) -> Store:
         """The encoders of which something holds."""
         return Store(self.folder, tuple(file for file in self.encoders if holds(file.spec)))

@@ -27,6 +27,7 @@ from clipserve.errors import SettingsError, SpecError
 from clipserve.hardware import usable_cores
 from clipserve.meter import TIMING_HEADER, server_timing, stage_metric
 from clipserve.settings import Settings
+from clipserve.store import Store
 from clipserve.tracing import trace_headers, trace_line
 from clipserve.wire.rows import FORM, JSON, MULTIPART, Part, Row, media_type
 from clipserve.worker import Worker
@@ -63,7 +64,8 @@ class TorchServeHandler:
         verify_archive_files(folder)
         share_equal_files(folder)
         response_seconds = float(config.get("responseTimeout", RESPONSE_SECONDS))
-        self._worker = Worker(endpoint, folder, device, settings, response_seconds)
+        encoders = Store.read(folder).model(None)
+        self._worker = Worker(endpoint, encoders, device, settings, response_seconds)
         if device.type == "cpu":
             _warn_of_too_many_threads(endpoint, int(config.get("maxWorkers", 1)))
         self._reporter = Reporter(context.metrics, context.model_name)

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 # `Reply.json` imports it when it first answers: that it is missing is known before the worker is ready.
@@ -38,33 +37,30 @@ class Worker:
 
     Args:
         name: of the endpoint, one of `ENDPOINTS`.
-        folder: where the encoder files are.
+        encoders: of one model; of each modality, the best that may run here is taken.
         device: where to run.
         response_seconds: after which the server takes this worker for stuck, and replaces it.
-        model: id of the model; None where the folder holds one only.
 
     Raises:
-        SpecError: nothing in the folder may run here, or it holds several models.
+        SpecError: none of them may run here.
     """
 
     def __init__(
         self,
         name: str,
-        folder: Path,
+        encoders: Store,
         device: torch.device,
         settings: Settings,
         response_seconds: float,
-        model: str | None = None,
     ):
         bound_free_memory()
         settings, lowered = settings.within(response_seconds)
         settings = replace(settings, threads=settings.threads or usable_cores())
         torch.set_num_threads(settings.threads)
         endpoint = ENDPOINTS[name]
-        found = Store.read(folder).model(model)
-        files = {modality: found.best(modality, device.type) for modality in endpoint.modalities}
-        encoders = [ENCODERS[modality](file.path, device) for modality, file in files.items()]
-        self._pipeline = Pipeline(endpoint, encoders, settings)
+        files = {modality: encoders.best(modality, device.type) for modality in endpoint.modalities}
+        loaded = [ENCODERS[modality](file.path, device) for modality, file in files.items()]
+        self._pipeline = Pipeline(endpoint, loaded, settings)
         self._batches = 0
         # Originals were freed one by one as their packed forms were made, and lie as holes between these.
         trim_memory()

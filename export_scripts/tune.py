@@ -3,7 +3,7 @@
 Every precision that the hardware multiplies, every division of the cores into workers x threads and
 every batch size is timed, with as many workers at once as would serve. All that is timed has kept its parity
 bound at export. int8 is timed and shown as well, and chosen where it is allowed. What is chosen goes into
-`tuned.json` in the store, which `make archive` obeys.
+`tuned.json` in the store, which `make archive` and `make serve-ray` obey.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ExportError, ParityError
 from clipserve.hardware import cpu_capability, int8_levels, native_precisions, usable_cores
 from clipserve.store import EncoderFile, Store
+from clipserve.tuned import TUNED_FILE, Tuned, write_tuned
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
 from export_scripts.export import DEFAULT_MODEL, STORE
-from export_scripts.packages.archive import ROOT, TUNED_FILE, Tuned, build_archives, write_tuned
+from export_scripts.packages.archive import ROOT, build_archives
 from export_scripts.publish import check_device, export_encoder
 from export_scripts.timing import TEXT_TOKENS
 

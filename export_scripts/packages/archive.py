@@ -12,8 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from clipserve import __version__
@@ -23,62 +22,12 @@ from clipserve.encoder_spec import PARITY_BOUNDS, Device
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ExportError
 from clipserve.store import EncoderFile, Store
+from clipserve.tuned import Tuned, read_tuned
 from export_scripts import zips
 from export_scripts.packages.folders import link_or_copy
 
 ROOT = Path(__file__).parents[2]
 HANDLER = ROOT / "handlers" / "endpoint.py"
-
-TUNED_FILE = "tuned.json"
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What `make tune` found best for one endpoint.
-
-    Attributes:
-        files: names of the encoder files to package.
-        workers, threads: processes, and threads of each.
-        batch: items of one forward pass, and requests that TorchServe hands over at once.
-    """
-
-    files: tuple[str, ...]
-    workers: int
-    threads: int
-    batch: int
-
-
-def write_tuned(
-    store: Path, space_id: str, endpoints: Mapping[str, Tuned], measured: Mapping[str, object]
-) -> None:
-    """Writes `tuned.json`; `measured` is for people to read."""
-    content = {"space_id": space_id, "endpoints": {k: asdict(v) for k, v in endpoints.items()}, **measured}
-    part = store / f".{TUNED_FILE}"
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(store / TUNED_FILE)
-
-
-def _read_tuned(encoders: Store) -> dict[str, Tuned]:
-    """What was tuned for these encoders; empty where nothing was, or for others than these."""
-    path = encoders.folder / TUNED_FILE
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        tuned = {
-            name: Tuned(tuple(e["files"]), int(e["workers"]), int(e["threads"]), int(e["batch"]))
-            for name, e in content["endpoints"].items()
-        }
-        space_id = content["space_id"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportError(f"{path}: not readable ({error!r}); remove it, or run 'make tune'") from error
-    names = {file.path.name for file in encoders.encoders}
-    if {file.spec.space_id for file in encoders.encoders} != {space_id} or not all(
-        set(t.files) <= names for t in tuned.values()
-    ):
-        print(f"{path.name} is of other encoders and not obeyed; 'make tune' makes one for these", flush=True)
-        return {}
-    return tuned
 
 
 def build_archives(
@@ -98,7 +47,7 @@ def build_archives(
         ClipServeError: nothing to package, ambiguous, stale or of different embedding spaces.
     """
     encoders = _select(store, model_id, precision)
-    tuned = _read_tuned(encoders)
+    tuned = read_tuned(encoders)
     with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as work:
         made = []
         for name in endpoints:

@@ -20,7 +20,7 @@ from clipserve.command import run_command
 from clipserve.errors import ServerError
 from clipserve.interrupt import interrupt_on_sigterm, say_what_ends_it
 from scale.ray_files import keep_token_private, private_files
-from scale.serve.settings import EndpointSettings, read_endpoints
+from scale.serve.settings import EndpointSettings
 from scale.serve.tokens import write_key_file
 from serving.example import curl_lines
 from serving.local import CONFIG, ROOT, check_port_free, telling
@@ -76,7 +76,7 @@ def start(
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_READY_SECONDS))
     # Ray's workers import this checkout, whatever folder they run in.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    from scale.serve.application import AppArguments, app
+    from scale.serve.application import AppArguments, build, read_model
 
     arguments = AppArguments(
         store=store.resolve(),
@@ -87,11 +87,11 @@ def start(
         config=config.resolve(),
         traces=traces,
     )
-    application = app(arguments)
-    endpoints = read_endpoints(arguments.handlers)
+    served = read_model(arguments)
+    application = build(arguments, served)
     write_key_file(arguments.key_file)
     try:
-        with _ray(endpoints, temporary), _serve(application, endpoints, host, port):
+        with _ray(served.endpoints, temporary), _serve(application, served.endpoints, host, port):
             url = f"http://{host}:{port}"
             yield RunningServer(url, url, None, str(arguments.key_file), os.getpid())
     finally:

@@ -10,7 +10,8 @@ HTTP ─▶ Ray Serve's proxy ─▶ Ingress ─▶ clip_image | clip_text | cli
 # parameter says, and takes a string for no type.
 
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
+from clipserve.encoder_spec import EncoderSpec
 from clipserve.store import Store
 from scale.serve.ingress import Ingress, ServedModel
 from scale.serve.replica import Replica
@@ -66,20 +68,44 @@ class AppArguments(BaseModel):
 
 
 def app(arguments: AppArguments) -> Application:
-    """The application, for `serve.run` and for Serve configs (`import_path: scale.serve.application:app`).
+    """The application, for Serve configs (`import_path: scale.serve.application:app`).
 
     Raises:
         SpecError: the store has no encoders for this device, or several models and it was not said which.
         SettingsError: the settings are wrong.
     """
+    return build(arguments, read_model(arguments))
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is served.
+
+    Attributes:
+        text: spec of its text encoder.
+        endpoints: the settings with which it is served.
+    """
+
+    text: EncoderSpec
+    endpoints: Sequence[EndpointSettings]
+
+
+def read_model(arguments: AppArguments) -> Model:
+    """Finds the model in the store, and how it is to be served; see `app` for the errors."""
+    encoders = Store.read(arguments.store).model(arguments.model)
+    text = encoders.pair(arguments.device)[1].spec
+    endpoints = read_endpoints(arguments.handlers, encoders, arguments.device)
+    if arguments.max_replicas is not None:
+        endpoints = [replace(e, max_replicas=max(e.min_replicas, arguments.max_replicas)) for e in endpoints]
+    return Model(text, endpoints)
+
+
+def build(arguments: AppArguments, model: Model) -> Application:
+    """The application that serves a model, for `serve.run`; see `app` for the errors."""
     if arguments.traces is not None:
         check_collector(arguments.traces)
     server = read_server(arguments.config)
-    endpoints = read_endpoints(arguments.handlers)
-    if arguments.max_replicas is not None:
-        endpoints = [replace(e, max_replicas=max(e.min_replicas, arguments.max_replicas)) for e in endpoints]
-    encoders = Store.read(arguments.store).model(arguments.model)
-    text = encoders.pair(arguments.device)[1].spec
+    endpoints = model.endpoints
     gpus = arguments.gpus_per_replica if arguments.device == "cuda" else 0
     replicas = {
         settings.name: _deployment(settings, server, gpus).bind(
@@ -97,9 +123,9 @@ def app(arguments: AppArguments) -> Application:
         # Far enough for the endpoints' queues to refuse first, and in our own words.
         max_queued_requests=waiting,
     )(Ingress)
-    model = ServedModel(text, int(time.time()))
+    served = ServedModel(model.text, int(time.time()))
     settings_of = {e.name: e for e in endpoints}
-    return ingress.bind(replicas, settings_of, server, str(arguments.key_file), model, arguments.traces)
+    return ingress.bind(replicas, settings_of, server, str(arguments.key_file), served, arguments.traces)
 
 
 def _held(settings: EndpointSettings) -> int:

@@ -14,6 +14,7 @@ from ray import serve
 from ray.util.metrics import Counter
 
 from clipserve.meter import server_timing, stage_metric
+from clipserve.store import Store
 from clipserve.wire.rows import Row
 from clipserve.worker import Worker
 from scale.serve.answer import Answer
@@ -40,14 +41,9 @@ class Replica:
         self._gather = gathered(self._answer_batch)
         # All of PyTorch in one thread: each thread that runs it has its own pool of OpenMP threads.
         self._thread = ThreadPoolExecutor(1)
+        encoders = settings.encoders(Store.read(Path(store)).model(model))
         start = self._thread.submit(
-            Worker,
-            settings.name,
-            Path(store),
-            torch.device(device),
-            settings.handler,
-            settings.response_seconds,
-            model,
+            Worker, settings.name, encoders, torch.device(device), settings.handler, settings.response_seconds
         )
         self._worker = start.result()
         self._counters: dict[str, Counter] = {}

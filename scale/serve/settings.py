@@ -1,12 +1,13 @@
 """What the Ray Serve application is told: the files that TorchServe is told by, read once more.
 
-`handlers/NAME.yaml` is an endpoint's (workers, batches, limits), `config.properties` the server's (the size
-of a request, the length of a queue). No setting of theirs is written down a second time.
+`handlers/NAME.yaml` is an endpoint's (workers, batches, limits), `tuned.json` beside the encoders what `make
+tune` found better on this machine, `config.properties` the server's (the size of a request, the length of a
+queue). No setting of theirs is written down a second time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import yaml
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import SettingsError
 from clipserve.settings import Settings
+from clipserve.store import Store
+from clipserve.tuned import Tuned, read_tuned
 from serving.local import read_properties
 
 
@@ -29,6 +32,7 @@ class EndpointSettings:
         min_replicas, max_replicas: workers; more are started as requests wait.
         response_seconds: until a stuck worker is replaced, and its callers are told to ask again.
         handler: what the endpoint itself is told.
+        files: names of the encoder files to choose from; None is all of the store.
     """
 
     name: str
@@ -38,6 +42,11 @@ class EndpointSettings:
     max_replicas: int
     response_seconds: float
     handler: Settings
+    files: tuple[str, ...] | None = None
+
+    def encoders(self, of_model: Store) -> Store:
+        """Those that its replicas choose from, among a model's."""
+        return of_model if self.files is None else of_model.named(self.files)
 
     @property
     def cpus(self) -> int:
@@ -58,26 +67,29 @@ class ServerSettings:
     max_bytes: int
 
 
-def read_endpoints(folder: Path) -> list[EndpointSettings]:
+def read_endpoints(folder: Path, encoders: Store, device: str) -> list[EndpointSettings]:
     """The settings of all endpoints.
 
     Args:
         folder: with a `NAME.yaml` for each.
+        encoders: of the model to be served, and what was tuned for them.
+        device: `cpu` or `cuda`; what was tuned for the other does not count.
 
     Raises:
-        SettingsError: a file is missing, is no YAML, or lacks a setting.
+        SettingsError: a file is missing, is not readable, or lacks a setting.
     """
-    return [_endpoint(name, folder / f"{name}.yaml") for name in ENDPOINTS]
+    tuned = read_tuned(encoders.where(lambda spec: spec.device == device))
+    return [_endpoint(name, folder / f"{name}.yaml", tuned.get(name)) for name in ENDPOINTS]
 
 
-def _endpoint(name: str, path: Path) -> EndpointSettings:
+def _endpoint(name: str, path: Path, tuned: Tuned | None) -> EndpointSettings:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise SettingsError(f"{path}: cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise SettingsError(f"{path}: holds no settings")
-    return EndpointSettings(
+    settings = EndpointSettings(
         name=name,
         batch_size=_number(config, "batchSize", path),
         batch_wait_seconds=_number(config, "maxBatchDelay", path) / 1000,
@@ -85,6 +97,16 @@ def _endpoint(name: str, path: Path) -> EndpointSettings:
         max_replicas=_number(config, "maxWorkers", path),
         response_seconds=_number(config, "responseTimeout", path),
         handler=Settings.from_mapping(config.get("handler") or {}),
+    )
+    if tuned is None:
+        return settings
+    return replace(
+        settings,
+        batch_size=tuned.batch,
+        min_replicas=tuned.workers,
+        max_replicas=tuned.workers,
+        handler=replace(settings.handler, threads=tuned.threads, max_batch=tuned.batch),
+        files=tuned.files,
     )
 
 

@@ -36,9 +36,9 @@ from benchmarks.usage import Machine, Quiet
 from benchmarks.variants import other_layout
 from benchmarks.workloads import KNOWN_LABELS, SIZES, WORKLOADS, labels, sentences, write_pictures
 from clipserve.endpoints import ENDPOINTS
+from clipserve.tuned import Tuned
 from demo.captions import LANGUAGES
 from export_scripts.checkpoints.loading import load_image_checkpoint
-from export_scripts.packages.archive import Tuned
 from standins.checkpoints import TINY_CLIP, write_clip
 
 

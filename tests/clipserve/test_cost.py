@@ -32,6 +32,7 @@ from clipserve.images import PixelArray
 from clipserve.memory import resident_bytes
 from clipserve.pipeline import Pipeline
 from clipserve.settings import Settings
+from clipserve.store import Store
 from clipserve.tokens import Tokenizer, Tokens
 from clipserve.wire.messages import Embedded, Request
 from clipserve.wire.rows import JSON, Reply, RequestLimits, Row
@@ -576,7 +577,7 @@ def test_the_memory_of_this_process() -> None:
 
 
 def start(store: Path, settings: Settings | None = None, response_seconds: float = 60) -> Worker:
-    return Worker("clip_text", store, CPU, settings or Settings(), response_seconds)
+    return Worker("clip_text", Store.read(store), CPU, settings or Settings(), response_seconds)
 
 
 def test_a_worker_says_which_limits_its_time_does_not_suffice_for(
@@ -586,7 +587,7 @@ def test_a_worker_says_which_limits_its_time_does_not_suffice_for(
     start(store)
     assert "max_items" not in caplog.text
     monkeypatch.setattr(PassCost, "seconds", lambda self, units: 0.00209 * units)
-    worker = Worker("clip_similarity", store, CPU, Settings(), 60)
+    worker = Worker("clip_similarity", Store.read(store), CPU, Settings(), 60)
     assert "1000 texts of 128 tokens, which max_texts admits, take 268 s here" in caplog.text
     assert "max_request_seconds is 8: some 29 of them are answered" in caplog.text
     assert "pictures" not in caplog.text
@@ -612,7 +613,7 @@ def test_what_a_worker_warns_of_is_told_by_who_starts_it(
 ) -> None:
     """ATTACKS A8: `make serve` tells every warning that stands in the workers' log, once."""
     monkeypatch.setattr(PassCost, "seconds", lambda self, units: 0.00209 * units)
-    Worker("clip_similarity", store, CPU, Settings(), 10)
+    Worker("clip_similarity", Store.read(store), CPU, Settings(), 10)
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == 3
     server = private_server(store, tmp_path)

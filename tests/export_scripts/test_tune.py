@@ -14,11 +14,12 @@ import yaml
 
 from clipserve.encoder_spec import EncoderSpec, read_spec
 from clipserve.endpoints import ENDPOINTS
-from clipserve.errors import ExportError
+from clipserve.errors import ExportError, SettingsError
+from clipserve.tuned import TUNED_FILE, Tuned, write_tuned
 from export_scripts import tune
 from export_scripts.checkpoints.loading import load_pair
 from export_scripts.checkpoints.pair import CheckpointPair
-from export_scripts.packages.archive import TUNED_FILE, Tuned, build_archives, write_tuned
+from export_scripts.packages.archive import build_archives
 from export_scripts.publish import export_encoder
 from export_scripts.tune import Timing, choose, export_candidates, layouts, plot, time_file, timed_precisions
 from tests.conftest import FolderOf
@@ -187,19 +188,20 @@ def test_an_encoder_that_does_not_load(own_store: Path) -> None:
 
 
 def test_tuned_settings_of_other_encoders_are_not_obeyed(
-    own_store: Path, capsys: pytest.CaptureFixture[str]
+    own_store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = EncoderSpec.from_json((own_store / "clip-image-cpu-fp32.json").read_text(), "")
     gone = Tuned(("clip-image-cpu-bf16.pt",), 7, 1, 8)
     for space_id, files in (("another", (spec.stem + ".pt",)), (spec.space_id, gone.files)):
         write_tuned(own_store, space_id, {"clip_image": replace(gone, files=files)}, {})
         build_archives(own_store, None, None)
-        assert "is of other encoders and not obeyed" in capsys.readouterr().out
+        assert "is of other encoders and not obeyed" in caplog.text
+        caplog.clear()
         assert settings_of(own_store / "clip_image.mar")["maxWorkers"] == 1
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"endpoints": 5}', '{"endpoints": {"clip_image": {}}}'])
 def test_tuned_settings_that_cannot_be_read(own_store: Path, text: str) -> None:
     (own_store / TUNED_FILE).write_text(text)
-    with pytest.raises(ExportError, match=r"tuned\.json: not readable .*make tune"):
+    with pytest.raises(SettingsError, match=r"tuned\.json: not readable .*make tune"):
         build_archives(own_store, None, None)

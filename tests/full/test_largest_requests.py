@@ -17,6 +17,7 @@ from PIL import Image
 from clipserve.encoder_spec import Modality
 from clipserve.endpoints import ENDPOINTS
 from clipserve.settings import Settings
+from clipserve.store import Store
 from clipserve.wire.rows import JSON, Row
 from clipserve.worker import Worker
 from export_scripts.export import export_pair
@@ -48,7 +49,7 @@ def test_the_largest_request_is_answered_within_its_deadline(endpoint: str, full
     """ATTACKS A8: a thousand texts of 128 tokens are minutes, and the worker was killed at its deadline."""
     config = yaml.safe_load((ROOT / "handlers" / f"{endpoint}.yaml").read_text(encoding="utf-8"))
     settings = Settings.from_mapping(config["handler"])
-    worker = Worker(endpoint, full_size, torch.device("cpu"), settings, config["responseTimeout"])
+    worker = Worker(endpoint, Store.read(full_size), torch.device("cpu"), settings, config["responseTimeout"])
     limits = settings.requests
     one: dict[Modality, Callable[[int], str]] = {
         "image": photograph,

@@ -24,7 +24,8 @@ import pytest
 from clipserve.client import connection
 from clipserve.encoder_spec import read_spec
 from clipserve.errors import ClipServeError, ServerError
-from export_scripts.packages.archive import Tuned, build_archives, write_tuned
+from clipserve.tuned import Tuned, write_tuned
+from export_scripts.packages.archive import build_archives
 from serving import local
 from serving.__main__ import main
 from serving.local import ROOT, private_folder, telling

@@ -20,13 +20,15 @@ if importlib.util.find_spec("python_multipart") is None:
     pytest.skip("needs .venv-scale: make test-scale", allow_module_level=True)
 
 import numpy as np
+from ray.serve._private.build_app import build_app
 
 from clipserve.encoder_spec import SPEC_FILE, decode_vector, encode_vector, read_spec
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import RequestError, SettingsError, SpecError
 from clipserve.store import Store
+from clipserve.tuned import Tuned, write_tuned
 from clipserve.wire.rows import JSON, MAX_PARTS, OCTETS, Part, Row
-from scale.serve.application import AppArguments, app
+from scale.serve.application import AppArguments, app, read_model
 from scale.serve.multipart import multipart_parts
 from scale.serve.replica import Replica
 from scale.serve.settings import EndpointSettings, read_endpoints, read_server
@@ -35,18 +37,19 @@ from tests.http.repack import repack
 
 STORE = ROOT / "model_store" / "demo"
 HANDLERS = ROOT / "handlers"
+NO_ENCODERS = Store(HANDLERS, ())
 
 
 @pytest.fixture
 def text_settings() -> EndpointSettings:
-    return next(e for e in read_endpoints(HANDLERS) if e.name == "clip_text")
+    return next(e for e in read_endpoints(HANDLERS, NO_ENCODERS, "cpu") if e.name == "clip_text")
 
 
 # ---- settings
 
 
 def test_settings_are_those_of_torchserves_files() -> None:
-    endpoints = read_endpoints(HANDLERS)
+    endpoints = read_endpoints(HANDLERS, NO_ENCODERS, "cpu")
     assert [e.name for e in endpoints] == list(ENDPOINTS)
     for endpoint in endpoints:
         text = (HANDLERS / f"{endpoint.name}.yaml").read_text()
@@ -84,14 +87,39 @@ def test_wrong_settings_are_named(tmp_path: Path, change: tuple[str, str], words
     assert change[0] in text
     path.write_text(text.replace(*change))
     with pytest.raises(SettingsError, match=words):
-        read_endpoints(tmp_path / "handlers")
+        read_endpoints(tmp_path / "handlers", NO_ENCODERS, "cpu")
 
 
 def test_missing_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"clip_image\.yaml: cannot be read"):
-        read_endpoints(tmp_path)
+        read_endpoints(tmp_path, NO_ENCODERS, "cpu")
     with pytest.raises(SettingsError, match=r"config\.properties: cannot be read"):
         read_server(tmp_path / "config.properties")
+
+
+def test_what_was_tuned_is_obeyed_as_in_archives(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for path in STORE.glob("*.pt"):
+        os.link(path, tmp_path / path.name)
+    encoders = Store.read(tmp_path)
+    (image,) = (file.path.name for file in encoders.where(lambda spec: spec.modality == "image").encoders)
+    tuned = {"clip_image": Tuned((image,), workers=3, threads=2, batch=5)}
+    write_tuned(tmp_path, encoders.encoders[0].spec.space_id, tuned, {})
+    arguments = AppArguments(store=tmp_path, key_file=tmp_path / "key_file.json")
+    found = {e.name: e for e in read_model(arguments).endpoints}
+    of_files = {e.name: e for e in read_endpoints(HANDLERS, NO_ENCODERS, "cpu")}
+    ours = found.pop("clip_image")
+    assert found == {name: e for name, e in of_files.items() if name != "clip_image"}
+    assert (ours.min_replicas, ours.max_replicas, ours.cpus, ours.batch_size) == (3, 3, 2, 5)
+    assert ours.handler == replace(of_files["clip_image"].handler, threads=2, max_batch=5)
+    assert [file.path.name for file in ours.encoders(encoders).encoders] == [image]
+    assert found["clip_text"].encoders(encoders) == encoders
+    deployed = build_app(app(arguments), name="clipserve").deployments
+    assert {d.name: d.num_replicas for d in deployed}["clip_image"] == 3
+    assert not caplog.messages
+
+    # None of its files is for a GPU, where it says nothing of what is best.
+    assert read_endpoints(HANDLERS, encoders, "cuda") == list(of_files.values())
+    assert "tuned.json is of other encoders and not obeyed" in caplog.text
 
 
 def test_an_encoder_of_another_space_is_no_pair(tmp_path: Path) -> None:
