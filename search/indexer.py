@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,19 +20,17 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from clipserve.client import Client, Management
-from clipserve.encoder_spec import FloatArray
 from clipserve.errors import ClipServeError, RequestError, ServerError
-from pictures.facts import Facts, read_facts
-from pictures.files import Contents, FoundFile, Listing, list_pictures, read_contents
+from pictures.files import FoundFile, Listing, list_pictures
 from pictures.paths import path_to_text, printable
-from pictures.rows import FileState, Row
+from pictures.rows import Row
 from pictures.storage import sole_writer
 from pictures.table import PictureTable, open_or_create_table, replace_table
-from pictures.thumbnails import make_thumbnail
+from search.embedding import FailedBeforeError, FileEmbedder, ReadPicture, ServerFailedError
 from search.errors import SearchError
 from search.journal import Journal
 from search.report import Report, passed_over, write_failed
-from search.space import of_space, require_server_space
+from search.space import require_server_space
 
 # Requests under way at once: enough that the server finds a batch waiting whenever it takes one.
 CONCURRENCY = 8
@@ -51,38 +47,6 @@ SERVER_FAILURES = CONCURRENCY + 1
 READY_SECONDS = 60.0
 
 RECALL_QUERIES = 50
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A file that was read.
-
-    Attributes:
-        found: the file.
-        state: of it.
-        embedding, thumbnail: None where the table holds its contents.
-        is_new: whether the server embedded it now.
-    """
-
-    found: FoundFile
-    state: FileState
-    embedding: FloatArray | None
-    thumbnail: bytes | None
-    facts: Facts
-    is_new: bool
-
-
-class _ServerFailedError(Exception):
-    """The server failed on contents, of this SHA-256."""
-
-    def __init__(self, sha256: str, reason: str):
-        super().__init__(reason)
-        self.sha256 = sha256
-        self.reason = reason
-
-
-class _FailedBeforeError(Exception):
-    """The server failed on contents in an earlier run, and they are not sent; says what it said then."""
 
 
 def index_folder(
@@ -153,15 +117,13 @@ class _Run:
         self._states = table.states()
         # As of a table that an older version wrote: read once more, not embedded again.
         self._without_facts = table.without_facts()
-        self._in_table = {state.sha256 for state in self._states.values()}
-        self._lock = threading.Lock()
-        self._turns: dict[str, threading.Lock] = {}
-        self._waiting: list[_Read] = []
+        in_table = {state.sha256 for state in self._states.values()}
+        self._embedder = FileEmbedder(client, table, journal, in_table)
+        self._waiting: list[ReadPicture] = []
         self._last_commit = time.monotonic()
         self._server_failures = 0
         # What the server failed on in company: whether it was their fault is found out afterwards.
         self._suspects: list[FoundFile] = []
-        self._suspected: set[str] = set()
         # Rows whose file was read and is no picture any more.
         self._outdated: list[str] = []
 
@@ -200,15 +162,15 @@ class _Run:
         known = found.path not in self._without_facts
         return state is not None and known and state.is_of(found.size, found.mtime_ns)
 
-    def _read_all(self, todo: Sequence[FoundFile], bar: tqdm[NoReturn]) -> Generator[_Read, None, None]:
+    def _read_all(self, todo: Sequence[FoundFile], bar: tqdm[NoReturn]) -> Generator[ReadPicture, None, None]:
         """Reads and embeds files side by side; few at once, since their bytes are in memory."""
         rest = iter(todo)
         with ThreadPoolExecutor(CONCURRENCY) as pool:
-            running: dict[Future[_Read], FoundFile] = {}
+            running: dict[Future[ReadPicture], FoundFile] = {}
             try:
                 while True:
                     while len(running) < 2 * CONCURRENCY and (found := next(rest, None)):
-                        running[pool.submit(self._read, found)] = found
+                        running[pool.submit(self._embedder.read, found)] = found
                     if not running:
                         return
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -222,7 +184,7 @@ class _Run:
                 for future in running:
                     future.cancel()
 
-    def _ask_alone(self) -> Iterator[_Read]:
+    def _ask_alone(self) -> Iterator[ReadPicture]:
         """Asks once more, one at a time, for what the server failed on in company.
 
         Most were neighbours of a picture that killed a worker. The one that the server fails on again, though
@@ -231,8 +193,8 @@ class _Run:
         while self._suspects:
             found = self._suspects.pop(0)
             self._require_server()
-            self._suspected.clear()
-            if read := self._outcome(found, partial(self._read, found), alone=True):
+            self._embedder.ask_again()
+            if read := self._outcome(found, partial(self._embedder.read, found), alone=True):
                 yield read
 
     def _require_server(self) -> None:
@@ -243,18 +205,20 @@ class _Run:
                 f"{error}; what was embedded so far is kept, and the same command goes on from there"
             ) from error
 
-    def _outcome(self, found: FoundFile, result: Callable[[], _Read], *, alone: bool = False) -> _Read | None:
+    def _outcome(
+        self, found: FoundFile, result: Callable[[], ReadPicture], *, alone: bool = False
+    ) -> ReadPicture | None:
         """The result of a file; None, and a line in the report or a place among the suspects, without one."""
         try:
             read = result()
         except RequestError as error:
             self._server_failures = 0
             self._fail_for_good(found, error.message)
-        except _FailedBeforeError as error:
+        except FailedBeforeError as error:
             self._fail_for_good(
                 found, f"not sent, since the server failed on it before ({error}); AGAIN=1 sends it"
             )
-        except _ServerFailedError as error:
+        except ServerFailedError as error:
             if alone:
                 self._require_server()
                 self._journal.put_failure(error.sha256, error.reason)
@@ -289,50 +253,6 @@ class _Run:
     def _fail(self, found: FoundFile, reason: str) -> None:
         self.report.failed.append((found.path, reason))
 
-    def _read(self, found: FoundFile) -> _Read:
-        """Reads a file, and has it embedded unless its contents are known; runs in a thread of the pool."""
-        indexed_ns = time.time_ns()
-        contents = read_contents(found)
-        sha256 = contents.sha256
-        with self._turn(sha256):
-            # In this order: contents are put among those of the table before they leave the journal.
-            embedding = self._journal.get(sha256)
-            is_new = embedding is None and sha256 not in self._in_table
-            if is_new:
-                embedding = self._embed(contents)
-                self._journal.put(sha256, embedding)
-        thumbnail = None if embedding is None else _thumbnail(contents.data)
-        state = FileState(len(contents.data), contents.mtime_ns, sha256, indexed_ns)
-        return _Read(found, state, embedding, thumbnail, read_facts(contents.data), is_new)
-
-    def _embed(self, contents: Contents) -> FloatArray:
-        known = self._journal.failure(contents.sha256)
-        if known is not None:
-            raise _FailedBeforeError(known)
-        if contents.sha256 in self._suspected:
-            raise _ServerFailedError(contents.sha256, "as on its copy")
-        try:
-            # One picture a request: a bad one hurts no other, and the server batches what is waiting.
-            with of_space(self._table):
-                embedding: FloatArray = self._client.embed_images([contents.data])[0]
-        except (RequestError, ServerError) as error:
-            # Of the two, what the server could not do in its time: the picture may be innocent of that.
-            if isinstance(error, RequestError) and error.status < 500:
-                raise
-            # Here, before a copy has its turn.
-            self._suspected.add(contents.sha256)
-            raise _ServerFailedError(contents.sha256, str(error)) from error
-        return embedding
-
-    @contextlib.contextmanager
-    def _turn(self, sha256: str) -> Iterator[None]:
-        """Lets copies of one picture that are under way at once wait for the first of them."""
-        with self._lock:
-            turn = self._turns.setdefault(sha256, threading.Lock())
-        with turn:
-            yield
-        self._turns.pop(sha256, None)
-
     def _commit(self) -> None:
         """Puts what is waiting into the table."""
         reads, self._waiting = self._waiting, []
@@ -346,13 +266,14 @@ class _Run:
         self.report.changed += sum(row.state.sha256 != self._states[row.path].sha256 for row in replacing)
         for row in rows:
             self._states[row.path] = row.state
-            self._in_table.add(row.state.sha256)
-        self._journal.forget({row.state.sha256 for row in rows})
+        contents = {row.state.sha256 for row in rows}
+        self._embedder.in_table |= contents
+        self._journal.forget(contents)
         self.report.written += len(rows)
         if self.report.written % MAINTAIN_ROWS < len(rows):
             self._table.maintain()
 
-    def _rows(self, reads: Sequence[_Read]) -> list[Row]:
+    def _rows(self, reads: Sequence[ReadPicture]) -> list[Row]:
         """Rows of files that were read, embeddings that the table has already fetched from there."""
         fetched = self._table.by_hash({read.state.sha256 for read in reads if read.embedding is None})
         rows = []
@@ -362,8 +283,8 @@ class _Run:
                 contents = fetched.get(read.state.sha256, (None, None))
             if contents[0] is None:
                 # The last row of these contents was replaced in this very run: once more, then.
-                self._in_table.discard(read.state.sha256)
-                again = self._outcome(read.found, partial(self._read, read.found))
+                self._embedder.in_table.discard(read.state.sha256)
+                again = self._outcome(read.found, partial(self._embedder.read, read.found))
                 if again is None:
                     continue
                 read, contents = again, (again.embedding, again.thumbnail)
@@ -397,11 +318,3 @@ class _Run:
         gone += self._outdated
         self._table.remove(gone)
         self.report.removed = len(gone)
-
-
-def _thumbnail(data: bytes) -> bytes:
-    try:
-        return make_thumbnail(data)
-    except RequestError as error:
-        # Not the server's word: that took the picture, and this room lacks a decoder or has narrower limits.
-        raise ValueError(error.message) from error

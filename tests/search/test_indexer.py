@@ -25,7 +25,7 @@ from pictures.errors import PicturesError
 from pictures.paths import path_to_text
 from pictures.rows import ADDED
 from pictures.table import open_or_create_table, open_table
-from search import indexer
+from search import embedding, indexer
 from search.errors import SearchError
 from search.indexer import Report, index_folder
 from serving.local import ROOT
@@ -239,10 +239,10 @@ def test_thumbnail_that_fails_is_listed_and_costs_nothing_again(
     def fail(data: bytes) -> bytes:
         raise ValueError("broken")
 
-    monkeypatch.setattr(indexer, "make_thumbnail", fail)
+    monkeypatch.setattr(embedding, "make_thumbnail", fail)
     report = index_folder(client, folder, tmp_path / "table")
     assert [reason for _, reason in report.failed] == ["no thumbnail can be made: broken"] * 12
-    monkeypatch.setattr(indexer, "make_thumbnail", thumbnails.make_thumbnail)
+    monkeypatch.setattr(embedding, "make_thumbnail", thumbnails.make_thumbnail)
     assert index_folder(client, folder, tmp_path / "table").written == 12
     assert embedded() == 12
 
