@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipserve.image_formats import FORMATS
 from clipserve.images import ImageLimits
-from reliability.costly import with_header
+from reliability.costly.any_format import with_header
 from reliability.load import send_once
 from reliability.watch import MemoryWatch
 from serving.server import Server

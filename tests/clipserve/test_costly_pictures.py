@@ -14,7 +14,8 @@ from clipserve.errors import RequestError
 from clipserve.image_formats import FORMATS
 from clipserve.image_formats.base import ImageFormat
 from clipserve.images import ImageLimits, decode_image
-from reliability.costly import COSTLY, SHOWN
+from reliability.costly import COSTLY
+from reliability.costly.any_format import SHOWN
 
 LIMITS = ImageLimits()
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
