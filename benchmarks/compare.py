@@ -24,10 +24,11 @@ from typing import Any, get_args
 import psutil
 import transformers
 
-from benchmarks import figures, ratios, report
+from benchmarks import figures, report, results_file
 from benchmarks.child import PeerError, say
 from benchmarks.engines import OPENVINO_ENVIRONMENT
 from benchmarks.infinity import INFINITY_ENVIRONMENT
+from benchmarks.ratios import Round
 from benchmarks.rounds import Rounds
 from benchmarks.variants import archive_settings
 from benchmarks.workloads import SIZES, write_pictures
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--report", action="store_true", help="measure nothing: write the pages and the plots"
     )
-    parser.add_argument("--output", type=Path, default=ratios.LATEST, help="the JSON file")
+    parser.add_argument("--output", type=Path, default=results_file.LATEST, help="the JSON file")
     arguments = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -127,10 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 minutes=arguments.minutes,
                 small=arguments.small,
             )
-            ratios.write(measured, arguments.output)
+            results_file.write(measured, arguments.output)
             print(report.summary(measured))
-        if arguments.output == ratios.LATEST:
-            report.write_page(ratios.read(ratios.LATEST))
+        if arguments.output == results_file.LATEST:
+            report.write_page(results_file.read(results_file.LATEST))
             figures.write_pages()
 
     return run_command("bench", compare)
@@ -173,7 +174,7 @@ def run(
     workers: Mapping[str, int],
     minutes: float,
     small: bool,
-) -> ratios.Results:
+) -> results_file.Results:
     """Prepares, measures all rounds, sums up; the content of `latest.json`.
 
     Args:
@@ -205,7 +206,7 @@ def run(
             tune(pair, "cpu", store, TUNE_SECONDS)
         build_archives(store, None, None)
     prepared = Rounds(store, work, pair, clip, text, pictures, workers, seconds, small=small)
-    measured: list[ratios.Round] = []
+    measured: list[Round] = []
     with prepared as bench:
         expected = [bench.expected_seconds(number) for number in range(1, rounds + 1)]
         if not small:
@@ -222,7 +223,7 @@ def run(
             expected = [share * of for of in expected]
             clock.expected = clock.elapsed + sum(expected[number:])
         machine = _machine()
-        found: ratios.Results = {
+        found: results_file.Results = {
             "machine": machine,
             "versions": _versions(),
             "settings": {
@@ -239,7 +240,7 @@ def run(
             },
             "peers": bench.notes,
             "quiet": bench.quiet.facts(),
-            **ratios.summarise(measured, machine),
+            **results_file.summarise(measured, machine),
         }
     found["rss_image_worker_mb"] = found["median"]["clipserve"]["rss_mb"]["clip_image"]
     found["cold_start_s"] = found["median"]["clipserve"]["start"]["cold_start_s"]

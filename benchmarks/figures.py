@@ -14,21 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu_kinds import AMX, kind_of
 from benchmarks.evaluate import report as evaluate_report
 from benchmarks.gpu import report as gpu_report
 from benchmarks.ratios import (
-    AMX,
     AS_IF_AVX2,
     INT8_PEERS,
-    LATEST,
     ONNX_RUNTIME,
     OURS,
     PRODUCTS,
     RATIOS,
-    Results,
-    kind_of,
 )
 from benchmarks.report import wanted
+from benchmarks.results_file import LATEST, Results
 from clipserve.command import run_command
 from export_scripts import models
 from scale.bulk import estimate

@@ -23,7 +23,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from benchmarks import figures, ratios
+from benchmarks import figures, results_file
 from clipserve.command import run_command
 from clipserve.encoder_spec import EncoderSpec, Format, Modality, Precision
 from clipserve.loading import Module
@@ -97,7 +97,7 @@ def measure(pair: CheckpointPair, modality: Modality, store: Path, rounds: int) 
     return measured
 
 
-def collect(measured: Sequence[Measured], rounds: int, loads: Sequence[float]) -> ratios.Results:
+def collect(measured: Sequence[Measured], rounds: int, loads: Sequence[float]) -> results_file.Results:
     """What `results/formats.json` holds."""
     return {
         "cores": os.cpu_count(),
@@ -150,7 +150,7 @@ def _compare(rounds: int, tiny: bool) -> None:
     results = collect(measured, rounds, loads)
     print(figures.formats_text(results))
     if not tiny:
-        ratios.write(results, figures.FORMATS)
+        results_file.write(results, figures.FORMATS)
         figures.write_pages()
 
 

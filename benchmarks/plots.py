@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
-from benchmarks.ratios import OURS, Results
+from benchmarks.ratios import OURS
+from benchmarks.results_file import Results
 
 NAMES = {
     "clipserve": "clipserve (TorchServe)",

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.cpu_kinds import kind_of
 from benchmarks.plots import (
     CLIENTS,
     KINDS,
@@ -18,7 +19,8 @@ from benchmarks.plots import (
     figures_of,
     write_plots,
 )
-from benchmarks.ratios import OURS, RATIOS, Results, kind_of
+from benchmarks.ratios import OURS, RATIOS
+from benchmarks.results_file import Results
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"

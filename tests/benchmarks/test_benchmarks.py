@@ -23,7 +23,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import compare, ratios, report
+from benchmarks import compare, cpu_kinds, ratios, report, results_file
 from benchmarks.child import Child, PeerError
 from benchmarks.engine import Inputs as InputFiles
 from benchmarks.engine import judge, time_passes
@@ -224,13 +224,13 @@ def test_ratios_are_of_the_same_round() -> None:
         }
         for ours, theirs in ((1.0, 2.0), (30.0, 40.0), (5.0, 50.0))
     ]
-    found = ratios.summarise(rounds, {"instructions": ["avx2"]})
+    found = results_file.summarise(rounds, {"instructions": ["avx2"]})
     assert found["median"]["clipserve"]["image_c1"]["p50_ms"] == 5.0
     assert found["ratios"] == {name: 0.5}  # of 0.5, 0.75 and 0.1; not 5 / 40
     assert found["ratio_spread"] == {name: [0.1, 0.75]}
-    assert ratios.RATIOS[name].holds(0.5, ratios.AMX)
-    assert not ratios.RATIOS[name].holds(0.51, ratios.AMX)
-    assert ratios.RATIOS[name].holds(0.51, ratios.AVX2)
+    assert ratios.RATIOS[name].holds(0.5, cpu_kinds.AMX)
+    assert not ratios.RATIOS[name].holds(0.51, cpu_kinds.AMX)
+    assert ratios.RATIOS[name].holds(0.51, cpu_kinds.AVX2)
 
 
 def test_a_peer_that_was_not_measured_leaves_its_ratios_out() -> None:
@@ -238,16 +238,18 @@ def test_a_peer_that_was_not_measured_leaves_its_ratios_out() -> None:
         {"clipserve": {"image_c32": {"rate": 8.0}}, "infinity": {"image_c32": {"rate": 2.0}}},
         {"clipserve": {"image_c32": {"rate": 9.0}}},
     ]
-    assert ratios.summarise(rounds, {"instructions": []})["ratios"] == {"image_http_c32_vs_infinity": 4.0}
+    assert results_file.summarise(rounds, {"instructions": []})["ratios"] == {
+        "image_http_c32_vs_infinity": 4.0
+    }
 
 
 @pytest.mark.parametrize(
     ("instructions", "kind", "bar"),
     [
-        (["avx2"], ratios.AVX2, 2.0),
-        (["avx2", "avx_vnni"], ratios.VNNI, 3.0),
-        (["avx2", "avx512f", "avx512_bf16"], ratios.VNNI, 3.0),
-        (["avx2", "avx512_vnni", "amx_tile", "amx_int8"], ratios.AMX, 3.0),
+        (["avx2"], cpu_kinds.AVX2, 2.0),
+        (["avx2", "avx_vnni"], cpu_kinds.VNNI, 3.0),
+        (["avx2", "avx512f", "avx512_bf16"], cpu_kinds.VNNI, 3.0),
+        (["avx2", "avx512_vnni", "amx_tile", "amx_int8"], cpu_kinds.AMX, 3.0),
     ],
 )
 def test_a_bar_is_that_of_the_kind_of_cpu(instructions: list[str], kind: str, bar: float) -> None:
@@ -256,7 +258,7 @@ def test_a_bar_is_that_of_the_kind_of_cpu(instructions: list[str], kind: str, ba
         f"clipserve {precision}": {"one_b8": {"cpu_ms": ms}}
         for precision, ms in (("fp32", 5.0), ("int8", 2.0))
     }
-    found = ratios.summarise([{"engines": {"image": engines}}], {"instructions": instructions})
+    found = results_file.summarise([{"engines": {"image": engines}}], {"instructions": instructions})
     assert found["cpu_kind"] == kind
     assert found["bars"][name] == {"at_least": bar}
     assert found["ratios"] == {name: 2.5}
@@ -272,7 +274,7 @@ def test_int8_is_compared_with_the_fastest_peer_where_it_is_slowest() -> None:
         "ONNX Runtime int8": engine(3.0, 20.0),
         "OpenVINO int8": engine(4.0, 9.0),
     }
-    found = ratios.summarise([{"engines": {"image": engines}}], {"instructions": []})["ratios"]
+    found = results_file.summarise([{"engines": {"image": engines}}], {"instructions": []})["ratios"]
     assert found == {"image_int8_vs_best_int8_peer": 0.9}  # of 3 / 2 and 9 / 10
 
 
@@ -504,5 +506,5 @@ def test_no_round_begins_that_would_end_too_late(
 
 
 def test_the_page_is_of_the_results() -> None:
-    written = "\n".join(report.page(ratios.read(ratios.LATEST))) + "\n"
+    written = "\n".join(report.page(results_file.read(results_file.LATEST))) + "\n"
     assert report.PAGE.read_text(encoding="utf-8") == written, "run 'make bench-report'"
