@@ -24,7 +24,7 @@ import psutil
 import torch
 
 from benchmarks.child import OFFLINE, Child, Job, PeerError, say
-from benchmarks.engine import BATCH
+from benchmarks.engine_kinds import BATCH
 from benchmarks.ratios import AS_IF_AVX2, ONNX_RUNTIME, OPENVINO, OURS, PRODUCTS, ST_OPENVINO
 from benchmarks.usage import Machine, Quiet
 from benchmarks.workloads import SMALLEST, WORKLOADS, labels, sentences
@@ -58,7 +58,7 @@ class Engine:
     """One row.
 
     Attributes:
-        kind: of `benchmarks.engine.KINDS`.
+        kind: of `benchmarks.engine_kinds.KINDS`.
         path: of what it loads.
         options: of its first job.
         environment: of its process.

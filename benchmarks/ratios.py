@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.cpu_kinds import AMX, AVX2, VNNI
-from benchmarks.engine import BATCH
+from benchmarks.engine_kinds import BATCH
 
 # The engines of `benchmarks.engines`, as results name them.
 OURS, ONNX_RUNTIME, OPENVINO = "clipserve", "ONNX Runtime", "OpenVINO"
