@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,26 @@ import transformers
 from benchmarks.child import Child, ask_together, say
 from benchmarks.engines import Engines, judged_pictures
 from benchmarks.infinity import InfinityPeer
-from benchmarks.load import LoadJob
 from benchmarks.ours import RayServePeer, TorchServePeer
 from benchmarks.peers import HttpPeer, Inputs
-from benchmarks.usage import CpuMeter, Machine, Quiet, resident_megabytes
+from benchmarks.plan import (
+    INT8_PLAN,
+    LAYOUT_PLAN,
+    ONCE,
+    PLAN,
+    RAY_PLAN,
+    SMALL_LAYOUT_PLAN,
+    SMALL_PLAN,
+    Measurement,
+)
+from benchmarks.servers import Figures, ServerMeter
+from benchmarks.usage import Machine, Quiet
 from benchmarks.variants import COMPARED, build_int8, build_other_layout, layout_of
 from benchmarks.workloads import WORKLOADS
 from clipserve.endpoints import ENDPOINTS
 from clipserve.errors import ClipServeError
 from export_scripts.checkpoints.pair import CheckpointPair
 
-WARM_UP_SHARE = 0.3  # of the duration
-PRIME_CLIENTS = 8
 # Of a slice of an engine alone, of what is told for a request over HTTP.
 ENGINE_SHARE = 0.15
 
@@ -39,77 +47,6 @@ IN_PROCESS_SHARE = 25.0
 ENGINES_SECONDS = 120.0
 
 MEASURED = "measured"
-
-Figures = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Closed:
-    """A closed loop."""
-
-    workload: str
-    clients: int
-
-    @property
-    def name(self) -> str:
-        """Its key in the results."""
-        return f"{self.workload}_c{self.clients}"
-
-
-@dataclass(frozen=True)
-class Open:
-    """An open loop at a share of what the closed loop with `CAPACITY_CLIENTS` reached in the same round."""
-
-    workload: str
-    percent: int
-
-    @property
-    def name(self) -> str:
-        """Its key in the results."""
-        return f"{self.workload}_open{self.percent}"
-
-
-Measurement = Closed | Open
-
-CAPACITY_CLIENTS = 32
-
-
-def _closed(workload: str, *clients: int) -> tuple[Closed, ...]:
-    return tuple(Closed(workload, count) for count in clients)
-
-
-# Our own endpoint and OpenAI's door one after the other: they are compared to a few percent.
-PLAN: tuple[Measurement, ...] = (
-    *_closed("image", 1, 8, 32),
-    *_closed("door_image", 32, 1),
-    *_closed("text", 1, 8, 32),
-    *_closed("door_text", 32, 1),
-    *_closed("text_batch32", 8),
-    *_closed("similarity_1000_known", 1),
-)
-# No ratio is of these: they are measured in the first round only.
-ONCE: tuple[Measurement, ...] = (
-    *(Open("image", percent) for percent in (50, 80, 110)),
-    *(Open("text", percent) for percent in (50, 80, 110)),
-    *_closed("image_raw", 32),
-    *_closed("image_2mp", 8),
-    *_closed("image_12mp", 8),
-    *_closed("text_floats", 32),
-    *_closed("similarity_fresh", 1),
-    *_closed("similarity_repeated", 1),
-)
-SMALL_PLAN: tuple[Measurement, ...] = (
-    *_closed("image", 1, 32),
-    *_closed("door_image", 32),
-    *_closed("text", 1, 32),
-    *_closed("door_text", 32),
-    *_closed("similarity_1000_known", 1),
-)
-# The same core behind another server: only what the server changes.
-RAY_PLAN = (*_closed("image", 1, 8, 32), *_closed("text", 1, 8, 32), *_closed("text_batch32", 8))
-INT8_PLAN = (*_closed("image", 1, 32), *_closed("text", 1, 32))
-LAYOUT_PLAN = (*_closed("image", 1, 8, 32), *_closed("text", 1, 8, 32))
-SMALL_LAYOUT_PLAN = (*_closed("image", 8), *_closed("text", 8))
 
 
 class Rounds:
@@ -148,7 +85,6 @@ class Rounds:
     ):
         self._seconds = seconds
         self._folder = tempfile.TemporaryDirectory(prefix="clipserve-bench-")
-        self._bodies: dict[tuple[str, str], list[str]] = {}
         self._children: list[Child] = []
         self.notes: dict[str, str] = {}
         self.quiet = Quiet()
@@ -160,7 +96,8 @@ class Rounds:
         }
         try:
             say("loading what runs in process")
-            self._generator = self._child("benchmarks.load", 1)
+            generator = self._child("benchmarks.load", 1)
+            self._meter = ServerMeter(generator, Path(self._folder.name), seconds, self.quiet)
             self._originals = self._child("benchmarks.in_process", cores)
             self._of_originals: list[str] = self._originals.ask(given)["measurements"]
             judged = [str(path) for path in judged_pictures(pictures)]
@@ -257,7 +194,7 @@ class Rounds:
         for name, (peer, plan, once) in self._peers.items():
             tell(peer.title)
             wanted = (*plan, *once) if number == 1 else plan
-            found[name] = self._or_note(name, self._measure_server, name, peer, wanted)
+            found[name] = self._or_note(name, self._meter.measure, name, peer, wanted)
         found["layouts"] = by_layout(
             found["clipserve"], found.get("clipserve_other_layout", {}), self._workers
         )
@@ -312,70 +249,6 @@ class Rounds:
         of_a_core = found["model_batch8"]["rate"] / len(children)
         found["model_gflops"] = of_a_core * self._shapes["flops"] / 1e9
         return found
-
-    def _measure_server(self, name: str, peer: HttpPeer, plan: Sequence[Measurement]) -> Figures:
-        try:
-            found: Figures = {"start": peer.start()}
-            workers = peer.workers()
-            memory: dict[str, float] = {}
-            together: dict[str, float] = {}
-            primed = set()
-            for measurement in plan:
-                workload = WORKLOADS[measurement.workload]
-                if not peer.serves(workload):
-                    continue
-                if workload not in primed:
-                    # Kernels are chosen and labels remembered before anything is measured.
-                    self._load(name, peer, Closed(measurement.workload, PRIME_CLIENTS), found, 0.0)
-                    primed.add(workload)
-                found[measurement.name] = self.quiet.measure(
-                    f"{name}: {measurement.name}",
-                    lambda of=measurement: self._load(name, peer, of, found, self._seconds),  # type: ignore[misc]
-                )
-                for worker, processes in {**workers, "total": peer.processes()}.items():
-                    of_each = [resident_megabytes([process]) for process in processes]
-                    most = sum(of_each) if worker == "total" else max(of_each, default=0.0)
-                    memory[worker] = max(memory.get(worker, 0.0), most)
-                    together[worker] = max(together.get(worker, 0.0), sum(of_each))
-            return {**found, "rss_mb": memory, "rss_all_mb": together}
-        finally:
-            peer.stop()
-
-    def _load(
-        self, name: str, peer: HttpPeer, measurement: Measurement, before: Figures, seconds: float
-    ) -> Figures:
-        workload = WORKLOADS[measurement.workload]
-        target = peer.target(workload)
-        bodies = self._body_files(name, peer, measurement.workload)
-        if isinstance(measurement, Closed):
-            warm_up = WARM_UP_SHARE * seconds
-            job = LoadJob(target.url, target.headers, bodies, seconds, warm_up, measurement.clients)
-        else:
-            capacity = before[Closed(measurement.workload, CAPACITY_CLIENTS).name]["rate"] / workload.items
-            rate = measurement.percent / 100 * capacity
-            job = LoadJob(target.url, target.headers, bodies, seconds, rate=rate, seed=measurement.percent)
-        meter, machine = CpuMeter(peer.processes), Machine()
-        figures = self._generator.ask(asdict(job))
-        cpu = meter.seconds()
-        # What others did on this machine meanwhile: a measurement that they disturbed can be told.
-        figures["other_cores"] = machine.other_cores(cpu + figures.pop("cpu_s"))
-        figures["rate"] *= workload.items
-        figures["cpu_ms_per_item"] = 1000 * cpu / max(1, figures.pop("answered") * workload.items)
-        figures["failed"] = sum(figures["errors"].values())
-        if isinstance(measurement, Open):
-            figures["offered"] = rate * workload.items
-        return figures
-
-    def _body_files(self, name: str, peer: HttpPeer, workload: str) -> list[str]:
-        """A peer's request bodies of a workload, written once."""
-        if (name, workload) not in self._bodies:
-            paths = []
-            for number, body in enumerate(peer.bodies(WORKLOADS[workload])):
-                path = Path(self._folder.name) / f"{name}-{workload}-{number}"
-                path.write_bytes(body)
-                paths.append(str(path))
-            self._bodies[name, workload] = paths
-        return self._bodies[name, workload]
 
 
 def by_layout(tuned: Figures, other: Figures, workers: Mapping[str, int]) -> Figures:
