@@ -25,8 +25,8 @@ from benchmarks.ratios import (
     PRODUCTS,
     RATIOS,
 )
-from benchmarks.report import wanted
 from benchmarks.results_file import LATEST, Results
+from benchmarks.tables import wanted
 from clipserve.command import run_command
 from export_scripts import models
 from scale.bulk import estimate
