@@ -84,6 +84,18 @@ def test_every_folder_is_on_the_map() -> None:
     assert len(page.splitlines()) <= 60, "more than a screen"
 
 
+# So long a file is about two things by now: it is split by what each is about. Drawing the demo's scenes is
+# one, thing after thing, with the same few strokes for all.
+TOO_MANY_LINES = 400
+LONG = {"demo/scenes.py"}
+
+
+def test_no_file_of_the_product_is_long() -> None:
+    product = [path for path in tracked() if path.suffix == ".py" and path.parts[0] != "tests"]
+    lines = {str(path): len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in product}
+    assert {name: count for name, count in lines.items() if count >= TOO_MANY_LINES}.keys() == LONG
+
+
 @pytest.mark.parametrize("room", sorted(ALLOWED))
 def test_rooms_import_what_they_may(room: str) -> None:
     for path in python_files(room):
