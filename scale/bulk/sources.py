@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -23,6 +23,7 @@ from pictures.exclusions import Exclusions
 from pictures.files import ENDINGS, MAX_BYTES, Contents, FoundFile, list_pictures, read_contents
 from pictures.paths import path_to_text, printable
 from scale.bulk.errors import BulkError
+from scale.bulk.parquet import PARQUET_BUFFER, bytes_column, check_parquet, parquet_values
 
 Kind = Literal["files", "parquet", "tar"]
 
@@ -34,16 +35,6 @@ TAR_RECORDS = frozenset(
     {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
     | {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
 )
-
-# Rows of Parquet that are in memory at once: each holds up to `MAX_BYTES`, however small its file. One value
-# that stands for many rows is written once, and read once for each.
-PARQUET_BATCH = 4
-PARQUET_BUFFER = 1_000_000  # bytes; without one, a row group is read as a whole
-
-# Encoded pictures hardly shrink any further: what unpacks to more than so many times its size, and more than
-# so many bytes, holds none.
-MAX_UNPACKING = 20
-UNPACKED_BYTES = 64_000_000
 
 # The code of what may be otherwise the next time; whatever else is wrong with a picture stays wrong until its
 # file changes.
@@ -181,7 +172,7 @@ class Source:
             status = path.stat()
             with pq.ParquetFile(path) as file:
                 rows = file.metadata.num_rows
-                _check_parquet(file, _bytes_column(file.schema_arrow, self.column), status.st_size)
+                check_parquet(file, bytes_column(file.schema_arrow, self.column), status.st_size)
         except (OSError, ValueError, pa.ArrowException) as error:
             yield _unreadable(name, str(error))
             return
@@ -193,8 +184,8 @@ class Source:
         done = 0
         try:
             with _opened(pictures[0]) as stream, pq.ParquetFile(stream, buffer_size=PARQUET_BUFFER) as file:
-                values = _parquet_values(
-                    file, _bytes_column(file.schema_arrow, self.column), [p.offset for p in pictures]
+                values = parquet_values(
+                    file, bytes_column(file.schema_arrow, self.column), [p.offset for p in pictures]
                 )
                 for picture, value in zip(pictures, values, strict=True):
                     done += 1
@@ -327,71 +318,3 @@ def _contents(picture: Picture, data: bytes | None) -> Contents:
     if len(data) > MAX_BYTES:
         raise OSError(0, f"{len(data)} bytes, allowed are {MAX_BYTES}")
     return Contents(data, picture.mtime_ns, hashlib.sha256(data).hexdigest())
-
-
-def _bytes_column(schema: pa.Schema, wanted: str | None) -> str:
-    """The column of bytes in the form that `columns=` takes: `image`, or `image.bytes` in a struct.
-
-    Raises:
-        ValueError: there is no such column, or several and none is named.
-    """
-    found: dict[str, str] = {}
-    for field in schema:
-        if _is_bytes(field.type):
-            found[field.name] = field.name
-        elif pa.types.is_struct(field.type) and _is_bytes_struct(field.type):
-            found[field.name] = f"{field.name}.bytes"
-    if wanted is not None and wanted in found:
-        return found[wanted]
-    if wanted is None and len(found) == 1:
-        return next(iter(found.values()))
-    there = ", ".join(found) or "none"
-    asked = f"no column of bytes named {wanted!r}" if wanted else "not exactly one column of bytes"
-    raise ValueError(f"{asked}, there are: {there}; name one with --column")
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _is_bytes_struct(kind: pa.StructType) -> bool:
-    return kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
-
-
-def _check_parquet(file: pq.ParquetFile, column: str, file_bytes: int) -> None:
-    """Looks at what a file says of its rows.
-
-    Raises:
-        ValueError: it holds more rows than bytes, or unpacks to many times its size.
-    """
-    metadata = file.metadata
-    if metadata.num_rows > file_bytes:
-        raise ValueError(f"{metadata.num_rows} rows in a file of {file_bytes} bytes: they cannot be pictures")
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for number in range(row_group.num_columns):
-            chunk = row_group.column(number)
-            packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
-            # The name of a column of lists goes on.
-            if chunk.path_in_schema.startswith(column) and unpacked > MAX_UNPACKING * packed + UNPACKED_BYTES:
-                raise ValueError(f"{packed} bytes in it unpack to {unpacked}: they cannot be pictures")
-
-
-def _parquet_values(file: pq.ParquetFile, column: str, rows: Iterable[int]) -> Iterator[bytes | None]:
-    """The bytes of ascending rows; `PARQUET_BATCH` rows are in memory at a time."""
-    wanted = iter(rows)
-    row = next(wanted, None)
-    start = 0
-    for group in range(file.metadata.num_row_groups):
-        end = start + file.metadata.row_group(group).num_rows
-        if row is not None and row < end:
-            first = start
-            for batch in file.iter_batches(PARQUET_BATCH, row_groups=[group], columns=[column]):
-                values = pa.Table.from_batches([batch]).flatten().column(0)
-                while row is not None and row < first + len(values):
-                    yield values[row - first].as_py()
-                    row = next(wanted, None)
-                first += len(values)
-                if row is None or row >= end:
-                    break
-        start = end

@@ -22,7 +22,7 @@ from clipserve.encoder import ExportedImageEncoder
 from clipserve.encoder_spec import FloatArray, read_spec
 from pictures.files import MAX_BYTES, Contents
 from pictures.rows import picture_schema
-from scale.bulk import sources
+from scale.bulk import parquet
 from scale.bulk.encoding import Encoder
 from scale.bulk.plan import write_plan
 from scale.bulk.sources import Failure, Picture, Source, find_source
@@ -146,14 +146,14 @@ def test_parquet_whose_rows_are_one_value(tmp_path: Path, monkeypatch: pytest.Mo
     assert path.stat().st_size < 20_000
     most = 0
 
-    class Watched(sources.pa.Table):  # type: ignore[misc]
+    class Watched(parquet.pa.Table):  # type: ignore[misc]
         @classmethod
         def from_batches(cls, batches: list[pa.RecordBatch]) -> pa.Table:
             nonlocal most
             most = max(most, sum(batch.nbytes for batch in batches))
             return pa.Table.from_batches(batches)
 
-    monkeypatch.setattr(sources, "pa", NamespaceWith(pa, Table=Watched))
+    monkeypatch.setattr(parquet, "pa", NamespaceWith(pa, Table=Watched))
     source = find_source(path, None)
     pictures = [item for item in source.list() if isinstance(item, Picture)]
     before = pa.total_allocated_bytes()
@@ -163,7 +163,7 @@ def test_parquet_whose_rows_are_one_value(tmp_path: Path, monkeypatch: pytest.Mo
         found += 1
         assert pa.total_allocated_bytes() - before < 20_000_000
     assert found == rows
-    assert 0 < most <= sources.PARQUET_BATCH * (len(value) + 1000)
+    assert 0 < most <= parquet.PARQUET_BATCH * (len(value) + 1000)
 
 
 class NamespaceWith:
