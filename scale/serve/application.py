@@ -24,7 +24,7 @@ from clipserve.encoder_spec import EncoderSpec
 from clipserve.store import Store
 from scale.serve.ingress import Ingress, ServedModel
 from scale.serve.replica import Replica
-from scale.serve.settings import EndpointSettings, ServerSettings, read_endpoints, read_server
+from scale.serve.settings import EndpointSettings, read_endpoints, read_server
 from scale.serve.tracing import check_collector
 from serving.local import CONFIG, ROOT
 
@@ -108,19 +108,19 @@ def build(arguments: AppArguments, model: Model) -> Application:
     endpoints = model.endpoints
     gpus = arguments.gpus_per_replica if arguments.device == "cuda" else 0
     replicas = {
-        settings.name: _deployment(settings, server, gpus).bind(
+        settings.name: _deployment(settings, gpus).bind(
             settings, str(arguments.store), arguments.device, arguments.model
         )
         for settings in endpoints
     }
     # What waits for an endpoint waits in the ingress: all queues, and all that replicas hold.
-    waiting = sum(server.queue + e.max_replicas * _held(e) for e in endpoints)
+    waiting = sum(server.queue + e.max_replicas * e.calls * e.batch_size for e in endpoints)
     ingress = serve.deployment(
         name="ingress",
         # It waits more than it works.
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=waiting,
-        # Far enough for the endpoints' queues to refuse first, and in our own words.
+        # Far enough for the endpoints' own queues to refuse first, and in our own words.
         max_queued_requests=waiting,
     )(Ingress)
     served = ServedModel(model.text, int(time.time()))
@@ -128,15 +128,7 @@ def build(arguments: AppArguments, model: Model) -> Application:
     return ingress.bind(replicas, settings_of, server, str(arguments.key_file), served, arguments.traces)
 
 
-def _held(settings: EndpointSettings) -> int:
-    """Requests that a replica holds: the next batch gathers while one is computed.
-
-    More would wait there for what another replica could begin.
-    """
-    return 2 * settings.batch_size
-
-
-def _deployment(settings: EndpointSettings, server: ServerSettings, gpus: float) -> serve.Deployment:
+def _deployment(settings: EndpointSettings, gpus: float) -> serve.Deployment:
     replicas: dict[str, Any] = {"num_replicas": settings.min_replicas}
     if settings.max_replicas > settings.min_replicas:
         autoscaling = AutoscalingConfig(
@@ -149,8 +141,7 @@ def _deployment(settings: EndpointSettings, server: ServerSettings, gpus: float)
     return serve.deployment(
         name=settings.name,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": gpus},
-        max_ongoing_requests=_held(settings),
-        max_queued_requests=server.queue,
+        max_ongoing_requests=settings.calls,
         request_router_config=ROUTER,
         health_check_period_s=2,
         # Three missed checks are one dead worker; a busy one answers them beside its work.

@@ -27,8 +27,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -42,7 +40,7 @@ from clipserve.meter import TIMING_HEADER
 from clipserve.tracing import trace_headers, trace_line
 from clipserve.wire import native, openai
 from clipserve.wire.rows import MULTIPART, Reply, Row, check_head, media_type
-from scale.serve.answer import Answer
+from scale.serve.dispatcher import Dispatcher
 from scale.serve.multipart import multipart_parts
 from scale.serve.settings import EndpointSettings, ServerSettings
 from scale.serve.tokens import Kind, TokenCheck
@@ -150,6 +148,9 @@ class Ingress:
         traces: str | None,
     ):
         self._endpoints = endpoints
+        self._dispatchers = {
+            name: Dispatcher(replicas, settings[name], server.queue) for name, replicas in endpoints.items()
+        }
         self._settings = settings
         self._server = server
         self._tokens = TokenCheck(Path(key_file))
@@ -163,7 +164,7 @@ class Ingress:
         """An endpoint's answer to one request."""
         self._check_token(request, "inference")
         self._check_name(endpoint, version)
-        answer = await self._ask(endpoint, await self._row(request))
+        answer = await self._dispatchers[endpoint].ask(await self._row(request))
         timed = {"Server-Timing": answer.timing} if TIMING_HEADER in request.headers else {}
         return _response(request, answer.reply, timed)
 
@@ -272,21 +273,6 @@ class Ingress:
             raise RequestError(
                 "request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s", 408
             ) from None
-
-    async def _ask(self, endpoint: str, row: Row) -> Answer:
-        seconds = self._settings[endpoint].response_seconds
-        try:
-            answer: Answer = await asyncio.wait_for(self._endpoints[endpoint].answer.remote(row), seconds)
-        except BackPressureError:
-            raise RequestError(
-                "overloaded", f"{self._server.queue} requests wait already; ask again", 503
-            ) from None
-        except TimeoutError:
-            raise RequestError("overloaded", f"no answer within {seconds:g} s; ask again", 503) from None
-        except (RayActorError, DeploymentUnavailableError):
-            # An embedding has no side effect. Not repeated here: the request may be what ended the worker.
-            raise RequestError("overloaded", "the worker ended before it answered; ask again", 503) from None
-        return answer
 
     async def _describe(self, endpoint: str) -> list[dict[str, Any]]:
         """What each replica that answers says of itself."""

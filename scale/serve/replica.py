@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ class Replica:
     def __init__(self, settings: EndpointSettings, store: str, device: str, model: str | None = None):
         self._settings = settings
         gathered = serve.batch(
-            max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait_seconds
+            max_batch_size=settings.batch_size,
+            batch_wait_timeout_s=settings.batch_wait_seconds,
+            batch_size_fn=lambda calls: sum(map(len, calls)),
         )
         self._gather = gathered(self._answer_batch)
         # All of PyTorch in one thread: each thread that runs it has its own pool of OpenMP threads.
@@ -49,12 +52,13 @@ class Replica:
         self._counters: dict[str, Counter] = {}
         self._busy_since: float | None = None
 
-    async def answer(self, row: Row) -> Answer:
-        """Answers one request, together with those that arrive at the same time."""
-        answer: Answer = await self._gather(row)
-        return answer
+    async def answer(self, rows: list[Row]) -> list[Answer]:
+        """Answers requests, a batch at most, together with those of other calls at the same time."""
+        answers: list[Answer] = await self._gather(rows)
+        return answers
 
-    async def _answer_batch(self, rows: list[Row]) -> list[Answer]:
+    async def _answer_batch(self, calls: list[list[Row]]) -> list[list[Answer]]:
+        rows = list(chain.from_iterable(calls))
         self._busy_since = time.monotonic()
         try:
             replies = await asyncio.get_running_loop().run_in_executor(
@@ -63,7 +67,8 @@ class Replica:
         finally:
             self._busy_since = None
         timing = self._report()
-        return [Answer(reply, timing) for reply in replies]
+        answers = iter([Answer(reply, timing) for reply in replies])
+        return [list(islice(answers, len(call))) for call in calls]
 
     async def describe(self) -> dict[str, Any]:
         """Its process, and the specs of its encoders."""

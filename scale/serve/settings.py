@@ -49,6 +49,15 @@ class EndpointSettings:
         return of_model if self.files is None else of_model.named(self.files)
 
     @property
+    def calls(self) -> int:
+        """Calls that a replica holds: one in the works, and one that waits for it.
+
+        Where replicas come and go, Ray counts calls to tell whether there should be more: it is given two
+        batches of single requests, which the replica gathers.
+        """
+        return 2 if self.min_replicas == self.max_replicas else 2 * self.batch_size
+
+    @property
     def cpus(self) -> int:
         """Cores that Ray sets aside for a replica: with `threads: 0` one, though it uses all of its node."""
         return max(1, self.handler.threads)

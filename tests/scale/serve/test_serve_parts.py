@@ -12,6 +12,7 @@ import shutil
 import time
 import zipfile
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -159,13 +160,15 @@ def test_a_replica_that_computes_something_else_does_not_start(
 def test_a_batch_is_answered_row_by_row(text_settings: EndpointSettings) -> None:
     replica = Replica(text_settings, str(STORE), "cpu")
     rows = [Row(json.dumps({"input": text}).encode(), JSON) for text in ("a dog", "a cat on a table")]
-    answers = asyncio.run(replica._answer_batch([rows[0], Row(b"{", JSON), rows[1]]))
+    of_calls = asyncio.run(replica._answer_batch([[rows[0], Row(b"{", JSON)], [rows[1]]]))
+    assert [len(answers) for answers in of_calls] == [2, 1]
+    answers = list(chain.from_iterable(of_calls))
     assert [answer.reply.status for answer in answers] == [200, 400, 200]
     # One batch, one time.
     (timing,) = {answer.timing for answer in answers}
     assert "inference;dur=" in timing
     for row, answer in zip(rows, (answers[0], answers[2]), strict=True):
-        (alone,) = asyncio.run(replica._answer_batch([row]))
+        ((alone,),) = asyncio.run(replica._answer_batch([[row]]))
         found, expected = (json.loads(a.reply.body)["data"][0]["embedding"] for a in (answer, alone))
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
@@ -180,7 +183,7 @@ def test_a_stuck_replica_says_so(text_settings: EndpointSettings) -> None:
         replica = Replica(replace(text_settings, response_seconds=0.01), str(STORE), "cpu")
         replica.check_health()
         replica._worker = Stuck()  # type: ignore[assignment]
-        asked = asyncio.ensure_future(replica._answer_batch([Row(b"a", "text/plain")]))
+        asked = asyncio.ensure_future(replica._answer_batch([[Row(b"a", "text/plain")]]))
         await asyncio.sleep(0.25)
         with pytest.raises(RuntimeError, match=r"clip_text: stuck for 0\.01 s"):
             replica.check_health()
