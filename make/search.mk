@@ -21,7 +21,7 @@ search: $(SEARCH_VENV)/.run-stamp ## TEXT="két kutya a hóban", TEXT="beach + .
 		$(call GIVEN,CAMERA,--camera) $(call GIVEN,SHEET,--sheet) $(if $(value JSON),--json) $(TABLE_GIVEN)
 
 .PHONY: ui
-ui: $(SEARCH_VENV)/.run-stamp ## search and compare in a browser, on 127.0.0.1 (PORT=7860)
+ui: $(SEARCH_VENV)/.run-stamp ## search, copies and comparison in a browser, on 127.0.0.1 (PORT=7860)
 	@$(SEARCH) -m search ui $(call GIVEN,PORT,--port) $(TABLE_GIVEN)
 
 .PHONY: places
