@@ -80,7 +80,7 @@ def start(
     # Calls from process to process by gRPC, at the port that each replica opens anyhow and that wants Ray's
     # token: bodies over 100 kB do not go through the object store. CPU of a lone picture 111 to 92 ms.
     os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
-    # A call carries a batch of bodies, of `max_request_size` each: Ray's 4 MB would refuse one picture.
+    # A call carries bodies of `max_request_size` together: Ray's 4 MB would refuse a picture.
     os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(GRPC_BYTES))
     # Ray's workers import this checkout, whatever folder they run in.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

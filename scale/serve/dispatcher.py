@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from clipserve.errors import RequestError
 from clipserve.wire.rows import Row
 from scale.serve.answer import Answer
-from scale.serve.settings import EndpointSettings
+from scale.serve.settings import EndpointSettings, ServerSettings
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,14 @@ class Dispatcher:
 
     Args:
         replicas: of the endpoint.
-        queue: requests that may wait; see `ServerSettings`.
+        server: says how many requests may wait, and how many bytes a request may have. No call has more, for
+            it is copied on its way: several of the largest go one by one.
     """
 
-    def __init__(self, replicas: DeploymentHandle[Any], settings: EndpointSettings, queue: int):
+    def __init__(self, replicas: DeploymentHandle[Any], settings: EndpointSettings, server: ServerSettings):
         self._replicas = replicas
         self._settings = settings
-        self._queue = queue
+        self._server = server
         self._waiting: deque[_Asked] = deque()
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -50,8 +51,8 @@ class Dispatcher:
         Raises:
             RequestError: `overloaded`: the queue is full, there is no answer in time, or the replica ended.
         """
-        if len(self._waiting) >= self._queue:
-            raise RequestError("overloaded", f"{self._queue} requests wait already; ask again", 503)
+        if len(self._waiting) >= self._server.queue:
+            raise RequestError("overloaded", f"{self._server.queue} requests wait already; ask again", 503)
         asked = _Asked(row, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
         self._send()
@@ -67,13 +68,22 @@ class Dispatcher:
     def _send(self) -> None:
         most = self._settings.max_replicas * self._settings.calls
         while self._waiting and len(self._calls) < most:
-            size = min(len(self._waiting), self._settings.batch_size)
-            batch = [self._waiting.popleft() for _ in range(size)]
+            batch = self._next_batch()
             call = asyncio.create_task(self._call(batch))
             self._calls.add(call)
             call.add_done_callback(self._ended)
             for asked in batch:
                 asked.answer.add_done_callback(partial(_end_unless_awaited, call, batch))
+
+    def _next_batch(self) -> Sequence[_Asked]:
+        batch = [self._waiting.popleft()]
+        size = batch[0].row.size
+        while self._waiting and len(batch) < self._settings.batch_size:
+            size += self._waiting[0].row.size
+            if size > self._server.max_bytes:
+                break
+            batch.append(self._waiting.popleft())
+        return batch
 
     def _ended(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)

@@ -149,7 +149,7 @@ class Ingress:
     ):
         self._endpoints = endpoints
         self._dispatchers = {
-            name: Dispatcher(replicas, settings[name], server.queue) for name, replicas in endpoints.items()
+            name: Dispatcher(replicas, settings[name], server) for name, replicas in endpoints.items()
         }
         self._settings = settings
         self._server = server

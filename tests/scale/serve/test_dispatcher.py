@@ -19,7 +19,7 @@ from clipserve.errors import RequestError
 from clipserve.wire.rows import JSON, Reply, Row
 from scale.serve.answer import Answer
 from scale.serve.dispatcher import Dispatcher
-from scale.serve.settings import EndpointSettings, read_endpoints
+from scale.serve.settings import EndpointSettings, ServerSettings, read_endpoints
 from serving.local import ROOT
 from tests.scale.serve.test_serve_parts import NO_ENCODERS
 
@@ -63,14 +63,15 @@ class Replicas:
 Case = Callable[[Dispatcher, Replicas], Awaitable[None]]
 
 
-def run(case: Case, *, queue: int = 100, **changed: Any) -> None:
+def run(case: Case, *, queue: int = 100, max_bytes: int = 1000, **changed: Any) -> None:
     settings: EndpointSettings = next(
         e for e in read_endpoints(ROOT / "handlers", NO_ENCODERS, "cpu") if e.name == "clip_text"
     )
 
     async def within() -> None:
         replicas = Replicas()
-        dispatcher = Dispatcher(replicas, replace(settings, **changed), queue)  # type: ignore[arg-type]
+        server = ServerSettings(queue, max_bytes)
+        dispatcher = Dispatcher(replicas, replace(settings, **changed), server)  # type: ignore[arg-type]
         await asyncio.wait_for(case(dispatcher, replicas), 20)
 
     asyncio.run(within())
@@ -107,6 +108,19 @@ def test_what_waits_goes_together_and_each_gets_its_own_answer() -> None:
         assert bodies(await asyncio.gather(*asked)) == [b"%d" % name for name in range(9)]
 
     run(case, batch_size=4)
+
+
+def test_no_call_has_more_bytes_than_a_request_may_have() -> None:
+    async def case(dispatcher: Dispatcher, replicas: Replicas) -> None:
+        asked = await ask(dispatcher, 0, 1, 2, 33333, 4, 555555, 6, 7)
+        for call in range(5):
+            replicas.finish(call)
+            await settled()
+        assert replicas.calls[CALLS:] == [[b"2", b"33333"], [b"4"], [b"555555"], [b"6", b"7"]]
+        replicas.finish(5)
+        await asyncio.gather(*asked)
+
+    run(case, max_bytes=6)
 
 
 def test_each_replica_is_kept_busy() -> None:
