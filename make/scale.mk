@@ -20,8 +20,9 @@ test-scale: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp $(DEMO_ARCHIVE) test-ser
 
 .PHONY: test-serve-ray
 test-serve-ray: $(VENV)/.dev-stamp $(SCALE_VENV)/.run-stamp #: the tests of HTTP, errors and faults, on Ray Serve
-	@$(RUN) -m pytest tests/http --server ray $(PYTEST_ARGS)
+	@$(RUN) -m pytest tests/http --server ray -m "not full" $(PYTEST_ARGS)
 
 .PHONY: test-scale-full
-test-scale-full: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp $(DEMO_ARCHIVE) #: 20,000 pictures, a node and a writer killed; memory
+test-scale-full: $(VENV)/.run-stamp $(SCALE_VENV)/.dev-stamp $(DEMO_ARCHIVE) #: 20,000 pictures, a node and a writer killed; memory; all families on Ray Serve
+	@$(RUN) -m pytest tests/http --server ray -m full $(PYTEST_ARGS)
 	@$(SCALE) -m pytest --confcutdir tests/scale tests/scale -m full $(PYTEST_ARGS)

@@ -63,10 +63,8 @@ class RayServer:
         return [process, *process.children(recursive=True)]
 
     def frontends(self) -> dict[str, psutil.Process]:
-        """Ray Serve's proxy, which takes requests, and our ingress behind it."""
-        actors = {"proxy": "ProxyActor", "ingress": "ServeReplica:clipserve:ingress"}
-        processes = self.processes()
-        return {name: actor_process(processes, actor) for name, actor in actors.items()}
+        """Our ingress, which takes requests."""
+        return {"ingress": actor_process(self.processes(), "ServeReplica:clipserve:ingress")}
 
     def wait_ready(self, timeout: float) -> None:
         """Waits until every endpoint answers its golden inputs.

@@ -40,9 +40,6 @@ OBJECT_STORE_BYTES = 512 * 1024 * 1024
 # The most that gRPC can be told.
 GRPC_BYTES = 2**31 - 1
 
-# For the process that listens to start, within the minute that Ray Serve itself waits for it.
-PROXY_READY_SECONDS = 60
-
 
 @contextlib.contextmanager
 def start(
@@ -75,8 +72,6 @@ def start(
     # it needs no other, although the name speaks of two systems where it never does.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Else Ray Serve kills it after 5 s, and its own start fails with it: on a busy machine that is too soon.
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_READY_SECONDS))
     # Calls from process to process by gRPC, at the port that each replica opens anyhow and that wants Ray's
     # token: bodies over 100 kB do not go through the object store. CPU of a lone picture 111 to 92 ms.
     os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
@@ -96,10 +91,10 @@ def start(
         traces=traces,
     )
     served = read_model(arguments)
-    application = build(arguments, served)
+    application = build(arguments, served, (host, port))
     write_key_file(arguments.key_file)
     try:
-        with _ray(served.endpoints, temporary), _serve(application, served.endpoints, host, port):
+        with _ray(served.endpoints, temporary), _serve(application):
             url = f"http://{host}:{port}"
             yield RunningServer(url, url, None, str(arguments.key_file), os.getpid())
     finally:
@@ -129,24 +124,17 @@ def _ray(endpoints: Sequence[EndpointSettings], temporary: Path | None) -> Itera
 
 
 @contextlib.contextmanager
-def _serve(
-    application: Application, endpoints: Sequence[EndpointSettings], host: str, port: int
-) -> Iterator[None]:
+def _serve(application: Application) -> Iterator[None]:
     from ray import serve
-    from ray.serve.config import HTTPOptions, ProxyLocation
+    from ray.serve.config import ProxyLocation
     from ray.serve.schema import LoggingConfig
 
     # What it did is nothing new to who started it.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # No line for each request, in no process.
     quiet = LoggingConfig(enable_access_log=False)
-    # The endpoints' own timeouts come first; this one ends what they do not see.
-    timeout = 2 * max(e.response_seconds for e in endpoints)
-    serve.start(
-        ProxyLocation.HeadOnly,
-        HTTPOptions(host=host, port=port, request_timeout_s=timeout),
-        logging_config=quiet,
-    )
+    # The ingress listens itself.
+    serve.start(ProxyLocation.Disabled, logging_config=quiet)
     try:
         try:
             serve.run(application, name=APP, logging_config=quiet)

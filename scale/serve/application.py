@@ -1,9 +1,11 @@
 """The endpoints as one Ray Serve application.
 
 ```
-HTTP ─▶ Ray Serve's proxy ─▶ Ingress ─▶ clip_image | clip_text | clip_similarity | v1 ─▶ clipserve.worker
-                              tokens, sizes     batches, workers that come and go
+HTTP ─▶ (Ray Serve's proxy) ─▶ Ingress ─▶ clip_image | clip_text | clip_similarity | v1 ─▶ clipserve.worker
+                         tokens, sizes, queues     batches, workers that come and go
 ```
+
+On one machine the ingress listens itself.
 """
 
 # No `from __future__ import annotations`: Ray Serve makes of a config's arguments what the type of `app`'s
@@ -32,6 +34,9 @@ HANDLERS = ROOT / "handlers"
 
 # A worker that fails for want of memory may succeed the second time; one with a wrong encoder never does.
 START_ATTEMPTS = 2
+
+# Until a replica that died is missed.
+HEALTH_SECONDS = 2
 
 # Requests wait in the router while each replica holds its most. Ray looks for room after up to half a second;
 # a batch takes a tenth of that, and the replica would have nothing to do for the rest.
@@ -100,8 +105,12 @@ def read_model(arguments: AppArguments) -> Model:
     return Model(text, endpoints)
 
 
-def build(arguments: AppArguments, model: Model) -> Application:
-    """The application that serves a model, for `serve.run`; see `app` for the errors."""
+def build(arguments: AppArguments, model: Model, address: tuple[str, int] | None = None) -> Application:
+    """The application that serves a model, for `serve.run`; see `app` for the errors.
+
+    Args:
+        address: host and port at which the ingress listens itself, for a Ray of one machine.
+    """
     if arguments.traces is not None:
         check_collector(arguments.traces)
     server = read_server(arguments.config)
@@ -122,10 +131,12 @@ def build(arguments: AppArguments, model: Model) -> Application:
         max_ongoing_requests=waiting,
         # Far enough for the endpoints' own queues to refuse first, and in our own words.
         max_queued_requests=waiting,
+        health_check_period_s=HEALTH_SECONDS,
     )(Ingress)
     served = ServedModel(model.text, int(time.time()))
     settings_of = {e.name: e for e in endpoints}
-    return ingress.bind(replicas, settings_of, server, str(arguments.key_file), served, arguments.traces)
+    key_file = str(arguments.key_file)
+    return ingress.bind(replicas, settings_of, server, key_file, served, arguments.traces, address)
 
 
 def _deployment(settings: EndpointSettings, gpus: float) -> serve.Deployment:
@@ -143,7 +154,7 @@ def _deployment(settings: EndpointSettings, gpus: float) -> serve.Deployment:
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": gpus},
         max_ongoing_requests=settings.calls,
         request_router_config=ROUTER,
-        health_check_period_s=2,
+        health_check_period_s=HEALTH_SECONDS,
         # Three missed checks are one dead worker; a busy one answers them beside its work.
         health_check_timeout_s=settings.response_seconds / 3,
         graceful_shutdown_timeout_s=settings.response_seconds,

@@ -19,8 +19,9 @@ else about a body is theirs.
 # their parameters by name any more.
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from clipserve.tracing import trace_headers, trace_line
 from clipserve.wire import native, openai
 from clipserve.wire.rows import MULTIPART, Reply, Row, check_head, media_type
 from scale.serve.dispatcher import Dispatcher
+from scale.serve.listener import answering, listen_at
 from scale.serve.multipart import multipart_parts
 from scale.serve.settings import EndpointSettings, ServerSettings
 from scale.serve.tokens import Kind, TokenCheck
@@ -73,7 +75,7 @@ def _response(request: Request, reply: Reply, headers: Mapping[str, str] | None 
     names = trace_headers(request.headers)
     if names:
         logger.info(trace_line(names, reply.status))
-    # Ray Serve's proxy answers with x-request-id by itself.
+    # Who listens answers with x-request-id by himself.
     told = {name: value for name, value in names.items() if name != "x-request-id"}
     return Response(reply.body, reply.status, {**told, **(headers or {})}, reply.content_type)
 
@@ -90,13 +92,19 @@ class TokenError(RequestError):
         )
 
 
+@contextlib.asynccontextmanager
+async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async with flushed_at_the_end(), answering():
+        yield
+
+
 app = FastAPI(
     openapi_url=None,
     docs_url=None,
     redoc_url=None,
     redirect_slashes=False,
     middleware=[Middleware(SpanForEachRequest)],
-    lifespan=flushed_at_the_end,
+    lifespan=_lifespan,
 )
 
 
@@ -136,6 +144,10 @@ class Ingress:
         key_file: of the tokens that are asked for.
         served_model: what all endpoints serve.
         traces: address of an OpenTelemetry collector; None where no spans are made.
+        address: host and port at which it listens itself; None where Ray Serve's proxy alone does.
+
+    Raises:
+        OSError: the address is taken.
     """
 
     def __init__(
@@ -146,6 +158,7 @@ class Ingress:
         key_file: str,
         served_model: ServedModel,
         traces: str | None,
+        address: tuple[str, int] | None,
     ):
         self._endpoints = endpoints
         self._dispatchers = {
@@ -157,6 +170,8 @@ class Ingress:
         self._served_model = served_model
         if traces is not None:
             export_spans(traces)
+        if address is not None:
+            listen_at(*address)
 
     @app.post("/predictions/{endpoint}")
     @app.post("/predictions/{endpoint}/{version}")

@@ -64,8 +64,8 @@ def export_spans(collector: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def flushed_at_the_end(_: ASGIApp) -> AsyncIterator[None]:
-    """The lifespan of an application whose last spans are not lost."""
+async def flushed_at_the_end() -> AsyncIterator[None]:
+    """Of what is traced within the `with` block, the last spans are not lost."""
     yield
     if _provider is not None:
         await asyncio.to_thread(_provider.shutdown)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import socket
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -164,6 +167,32 @@ with grpc.insecure_channel("127.0.0.1:{ports[0]}") as channel:
         [SCALE_PYTHON, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )
     assert told.stdout.strip() == "UNAUTHENTICATED"
+
+
+def test_a_header_without_end_is_refused_while_others_are_answered(api: Api) -> None:
+    """It was read until memory ended, without a token, by Ray Serve's proxy."""
+    target = urlsplit(api.url)
+    sent = 0
+    with socket.create_connection((target.hostname or "", target.port or 0), timeout=20) as attack:
+        attack.sendall(b"POST /predictions/clip_text HTTP/1.1\r\nHost: here\r\nX-Long: ")
+        with contextlib.suppress(OSError):
+            while sent < 20_000_000:
+                sent += attack.send(b"a" * 10_000)
+                if select.select([attack], [], [], 0)[0]:
+                    break
+        assert attack.recv(100).startswith(b"HTTP/1.1 400 ")
+    # What the system's buffers hold comes on top of the bound.
+    assert sent < 10_000_000
+    assert api.post_json("clip_text", {"input": "a dog"}).status_code == 200
+
+
+@pytest.mark.parametrize("given", [None, b"\xff\xfe", b"a" * 65, b"mine-1"])
+def test_every_answer_has_a_request_id(api: Api, given: bytes | None) -> None:
+    headers = {} if given is None else {"X-Request-Id": given}
+    answer = httpx.get(f"{api.url}/openapi.json", headers=headers)
+    assert answer.status_code == 200
+    (found,) = answer.headers.get_list("x-request-id")
+    assert (found == "mine-1") if given == b"mine-1" else uuid.UUID(found)
 
 
 def test_other_addresses_of_this_machine_refuse(api: Api) -> None:
