@@ -21,8 +21,8 @@ from clipserve.tracing import trace_headers
 
 REQUEST_ID = "x-request-id"
 
-# Bytes of a request's line and headers: the most that nginx takes, by its defaults, as TorchServe's frontend
-# does for one of them. Without a bound, one that never ends is read until memory does.
+# Bytes of a request's line and headers: what nginx takes, four buffers of 8 kB (large_client_header_buffers).
+# Without a bound, one that never ends is read until memory does.
 HEADER_BYTES = 32 * 1024
 
 # Connections that wait to be accepted.
