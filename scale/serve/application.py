@@ -38,7 +38,7 @@ START_ATTEMPTS = 2
 # Until a replica that died is missed.
 HEALTH_SECONDS = 2
 
-# Requests wait in the router while each replica holds its most. Ray looks for room after up to half a second;
+# Calls wait in the router while each replica holds its most. Ray looks for room after up to half a second;
 # a batch takes a tenth of that, and the replica would have nothing to do for the rest.
 ROUTER = RequestRouterConfig.model_validate({"initial_backoff_s": 0.005, "max_backoff_s": 0.02})
 
